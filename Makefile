@@ -1,0 +1,44 @@
+# One command each: `make demo` runs the main job, `make test` passes the tests. README.md has the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
+	@$(BIN)/pps-mirror demo $(ARGS)
+
+test: $(VENV)/dev.ok        ## the whole suite (ARGS: passed on to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.ok       ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/dev.ok
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/run.ok       ## side by side with nginx, Varnish and curl; prints a table of ratios
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pps-mirror needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks the venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.ok: $(BIN)/pip pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with what the tests need ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/run.ok
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,129 @@
+"""The command: `python -m benchmarks`, or `make bench`."""
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+from benchmarks import accounting
+from benchmarks.bench import Bench, say
+from benchmarks.cases import CASES, slow_rate
+from benchmarks.clients import ClientError
+from benchmarks.material import make_certificate, make_image
+from benchmarks.process import ServerError, find_program
+from benchmarks.servers import Upstream
+from benchmarks.table import CONTESTANTS, CURL, NGINX, VARNISH, Row, goal_table
+
+_SMALLEST_MIB = 512
+_IMAGES_ON_DISK = 7  # the upstream's, each cache's (Varnish reserves four, sparsely), and the client's
+_PROGRAMS = {"nginx": "nginx-light", "varnishd": "varnish", "curl": "curl", "openssl": "openssl", "wrk": "wrk"}
+_NEEDED_BY_PEER = {NGINX: "nginx", VARNISH: "varnishd", CURL: "curl"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cases asked for; return 0 if all could be measured, whatever they say, 1 if not, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    missing = {program for program in _PROGRAMS if not find_program(program)}
+    for program in sorted(missing):
+        say(f"{program} is missing; to have it: apt-get install {_PROGRAMS[program]}")
+    if missing & {"nginx", "curl", "openssl"}:
+        say("Every case needs nginx as the upstream, curl as the client and openssl for digests.")
+        return 2
+    free = shutil.disk_usage(options.dir).free
+    if free < _IMAGES_ON_DISK * (options.size << 20):
+        say(f"{options.dir} has {free >> 20} MiB free; {_IMAGES_ON_DISK * options.size} are needed (--dir, --size)")
+        return 2
+    contestants = [
+        name for name in CONTESTANTS if name not in options.without and _NEEDED_BY_PEER.get(name) not in missing
+    ]
+    cases = [case for case in CASES if not options.only or case in options.only]
+    if "wrk" in missing and "metadata" in cases:
+        cases.remove("metadata")
+    rows, details, failed = _run(cases, contestants, options)
+    reached = [row.reached() for row in rows]
+    table = goal_table(rows)
+    print(f"\n{table}\n{reached.count(True)} goals reached, {reached.count(False)} missed.\n\n{details}")
+    if options.markdown:
+        options.markdown.write_text(_report(table, details, options))
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="pps-mirror beside nginx, Varnish and curl, in front of one upstream."
+    )
+    parser.add_argument("--only", action="append", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("--without", action="append", choices=CONTESTANTS, default=[], metavar="WHO", help="leave out")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds after the warm-up (default 3)")
+    parser.add_argument("--size", type=int, default=_SMALLEST_MIB, metavar="MIB", help="image size in MiB (512)")
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where, on a real disk (/var/tmp)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report there")
+    return parser
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signal.SIGTERM)  # by way of every `with` block, so that no server stays behind
+
+
+def _run(
+    cases: Sequence[str], contestants: Sequence[str], options: argparse.Namespace
+) -> tuple[list[Row], str, list[str]]:
+    """Measure `cases`; return the rows, the details, and the cases that could not be measured."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    busy = accounting.busy_fraction(1)
+    if busy > 0.1:
+        say(f"The machine is {busy:.0%} busy with something else: the numbers will show it.")
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pps-bench-", dir=options.dir)))
+        say(f"Making an image of {options.size} MiB ...")
+        image = make_image(directory / "image", options.size << 20)
+        certificate = make_certificate(directory)
+        upstream = stack.enter_context(
+            Upstream(directory / "upstream", image, certificate, slow_rate=slow_rate(image.size))
+        )
+        bench = Bench(directory, image, certificate, upstream, contestants=contestants, rounds=options.rounds)
+        for case in cases:
+            say(case)
+            try:
+                rows += CASES[case](bench)
+            except (ClientError, ServerError, subprocess.SubprocessError, OSError) as error:
+                say(f"  {case} could not be measured: {error}")
+                failed.append(case)
+        return rows, bench.details(), failed
+
+
+def _report(table: str, details: str, options: argparse.Namespace) -> str:
+    """Render what `--markdown` writes: where and when, the goals, everything measured."""
+    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    versions = f"{_version('nginx', '-v')}, {_version('varnishd', '-V')}, aiohttp {metadata.version('aiohttp')}"
+    what = f"An image of {options.size} MiB, medians of {options.rounds} rounds after a warm-up"
+    return (
+        "## The last run\n\n`make bench ARGS='--markdown FILE'` repeats it and writes this section anew.\n\n"
+        f"{what}; {date.today():%Y-%m-%d}, {machine}, {versions}.\n\n{table}\n"
+        "What was measured besides, per case and contestant (the machine's CPU is clients, upstream and server\n"
+        f"together; the first byte is the slowest client's, of the answer as curl sees it):\n\n{details}"
+    )
+
+
+def _version(program: str, option: str) -> str:
+    path = find_program(program)
+    if not path:
+        return f"no {program}"
+    said = subprocess.run([path, option], capture_output=True, text=True, check=False)
+    return (said.stderr + said.stdout).splitlines()[0].strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

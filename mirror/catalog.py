@@ -1,0 +1,189 @@
+"""What is current: upstream's metadata, remembered for a while, refreshed once for all, stale while upstream is away.
+
+It knows nothing of who may read it; `mirror.access` does. The last known answer is kept in `current.json`, so that a
+mirror that starts while upstream is away still knows what to serve.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from mirror.caller import Caller
+from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.metadata import ImageMetadata
+from mirror.store.base import BlobStore
+from mirror.store.durable import write_durably
+from mirror.units import format_duration
+from mirror.upstream.client import Upstream
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Freshness(Enum):
+    """How an answer was come by: remembered, asked for anew, asked for the first time, or the last known one."""
+
+    HIT = "hit"
+    REFRESHED = "refreshed"
+    MISS = "miss"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The current image's metadata and how it was come by."""
+
+    metadata: ImageMetadata
+    freshness: Freshness
+
+
+class Away(Exception):
+    """Upstream gave no usable answer; `error` is what a client is told when nothing else can be done."""
+
+    def __init__(self, error: MirrorError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Catalog:
+    """Upstream's current image. `ttl` and `stale_if_error` in seconds; `note` is the file of the last known answer."""
+
+    def __init__(
+        self,
+        upstream: Upstream | None,
+        store: BlobStore,
+        *,
+        ttl: float,
+        stale_if_error: float,
+        note: Path,
+        pool: Executor,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._upstream = upstream
+        self._store = store
+        self._ttl = ttl
+        self._stale_if_error = stale_if_error
+        self._note = note
+        self._pool = pool
+        self._now = now
+        self._known: ImageMetadata | None = None
+        self._fetched_at = datetime.min.replace(tzinfo=UTC)
+        self._expired = True
+        self._away: MirrorError | None = None
+        self._away_until = 0.0
+        self._probing = False
+        self._asking = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Take up the last known answer of an earlier process."""
+        try:
+            note = json.loads(await self._blocking(self._note.read_bytes))
+            self._known = ImageMetadata.parse(note["metadata"].encode())
+            self._fetched_at = datetime.fromisoformat(note["fetchedAt"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream) as error:
+            log.warning("%s is left alone: %s", self._note, error)
+
+    def expire(self) -> None:
+        """Ask upstream anew at the next request: the last answer turned out to be outdated."""
+        self._expired = True
+
+    async def known_hash(self) -> str | None:
+        """The hash of what is current as far as is known, without asking anybody."""
+        if self._known is None and self._upstream is None:
+            images = await self._store.list()
+            return images[0].metadata.hash if images else None
+        return self._known.hash if self._known else None
+
+    async def current(self, caller: Caller) -> Current:
+        """The current image, asking upstream with the caller's credential when the last answer is too old.
+
+        Raises UpstreamRefused (upstream's own answer), NotFound (nothing is current, and there is no upstream), or what
+        `Away` carries when nothing is known that is recent enough.
+        """
+        if self._upstream is None:
+            return Current(await self._newest_stored(), Freshness.HIT)
+        if fresh := self._fresh():
+            return fresh
+        async with self._asking:
+            if fresh := self._fresh():  # somebody asked while we waited
+                return fresh
+            try:
+                return await self.fetch(caller)
+            except Away as away:
+                return self.last_known(away)
+
+    async def fetch(self, caller: Caller) -> Current:
+        """Ask upstream now, with the caller's credential. Raises UpstreamRefused (401, 403, 404) or Away."""
+        assert self._upstream is not None  # noqa: S101 - callers asked
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        if self._away is not None and (self._probing or began < self._away_until):
+            raise Away(self._away)
+        self._probing = True
+        try:
+            metadata = await self._upstream.metadata(caller)
+        except UpstreamRefused as refusal:
+            self._is_back()
+            if refusal.status == 429:
+                raise Away(refusal) from None
+            raise
+        except (BadUpstream, Unavailable, UpstreamTimeout) as error:
+            if self._away is None:
+                log.warning("upstream is away: %s", error)
+            # Who hangs is not asked again for as long as it took to find out; who refuses at once may be asked at once.
+            self._away, self._away_until = error, 2 * clock() - began
+            raise Away(error) from None
+        finally:
+            self._probing = False
+        self._is_back()
+        freshness = Freshness.MISS if self._known is None else Freshness.REFRESHED
+        await self._learn(metadata)
+        return Current(metadata, freshness)
+
+    def _is_back(self) -> None:
+        if self._away is not None:
+            log.info("upstream is back")
+            self._away = None
+
+    def last_known(self, away: Away) -> Current:
+        """What was current when upstream was last heard. Raises the error of `away` when that is too long ago."""
+        age = (self._now() - self._fetched_at).total_seconds()
+        if self._known is None or age > self._stale_if_error:
+            raise away.error
+        log.debug("serving metadata that is %s old: %s", format_duration(age), away)
+        return Current(self._known, Freshness.STALE)
+
+    def _fresh(self) -> Current | None:
+        if self._known is None or self._expired or (self._now() - self._fetched_at).total_seconds() >= self._ttl:
+            return None
+        return Current(self._known, Freshness.HIT)
+
+    async def _learn(self, metadata: ImageMetadata) -> None:
+        if self._known is None or self._known.hash != metadata.hash:
+            log.info("current image is %s (%s)", metadata.hash, metadata.filename.encode("ascii", "replace").decode())
+        self._known, self._fetched_at, self._expired = metadata, self._now(), False
+        note = {"metadata": metadata.raw.decode(), "fetchedAt": self._fetched_at.isoformat()}
+        try:
+            await self._blocking(lambda: write_durably(self._note, json.dumps(note).encode()))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._note, error)
+
+    async def _newest_stored(self) -> ImageMetadata:
+        if self._known is not None:
+            return self._known
+        if images := await self._store.list():
+            return images[0].metadata
+        raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
+
+    async def _blocking(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)

@@ -1,0 +1,1 @@
+"""What a request meets: routes, conditionals and ranges, sending, errors."""

@@ -1,0 +1,200 @@
+"""The client listener: a drop-in for the real URL, and the stored images by their hash."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiohttp import web
+
+from mirror.access import Access
+from mirror.caller import Caller
+from mirror.catalog import Catalog, Current, Freshness
+from mirror.errors import MirrorError, NotFound, Unavailable
+from mirror.fill import FillFailed, Reason
+from mirror.http.conditional import select
+from mirror.http.errors import JSON, message_response
+from mirror.http.image_response import Sender, bodied, bodiless
+from mirror.http.server import finish_headers
+from mirror.library import Found, Library, Opened
+from mirror.metadata import ImageMetadata, is_hash
+from mirror.upstream.client import API, IMAGE, METADATA, Upstream
+
+IMAGES = "/mirror/v1/images/"
+
+FIRST_BYTE = 30.0
+"""Seconds a client waits for upstream to answer before it is told to come back; the fill goes on."""
+
+_METADATA_STATUS = {
+    Freshness.HIT: "hit",
+    Freshness.REFRESHED: "fwd=stale",
+    Freshness.MISS: "fwd=miss",
+    Freshness.STALE: "hit; detail=stale",
+}
+_IMAGE_STATUS = {
+    Found.STORED: "hit",
+    Found.BEGAN: "fwd=miss; stored",
+    Found.JOINED: "fwd=miss; collapsed",
+}
+
+Route = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]
+
+
+class ClientApi:
+    """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end."""
+
+    def __init__(
+        self,
+        access: Access,
+        catalog: Catalog,
+        library: Library,
+        upstream: Upstream | None,
+        sender: Sender,
+        *,
+        passthrough: Sequence[str],
+    ) -> None:
+        self._access = access
+        self._catalog = catalog
+        self._library = library
+        self._upstream = upstream
+        self._sender = sender
+        self._routes: dict[str, Route] = {METADATA: self._metadata, IMAGE: self._current_image, IMAGES: self._list}
+        self._routes |= {API + path: self._pass_through for path in passthrough}
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        path = request.path if request.path.endswith("/") else request.path + "/"
+        route = self._routes.get(path)
+        if route is None and path.startswith(IMAGES):
+            route = self._by_hash(*path.removeprefix(IMAGES).split("/"))
+        if route is None:
+            raise NotFound("there is nothing here; the mirror serves " + ", ".join((IMAGE, METADATA, IMAGES)))
+        if request.method not in {"GET", "HEAD"}:
+            response = message_response(405, "only GET and HEAD are understood here")
+            response.headers["Allow"] = "GET, HEAD"
+            return response
+        headers = request.headers
+        trace = headers.get("X-DataRobot-Api-Consumer-Trace")
+        return await route(request, Caller(headers.get("Authorization"), request["id"], trace))
+
+    def _by_hash(self, image_hash: str, *rest: str) -> Route | None:
+        if not is_hash(image_hash):
+            return None
+        if rest == ("",):
+            return lambda request, caller: self._image_by_hash(request, caller, image_hash)
+        if rest == ("metadata", ""):
+            return lambda request, caller: self._metadata_by_hash(caller, image_hash)
+        return None
+
+    # Metadata and lists
+
+    async def _metadata(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+        current = await self._current(caller)
+        return _json(current.metadata.raw, _METADATA_STATUS[current.freshness])
+
+    async def _metadata_by_hash(self, caller: Caller, image_hash: str) -> web.StreamResponse:
+        await self._access.admit(caller)
+        return _json((await self._known(caller, image_hash)).raw, "hit")
+
+    async def _list(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+        await self._access.admit(caller)
+        images = [
+            json.loads(info.metadata.raw)
+            | {
+                "storedAt": info.stored_at.isoformat(),
+                "lastServedAt": info.last_served_at.isoformat() if info.last_served_at else None,
+                "pinned": info.pinned,
+                "current": info.metadata.hash == await self._catalog.known_hash(),
+            }
+            for info in await self._library.list()
+        ]
+        return _json(json.dumps(images).encode(), "hit")
+
+    async def _pass_through(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+        if self._upstream is None:
+            raise NotFound("the mirror has no upstream to pass this on to")
+        path = request.path if request.path.endswith("/") else request.path + "/"
+        query = request.rel_url.raw_query_string
+        answer = await self._upstream.forward(request.method, path, query, self._access.speaker(caller))
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+    # Images
+
+    async def _current_image(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+        current = await self._current(caller)
+        try:
+            return await self._image(request, caller, current.metadata, stale=current.freshness is Freshness.STALE)
+        except FillFailed as failure:
+            if failure.reason is not Reason.CHANGED:
+                raise failure.error from failure
+        # Upstream has rolled over since it was asked for metadata, and nothing has been sent yet: take the new image.
+        current = await self._current(caller)
+        try:
+            return await self._image(request, caller, current.metadata, stale=False)
+        except FillFailed as failure:
+            raise failure.error from failure
+
+    async def _image_by_hash(self, request: web.BaseRequest, caller: Caller, image_hash: str) -> web.StreamResponse:
+        await self._access.admit(caller)
+        try:
+            return await self._image(request, caller, await self._known(caller, image_hash), stale=False)
+        except FillFailed as failure:
+            raise failure.error from failure
+
+    async def _image(
+        self, request: web.BaseRequest, caller: Caller, metadata: ImageMetadata, *, stale: bool
+    ) -> web.StreamResponse:
+        selection = select(
+            request.method, request.headers, etag=metadata.hash, modified=metadata.created, size=metadata.size
+        )
+        if request.method == "HEAD":  # begins nothing
+            status = _IMAGE_STATUS[Found.STORED] if await self._library.stored(metadata.hash) else "fwd=miss"
+            return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
+        if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
+            return answer
+        opened = await self._library.open(metadata, caller)
+        await self._answered(opened)
+        self._library.serving(metadata.hash)
+        status = _IMAGE_STATUS[opened.found] + ("; detail=stale" if stale and opened.found is Found.STORED else "")
+        response, start, stop = bodied(metadata, selection, status)
+        finish_headers(request, response)
+        await self._sender.send(request, response, opened.body, start, stop)
+        return response
+
+    async def _answered(self, opened: Opened) -> None:
+        if opened.fill is None:
+            return
+        try:
+            async with asyncio.timeout(FIRST_BYTE):
+                await opened.fill.answered()
+        except TimeoutError:
+            raise Unavailable("upstream is slow to answer; the mirror goes on asking, come back soon") from None
+
+    # Who asks for what
+
+    async def _current(self, caller: Caller) -> Current:
+        """Let the caller in, and find out what is current in the same breath where that is one question."""
+        return await self._access.admit(caller) or await self._catalog.current(self._access.speaker(caller))
+
+    async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
+        if stored := await self._library.stored(image_hash):
+            return stored.metadata
+        try:
+            current = await self._catalog.current(self._access.speaker(caller))
+        except MirrorError:
+            current = None
+        if current is None or current.metadata.hash != image_hash:
+            raise NotFound("no image of that hash is stored here, nor is it the current one; see " + IMAGES)
+        return current.metadata
+
+
+def _json(body: bytes, cache_status: str) -> web.Response:
+    return web.Response(
+        body=body,
+        headers={
+            "Content-Type": JSON,
+            "Cache-Status": f"pps-mirror; {cache_status}",
+            "Cache-Control": "private, no-cache",
+            "Vary": "Authorization",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )

@@ -1,0 +1,28 @@
+"""Errors as the official client reads them: `{"message": "..."}`, ASCII, `Content-Type: application/json` exactly."""
+
+import json
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
+
+JSON = "application/json"
+
+
+def error_response(error: MirrorError) -> web.Response:
+    """Render an error. Upstream's own refusals pass through with their body."""
+    if isinstance(error, UpstreamRefused):
+        return web.Response(status=error.status, body=error.body, headers=CIMultiDict(error.headers))
+    response = message_response(error.status, error.message)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def message_response(status: int, message: str) -> web.Response:
+    """Say `message` with that status."""
+    body = json.dumps({"message": message}).encode("ascii")  # json escapes what is not ASCII
+    return web.Response(status=status, body=body, headers={"Content-Type": JSON, "Cache-Control": "no-store"})

@@ -1,0 +1,1 @@
+"""Where images live: the protocol (`base`) and its implementations."""

@@ -1,0 +1,119 @@
+"""What a store of images promises, on one page.
+
+An image is named by its hash and exists only when it is whole and verified. What is being received is a *partial*: it
+has one appender, any number of readers, and either gets its name (published) or stays behind to be resumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from mirror.errors import Unavailable
+from mirror.metadata import ImageMetadata
+from mirror.store.shared_file import SharedFile
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
+
+
+class Corrupt(Exception):
+    """The bytes received are not the image that was promised; says what was expected and what came."""
+
+    def __init__(self, expected: str, received: str) -> None:
+        super().__init__(f"expected sha256 {expected}, received {received}")
+
+
+class Body(Protocol):
+    """What can be sent to a client: a stored image, or one that is still arriving."""
+
+    @property
+    def metadata(self) -> ImageMetadata:
+        """What is being sent; its `size` in bytes and its `hash` are the body's length and ETag."""
+
+    @property
+    def file(self) -> SharedFile:
+        """Where the bytes are; only those that `available` allows may be read from it."""
+
+    async def available(self, offset: int) -> int:
+        """Wait until the byte at `offset` may be sent; return how far bytes may be sent now (exclusive).
+
+        Raises FillFailed when the transfer was lost: then nothing more may be sent and the client must notice.
+        """
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class StoredImage:
+    """A whole, verified image: a `Body` of which everything is available."""
+
+    metadata: ImageMetadata
+    file: SharedFile
+
+    async def available(self, offset: int) -> int:
+        """All bytes, at once."""
+        return self.metadata.size
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInfo:
+    """A line of the list of stored images."""
+
+    metadata: ImageMetadata
+    stored_at: datetime
+    last_served_at: datetime | None
+    pinned: bool
+
+
+class Partial(Protocol):
+    """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
+
+    `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there.
+    """
+
+    file: SharedFile
+    position: int
+    validator: str | None
+
+    async def recover(self) -> bool:
+        """Digest a further part of what an earlier process left, and move `position`; True while there is more."""
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """Write and digest `pieces` in order. On an error (OSError) `position` has not moved."""
+
+    def digest(self) -> str:
+        """SHA-256 in hex of the bytes up to `position`."""
+
+    async def remember(self, validator: str | None) -> None:
+        """Keep upstream's validator (a strong ETag) durably beside the bytes, for `If-Range` after a restart."""
+
+    async def publish(self) -> None:
+        """Verify hash and size, make durable, give the image its name. Raises Corrupt and names nothing otherwise."""
+
+    async def quarantine(self) -> None:
+        """Set wrong bytes aside, where nothing serves them, for a person to look at."""
+
+    async def discard(self) -> None:
+        """Remove the journal: its bytes are of no use to anybody."""
+
+    async def close(self) -> None:
+        """Let go of the journal as it is: published, put away, or to be resumed by the next fill."""
+
+
+class BlobStore(Protocol):
+    """A store of images."""
+
+    async def open(self, image_hash: str) -> StoredImage | None:
+        """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+
+    async def begin(self, metadata: ImageMetadata) -> Partial:
+        """Begin or resume the journal of an image, having made sure there is room for all of it.
+
+        Raises StoreUnavailable: no room, no store, or another process appends to it.
+        """
+
+    async def list(self) -> Sequence[StoredInfo]:
+        """Every stored image, newest first by `created`."""
+
+    async def served(self, image_hash: str) -> None:
+        """Note that the image was served now, if it is stored. Best effort: a store that cannot write is no error."""

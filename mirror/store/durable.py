@@ -1,0 +1,31 @@
+"""Small files that survive a power cut: written aside, fsynced, renamed, and the directory fsynced after them."""
+
+import contextlib
+import os
+from pathlib import Path
+
+SUFFIX = ".tmp"
+"""Ending of a file that is being written; what a crash left with it may be deleted."""
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data` as one step: after a crash it is the old file or the new one. Blocks; raises OSError."""
+    aside = path.with_name(path.name + SUFFIX)
+    with contextlib.suppress(FileNotFoundError):
+        aside.unlink()
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable. Blocks; raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

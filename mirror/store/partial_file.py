@@ -1,0 +1,189 @@
+"""The journal of a fill as a file: its length is the bytes received so far, a lock on it makes one appender of many.
+
+Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from mirror.metadata import ImageMetadata
+from mirror.store.base import Corrupt
+from mirror.store.durable import sync_directory, write_durably
+from mirror.store.shared_file import SharedFile
+
+FLUSH = 64 << 20
+"""Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
+
+_RECOVERY_STEP = 64 << 20
+_DIGEST_STEP = 2 << 20
+_IOV_MAX = 1024
+
+T = TypeVar("T")
+
+
+class PartialFile:
+    """A `Partial` at `path`, through `fd`, which is locked. One thread of its own writes and digests."""
+
+    def __init__(self, path: Path, fd: int, metadata: ImageMetadata, *, images: Path, quarantine: Path) -> None:
+        self.file = SharedFile(fd)
+        self.position = 0
+        self._path = path
+        self._note = path.with_name(path.name + ".json")
+        self._metadata = metadata
+        self._images = images
+        self._quarantine = quarantine
+        self._digest = hashlib.sha256()
+        self._appender = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushing: Future[None] | None = None
+        self._flushed = 0
+        if os.fstat(fd).st_size > metadata.size:  # nothing that we wrote
+            os.ftruncate(fd, 0)
+        self.validator = self._read_note()
+
+    async def recover(self) -> bool:
+        """See `Partial.recover`."""
+        return await self._run(self._recover)
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """See `Partial.append`."""
+        await self._run(self._append, pieces)
+
+    def digest(self) -> str:
+        """See `Partial.digest`."""
+        return self._digest.hexdigest()
+
+    async def remember(self, validator: str | None) -> None:
+        """See `Partial.remember`."""
+        self.validator = validator
+        await self._run(self._write_note)
+
+    async def publish(self) -> None:
+        """See `Partial.publish`."""
+        await self._run(self._publish)
+
+    async def quarantine(self) -> None:
+        """See `Partial.quarantine`. Only the newest of an image is kept."""
+        await self._run(self._set_aside)
+
+    async def discard(self) -> None:
+        """See `Partial.discard`."""
+        await self._run(self._remove)
+
+    async def close(self) -> None:
+        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first."""
+        await self._run(self._unlock)
+        self._appender.shutdown(wait=False)
+        self._flusher.shutdown(wait=False)
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        # Shielded: a cancelled fill must not leave the thread appending to a journal that the next one has taken over.
+        future = asyncio.get_running_loop().run_in_executor(self._appender, function, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError, Corrupt):
+                await future
+            raise
+
+    # What follows blocks, and runs in the one thread.
+
+    def _recover(self) -> bool:
+        length = os.fstat(self.file.fd).st_size
+        stop = min(length, self.position + _RECOVERY_STEP)
+        buffer = memoryview(bytearray(min(_DIGEST_STEP, stop - self.position)))
+        while self.position < stop:
+            count = os.preadv(self.file.fd, [buffer[: stop - self.position]], self.position)
+            if not count:
+                raise OSError(errno.EIO, "a partial file became shorter while it was read")
+            self._digest.update(buffer[:count])
+            self.position += count
+        os.lseek(self.file.fd, self.position, os.SEEK_SET)
+        return self.position < length
+
+    def _append(self, pieces: Sequence[bytes]) -> None:
+        try:
+            for first in range(0, len(pieces), _IOV_MAX):
+                self._write(pieces[first : first + _IOV_MAX])
+        except OSError:
+            # Nothing may follow a torn write: cut it off where the digest stands.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.file.fd, self.position)
+                os.lseek(self.file.fd, self.position, os.SEEK_SET)
+            raise
+        for piece in pieces:
+            self._digest.update(piece)
+        self.position += sum(map(len, pieces))
+        if self.position - self._flushed >= FLUSH and (self._flushing is None or self._flushing.done()):
+            self._flushed = self.position
+            self._check_flushed()
+            self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
+
+    def _check_flushed(self) -> None:
+        if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
+            self._flushing.result()
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        written = os.writev(self.file.fd, pieces)
+        for piece in pieces:  # a short write is rare: a signal, or a disk about to be full
+            if written < len(piece):
+                rest = memoryview(piece)[written:]
+                while rest:
+                    rest = rest[os.write(self.file.fd, rest) :]
+            written = max(0, written - len(piece))
+
+    def _publish(self) -> None:
+        if self.position != self._metadata.size or self.digest() != self._metadata.hash:
+            raise Corrupt(
+                f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{self.digest()} ({self.position} bytes)"
+            )
+        self._check_flushed()
+        os.fsync(self.file.fd)
+        directory = self._images / self._metadata.hash
+        directory.mkdir(exist_ok=True)
+        write_durably(directory / "metadata.json", self._metadata.raw)
+        self._path.rename(directory / "image")
+        sync_directory(directory)
+        sync_directory(self._images)
+        self._note.unlink(missing_ok=True)
+        sync_directory(self._path.parent)
+
+    def _set_aside(self) -> None:
+        for older in self._quarantine.glob(f"{self._metadata.hash}-*"):
+            older.unlink()
+        self._path.rename(self._quarantine / f"{self._metadata.hash}-{int(time.time())}")
+        self._note.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+    def _unlock(self) -> None:
+        fcntl.flock(self.file.fd, fcntl.LOCK_UN)
+
+    def _read_note(self) -> str | None:
+        try:
+            validator = json.loads(self._note.read_bytes())["validator"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return validator if isinstance(validator, str) else None
+
+    def _write_note(self) -> None:
+        note = {"metadata": self._metadata.raw.decode(), "validator": self.validator}
+        write_durably(self._note, json.dumps(note).encode())
+
+
+def quarantined_at(path: Path) -> float:
+    """When a file was set aside, in seconds since the epoch, as its name says; 0 for a name that does not."""
+    time_part = path.name.rpartition("-")[2]
+    return float(time_part) if time_part.isdigit() else 0.0

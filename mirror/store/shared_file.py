@@ -1,0 +1,79 @@
+"""One open file that any number of downloads send from, through one mapping; it may still be growing.
+
+Only the kernel touches the mapping (`send`, `madvise`): there a file cut short or a failing disk is an OSError, whereas
+Python code reading the mapping would die of SIGBUS. What must be read by Python (hashing, TLS) comes from `read`.
+"""
+
+import contextlib
+import mmap
+import os
+import weakref
+
+SEGMENT = 256 << 20
+"""Bytes of one mapping. Only the last is mapped anew as the file grows, and a mapping costs page tables of 1/512."""
+
+PROBE = 256 << 10
+"""Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of about this size."""
+
+READ_AHEAD = 8 << 20
+
+_MADV_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap module
+_PAGE = mmap.PAGESIZE
+
+
+class SharedFile:
+    """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._segments: dict[int, mmap.mmap] = {}
+        weakref.finalize(self, os.close, fd)
+
+    def window(self, start: int, stop: int) -> memoryview:
+        """Map the bytes [start, stop), or fewer of them: it ends at a segment's end. Only to be handed to the kernel.
+
+        Raises OSError when the file is shorter than `start`.
+        """
+        base = start - start % SEGMENT
+        stop = min(stop, base + SEGMENT)
+        segment = self._segments.get(base)
+        if segment is None or len(segment) < stop - base:
+            length = min(os.fstat(self.fd).st_size - base, SEGMENT)
+            if length < stop - base:
+                raise OSError(f"the file ends at byte {base + length}, before {stop}")
+            segment = mmap.mmap(self.fd, length, access=mmap.ACCESS_READ, offset=base)
+            self._segments[base] = segment
+        return memoryview(segment)[start - base : stop - base]
+
+    def forget(self, start: int, stop: int) -> None:
+        """Drop the pages of [start, stop) from this process's resident memory; they stay in the page cache."""
+        self._advise(mmap.MADV_DONTNEED, start, stop)
+
+    def resident(self, start: int, stop: int) -> bool:
+        """Whether [start, stop) seems to be in the page cache, so that sending it will not wait for the disk."""
+        probe = [bytearray(1)]
+        try:
+            for offset in (*range(start, stop, PROBE), stop - 1):
+                os.preadv(self.fd, probe, offset, os.RWF_NOWAIT)
+        except OSError:  # not there, or a file system that cannot tell
+            return False
+        return True
+
+    def load(self, start: int, stop: int) -> None:
+        """Bring [start, stop) into memory and begin to read what follows. Blocks: for a worker thread."""
+        os.posix_fadvise(self.fd, start, stop - start + READ_AHEAD, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(OSError):  # an older kernel: the read-ahead has to do
+            self._advise(_MADV_POPULATE_READ, start, stop)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Read the bytes [start, stop) or fewer, at least one. Blocks. Raises OSError when there are none."""
+        if not (data := os.pread(self.fd, stop - start, start)):
+            raise OSError(f"the file ends before byte {start}")
+        return data
+
+    def _advise(self, advice: int, start: int, stop: int) -> None:
+        base = start - start % SEGMENT
+        segment = self._segments.get(base)
+        if segment is not None:
+            first = (start - base) // _PAGE * _PAGE
+            segment.madvise(advice, first, min(stop - base, len(segment)) - first)

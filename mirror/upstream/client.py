@@ -1,0 +1,225 @@
+"""Asking upstream: metadata, the image from an offset, and the few requests that are passed through.
+
+A client's `Authorization` goes to the upstream origin and to nothing that a redirect leads to. URLs are secrets as soon
+as they carry a query, so messages and logs name hosts only.
+"""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from mirror import __version__
+from mirror.caller import Caller
+from mirror.config import Upstream as UpstreamConfig
+from mirror.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden
+
+API = "/api/v2/"
+IMAGE = API + "mlops/portablePredictionServerImage/"
+METADATA = IMAGE + "metadata/"
+
+MAX_FORWARDED = 16 << 20
+"""Bytes of a passed-through answer at most."""
+
+PASSED_THROUGH = frozenset({401, 403, 404, 429})
+
+_MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
+_KEPT = ("Content-Type", "Retry-After", "WWW-Authenticate")
+_NOT_FORWARDED = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"}  # hop by hop
+    | {"content-length", "date", "server", "set-cookie", "x-request-id"}  # ours to say, or nobody's business here
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """An answer that is passed through as it came: status, end-to-end headers, undecoded body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Upstream:
+    """One DataRobot installation (or another mirror). Open with `async with`."""
+
+    def __init__(self, config: UpstreamConfig, url: str) -> None:
+        self._config = config
+        self._base = URL(url)
+        self.policy = RedirectPolicy(self._base, config.redirect_hosts)
+
+    async def __aenter__(self) -> "Upstream":
+        tls = _tls(self._config)
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._config.connect_timeout, sock_read=self._config.read_timeout
+        )
+
+        def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"},
+                max_line_size=_MAX_FIELD,
+                max_field_size=_MAX_FIELD,
+            )
+
+        self._api = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self.policy.upstream_socket))
+        self._elsewhere = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self.policy.redirect_socket))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._api.close()
+        await self._elsewhere.close()
+
+    async def metadata(self, caller: Caller) -> ImageMetadata:
+        """Ask for the current image's metadata with the caller's credential.
+
+        Raises:
+            UpstreamRefused: upstream's own 401, 403, 404 or 429.
+            BadUpstream, Unavailable, UpstreamTimeout: nonsense, nobody there, no answer in time.
+        """
+        answer = await self._ask("GET", METADATA, "", caller, MAX_BODY)
+        if answer.status == 200:
+            return ImageMetadata.parse(answer.body)
+        if answer.status in PASSED_THROUGH:
+            raise refused(answer.status, answer.body, answer.headers)
+        raise _failure(answer.status, answer.headers)
+
+    async def forward(self, method: str, path: str, query: str, caller: Caller) -> Forwarded:
+        """Pass a bodiless request through to `path` (with its leading slash) and the raw `query` string.
+
+        Raises BadUpstream, Unavailable, UpstreamTimeout; every status but a redirect's is an answer.
+        """
+        answer = await self._ask(method, path, query, caller, MAX_FORWARDED)
+        if answer.status in FOLLOWED:
+            raise _failure(answer.status, answer.headers)
+        return answer
+
+    @asynccontextmanager
+    async def image(self, caller: Caller, headers: Mapping[str, str]) -> AsyncIterator["ImageResponse"]:
+        """Request the image and follow its redirects; `headers` (Range, If-Range) travel with every hop.
+
+        Raises BadUpstream for a refused hop, and aiohttp's ClientError, TimeoutError or OSError for a broken line.
+        """
+        url = self._url(IMAGE, "")
+        response = await self._api.get(url, headers={**headers, **_identity(caller)}, allow_redirects=False)
+        hop = 0
+        try:
+            while response.status in FOLLOWED and (location := response.headers.get("Location")):
+                response.release()
+                hop += 1
+                url = self.policy.next_hop(url, location, hop)
+                session = self._api if self.policy.same_origin(url) else self._elsewhere
+                try:
+                    response = await session.get(url, headers=headers, allow_redirects=False)
+                except aiohttp.ClientConnectorError as error:
+                    if isinstance(error.os_error, ForbiddenAddress):
+                        raise forbidden(str(url.host), error.os_error) from None
+                    raise
+            yield ImageResponse(response, str(url.host), redirected=hop > 0)
+        finally:
+            response.close()
+
+    async def _ask(self, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
+        timeout = aiohttp.ClientTimeout(
+            total=2 * self._config.connect_timeout, sock_connect=self._config.connect_timeout
+        )
+        try:
+            async with self._api.request(
+                method, self._url(path, query), headers=_identity(caller), allow_redirects=False, timeout=timeout
+            ) as response:
+                body = b"".join([piece async for piece in _limited(response.content, limit)])
+        except aiohttp.ConnectionTimeoutError:
+            raise Unavailable("upstream cannot be reached: connecting timed out") from None
+        except TimeoutError:
+            raise UpstreamTimeout("upstream did not answer in time") from None
+        except aiohttp.ClientConnectorCertificateError:
+            raise BadUpstream("upstream's certificate is not trusted; see upstream.ca_file") from None
+        except aiohttp.ClientConnectionError as error:
+            raise Unavailable(f"upstream cannot be reached: {reason(error)}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise BadUpstream(f"upstream's answer is broken: {reason(error)}") from None
+        kept = CIMultiDict(
+            (name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED
+        )
+        return Forwarded(response.status, kept, body)
+
+    def _url(self, path: str, query: str) -> URL:
+        target = str(self._base).rstrip("/") + path + (f"?{query}" if query else "")
+        return URL(target, encoded=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResponse:
+    """The answer at the end of the redirects: from `host`, and whether a redirect led there."""
+
+    answer: aiohttp.ClientResponse
+    host: str
+    redirected: bool
+
+
+def refused(status: int, body: bytes, headers: Mapping[str, str]) -> UpstreamRefused:
+    """Upstream's own refusal, with the headers that a client acts on."""
+    return UpstreamRefused(status, body, {name: headers[name] for name in _KEPT if name in headers})
+
+
+def retry_after(headers: Mapping[str, str]) -> int | None:
+    """Read `Retry-After` in its seconds form (RFC 9110 section 10.2.3); None when absent or a date."""
+    text = headers.get("Retry-After", "").strip()
+    return min(int(text), 3600) if text.isdigit() and len(text) < 9 else None
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few ASCII words what went wrong on the line, without URL, path or credential."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name does not resolve"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.encode("ascii", "replace").decode()
+    return type(error).__name__
+
+
+def _identity(caller: Caller) -> dict[str, str]:
+    headers = {"X-Request-ID": caller.request_id}
+    if caller.authorization is not None:
+        headers["Authorization"] = caller.authorization
+    if caller.trace is not None:
+        headers["X-DataRobot-Api-Consumer-Trace"] = caller.trace
+    return headers
+
+
+def _failure(status: int, headers: Mapping[str, str]) -> MirrorError:
+    if status == 504:
+        return UpstreamTimeout("upstream answered 504", retry_after=retry_after(headers) or 10)
+    if status == 503:
+        return Unavailable("upstream answered 503", retry_after=retry_after(headers) or 10)
+    if status in FOLLOWED:
+        return BadUpstream(f"upstream answered {status} elsewhere; set upstream.url to where it really is")
+    return BadUpstream(f"upstream answered {status}, which makes no sense here")
+
+
+async def _limited(content: aiohttp.StreamReader, limit: int) -> AsyncIterator[bytes]:
+    left = limit
+    async for piece in content.iter_any():
+        left -= len(piece)
+        if left < 0:
+            raise BadUpstream(f"upstream's answer is longer than {limit} bytes")
+        yield piece
+
+
+def _tls(config: UpstreamConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if config.ca_file is not None:
+        context.load_verify_locations(config.ca_file)
+    return context

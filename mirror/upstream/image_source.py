@@ -1,0 +1,104 @@
+"""One image as a source of bytes: what upstream and its redirect targets may answer, and what each answer means."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from mirror.caller import Caller
+from mirror.errors import BadUpstream
+from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.upstream.client import ImageResponse, Upstream, reason, refused, retry_after
+from mirror.upstream.source import Broken, Changed, Stream
+
+PATIENCE = 4
+"""How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try."""
+
+_LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+
+
+class ImageSource:
+    """The `Source` of one image at upstream. `callers` are those whose credential may be used, the best first."""
+
+    def __init__(self, upstream: Upstream, metadata: ImageMetadata, caller: Caller) -> None:
+        self._upstream = upstream
+        self._size = metadata.size
+        self._callers = [caller]
+        self._resumable = True
+
+    def offer(self, caller: Caller) -> None:
+        """Take a waiting client's credential as a spare, for when upstream refuses the one in use."""
+        if len(self._callers) < 8 and all(caller.authorization != known.authorization for known in self._callers):
+            self._callers.append(caller)
+
+    @asynccontextmanager
+    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
+        """See `Source.open`."""
+        if not self._resumable:
+            offset = 0
+        headers = {}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if validator is not None:
+                headers["If-Range"] = validator
+        async with AsyncExitStack() as stack:
+            try:
+                response = await stack.enter_async_context(self._upstream.image(self._callers[0], headers))
+                stream = await self._judge(response, offset, validator)
+            except _LINE_BROKE as error:
+                raise Broken(f"the line broke: {reason(error)}") from error
+            yield stream
+
+    async def _judge(self, response: ImageResponse, offset: int, validator: str | None) -> Stream:
+        answer = response.answer
+        etag = _strong(answer.headers.get("ETag"))
+        if answer.status == 200:
+            if answer.content_length not in {None, self._size}:
+                raise Changed(f"upstream offers {answer.content_length} bytes, metadata says {self._size}")
+            return Stream(0, etag, _pieces(answer))
+        if answer.status == 206 and offset:
+            self._check_range(answer.headers.get("Content-Range", ""), offset)
+            if validator and etag and validator != etag:
+                raise Changed("upstream answered the range with another ETag")
+            return Stream(offset, etag or validator, _pieces(answer))
+        if answer.status == 416 and offset:
+            if answer.headers.get("Content-Range", f"bytes */{self._size}") != f"bytes */{self._size}":
+                raise Changed("upstream's image ends before what we hold")
+            self._resumable = False
+            raise Broken("upstream cannot answer the range: starting over", definitive_after=PATIENCE)
+        raise await self._refusal(response, offset)
+
+    def _check_range(self, content_range: str, offset: int) -> None:
+        match = _CONTENT_RANGE.fullmatch(content_range)
+        if not match or int(match[1]) != offset or match[3] not in {"*", str(self._size)}:
+            raise Changed("upstream answered another range than the one asked for")
+
+    async def _refusal(self, response: ImageResponse, offset: int) -> Exception:
+        status, headers = response.answer.status, response.answer.headers
+        if response.redirected:
+            host = response.host.encode("ascii", "backslashreplace").decode()
+            said = f"the redirect target {host} answered {status}"
+            final = PATIENCE if status < 500 and status != 429 else None
+            return Broken(said, retry_after=retry_after(headers), definitive_after=final)
+        if status in {401, 403} and len(self._callers) > 1:
+            del self._callers[0]
+            return Broken(f"upstream answered {status}: trying another client's credential", retry_after=0)
+        if status in {401, 403, 404} or (status == 429 and not offset):
+            return refused(status, await response.answer.content.read(MAX_BODY), headers)
+        if status == 429 or status >= 500:
+            return Broken(f"upstream answered {status}", retry_after=retry_after(headers))
+        return BadUpstream(f"upstream answered the image request with {status}, which makes no sense here")
+
+
+async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for piece in answer.content.iter_any():
+            yield piece
+    except _LINE_BROKE as error:
+        raise Broken(f"the line broke: {reason(error)}") from error
+
+
+def _strong(etag: str | None) -> str | None:
+    return etag if etag and not etag.startswith("W/") and etag.isascii() else None

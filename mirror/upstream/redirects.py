@@ -1,0 +1,117 @@
+"""Which hop may be followed: the URL is judged before it is asked, the address when it is connected to.
+
+The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
+no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless
+upstream itself is there, to loopback.
+"""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from aiohttp.connector import AddrInfoType
+from yarl import URL
+
+from mirror.errors import BadUpstream
+
+MAX_HOPS = 5
+
+FOLLOWED = frozenset({301, 302, 303, 307, 308})
+
+
+class ForbiddenAddress(OSError):
+    """A redirect target's name leads to an address that must not be connected to."""
+
+
+class RedirectPolicy:
+    """Judges hops for one upstream `origin`; `hosts` are the patterns of `upstream.redirect_hosts`."""
+
+    def __init__(self, origin: URL, hosts: Sequence[str]) -> None:
+        self._origin = origin.origin()
+        self._hosts = [host.lower() for host in hosts]
+        self._upstream_on_loopback = False
+
+    def next_hop(self, current: URL, location: str, hop: int) -> URL:
+        """Resolve `location` against `current` and judge it; `hop` counts from 1.
+
+        The URL's encoding is kept to the letter, because a pre-signed one is signed as it stands.
+
+        Raises BadUpstream, naming the host and the key to set, never the query.
+        """
+        if hop > MAX_HOPS:
+            raise BadUpstream(f"upstream redirects more than {MAX_HOPS} times")
+        try:
+            target = current.join(URL(location, encoded=_is_encoded(location))).with_fragment(None)
+            host = target.host
+        except ValueError:
+            host = None
+        if not host:
+            raise BadUpstream("upstream redirects to something that is not a URL")
+        if target.scheme not in {"http", "https"}:
+            raise BadUpstream(f"upstream redirects to a {_ascii(target.scheme)} URL, which is never followed")
+        if target.scheme == "http" and current.scheme == "https":
+            raise BadUpstream(f"upstream redirects from https to plain http at {_ascii(host)}, which is refused")
+        if target.user is not None or target.password is not None:
+            raise BadUpstream(f"upstream redirects to a URL with user info at {_ascii(host)}, which is refused")
+        if not self.same_origin(target):
+            self._judge_host(host.lower())
+        return target
+
+    def same_origin(self, url: URL) -> bool:
+        """Whether `url` is on upstream's own origin, which is always allowed."""
+        return url.origin() == self._origin
+
+    def upstream_socket(self, addr_info: AddrInfoType) -> socket.socket:
+        """Make a socket toward upstream itself, and learn whether upstream is on loopback."""
+        self._upstream_on_loopback = _is_loopback(_address(addr_info))
+        return _socket(addr_info)
+
+    def redirect_socket(self, addr_info: AddrInfoType) -> socket.socket:
+        """Make a socket toward a redirect target. Raises ForbiddenAddress."""
+        address = _address(addr_info)
+        if address.is_link_local:
+            raise ForbiddenAddress(errno.EACCES, "a link-local address")
+        if _is_loopback(address) and not self._upstream_on_loopback:
+            raise ForbiddenAddress(errno.EACCES, "a loopback address")
+        return _socket(addr_info)
+
+    def _judge_host(self, host: str) -> None:
+        if self._hosts and not any(fnmatchcase(host, pattern) for pattern in self._hosts):
+            raise BadUpstream(
+                f"upstream redirects to {_ascii(host)}, which upstream.redirect_hosts does not allow; add it there "
+                "if it is right"
+            )
+
+
+def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
+    """Say which host was refused at connecting, and what to do."""
+    return BadUpstream(
+        f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}; that is refused (see "
+        "upstream.redirect_hosts and docs/security.md)"
+    )
+
+
+def _address(addr_info: AddrInfoType) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(str(addr_info[4][0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_loopback or address.is_unspecified  # 0.0.0.0 and :: connect to this machine
+
+
+def _socket(addr_info: AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = addr_info
+    return socket.socket(family=family, type=kind, proto=protocol)
+
+
+def _is_encoded(location: str) -> bool:
+    return location.isascii() and location.isprintable() and " " not in location
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()[:255]

@@ -1,0 +1,53 @@
+"""What a fill reads from, whatever it is: a stream of bytes from an offset, or why not."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Broken(Exception):
+    """The source failed in a way that may pass: try again.
+
+    `retry_after` is what it asked for, in seconds. `definitive_after` limits how often in a row this may happen
+    before it is taken for final; None means as long as `fill_retry` allows.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float | None = None, definitive_after: int | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.definitive_after = definitive_after
+
+
+class Ended(Broken):
+    """The source ends before the image does; it is asked once more, since a proxy may have cut it neatly."""
+
+    def __init__(self, reason: str, *, definitive_after: int) -> None:
+        super().__init__(reason, definitive_after=definitive_after)
+
+
+class Changed(Exception):
+    """The source now has another object than the one whose first bytes we hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Bytes of the image from `offset` on: the one asked for, or 0 when the source cannot begin there.
+
+    `validator` is the object's strong ETag, for resuming; None when it has none. `pieces` ends at the end of the
+    transfer as the protocol declares it, and raises Broken when the transfer is cut.
+    """
+
+    offset: int
+    validator: str | None
+    pieces: AsyncIterator[bytes]
+
+
+class Source(Protocol):
+    """Where the bytes of one image come from."""
+
+    def open(self, offset: int, validator: str | None) -> AbstractAsyncContextManager[Stream]:
+        """Ask for the bytes from `offset` on, of the object that `validator` names.
+
+        Raises Broken (try again), Changed (another object), or a MirrorError (final: what clients are told).
+        """
