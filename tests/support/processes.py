@@ -1,0 +1,149 @@
+"""A mirror as a real process on loopback, ended by its own handle."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+IMAGE = "/api/v2/mlops/portablePredictionServerImage/"
+METADATA = IMAGE + "metadata/"
+START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20.0, what: str = "it") -> None:
+    """Wait until the condition holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.02)
+
+
+class MirrorProcess:
+    """`pps-mirror serve` with a configuration of its own below `directory`. Use as a context manager."""
+
+    def __init__(
+        self,
+        directory: Path,
+        upstream_url: str,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        self.store = directory / "store"
+        self.log_file = directory / "mirror.log"
+        self.config_file = directory / "config.toml"
+        self.scheme = "https" if sections and "tls_cert" in sections.get("server", {}) else "http"
+        tables: dict[str, dict[str, Any]] = {
+            "server": {"host": "127.0.0.1", "port": self.port, "drain": "5s"},
+            "admin": {"port": self.admin_port},
+            "upstream": {"url": upstream_url},
+            "auth": {},
+            "store": {"path": str(self.store), "min_free": "1MiB"},
+            "log": {"level": "debug", "format": "console"},
+        }
+        for name, values in (sections or {}).items():
+            tables.setdefault(name, {}).update(values)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(
+            "".join(
+                f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+                for name, values in tables.items()
+            )
+        )
+        self._environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PPS_MIRROR", "DATAROBOT"))
+        } | dict(environ or {})
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients are pointed at, without a path."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def image_url(self) -> str:
+        return self.url + IMAGE
+
+    @property
+    def metadata_url(self) -> str:
+        return self.url + METADATA
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    def start(self) -> Self:
+        """Start it and wait until it says that it is ready."""
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+            )
+        eventually(self._ready_or_dead, START_SECONDS, "the mirror's start")
+        assert self.process.poll() is None, self.log()
+        return self
+
+    def _ready_or_dead(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return True
+        try:
+            with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+
+    def log(self) -> str:
+        """Everything it has said so far."""
+        return self.log_file.read_text()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """End it with SIGTERM; its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def resident(self) -> int:
+        """Its resident memory now, in bytes."""
+        assert self.process is not None
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
