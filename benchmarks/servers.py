@@ -230,7 +230,7 @@ class NginxCache(Cache):
     """nginx with `proxy_cache` and `proxy_cache_lock`, in a process apart from the upstream's."""
 
     name = "nginx"
-    workers: ClassVar[str] = "auto"  # as it ships
+    workers: ClassVar[str] = "1"  # the mirror is one process as well
 
     def prepare(self) -> list[str]:
         """Write the configuration."""

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 4 << 20
 """Bytes received and not yet handed to the journal, at most."""
 
+STEP = (1 << 20, 0.004)
+"""Readers are told of progress once it is that many bytes, or that many seconds after the first of them: a fast line
+comes in many small pieces, and each word of progress costs a send for every reader."""
+
 BACKOFF = (0.25, 20.0)
 """Seconds before the first retry and at most; clients give up after 60 s without a byte."""
 
@@ -83,6 +87,8 @@ class Fill:
         self._retry = retry
         self._answered = False
         self._waiting: dict[asyncio.Future[None], int] = {}
+        self._told = 0
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def file(self) -> SharedFile:
@@ -157,6 +163,19 @@ class Fill:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _progressed(self) -> None:
+        """Tell the readers now or soon that there are more bytes."""
+        if self.position - self._told >= STEP[0]:
+            self._tell()
+        elif self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(STEP[1], self._tell)
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling, self._told = None, self.position
+        self._moved()
+
     def _enter(self, state: State) -> None:
         if state is not self.state:
             log.debug("fill of %s: %s -> %s at byte %d", self.metadata.hash, self.state, state, self.position)
@@ -210,7 +229,7 @@ class Fill:
             restarted = stream.offset < self.position
             pieces = _skip(stream.pieces, self.position, self._journal.digest()) if restarted else stream.pieces
             received = self.position
-            appender = _Appender(self._journal, stream.validator, self._moved)
+            appender = _Appender(self._journal, stream.validator, self._progressed)
             try:
                 async for piece in pieces:
                     received += len(piece)

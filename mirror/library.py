@@ -167,6 +167,7 @@ class Library:
             return
         pause = DOOMED_PAUSE - (self._wrong.timer() - failures[-1])
         if pause > 0:
+            self._changed()  # the next request asks whether there is another image by now
             raise BadUpstream(
                 f"upstream sent wrong bytes for this image {DOOMED_FAILURES} times; the mirror asks again in "
                 f"{pause:.0f} s, or at once when upstream names another image",

@@ -16,6 +16,7 @@ from mirror.http.errors import JSON, message_response
 from mirror.http.image_response import Sender, bodied, bodiless
 from mirror.http.server import finish_headers
 from mirror.library import Found, Library, Opened
+from mirror.listing import describe
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 
@@ -97,16 +98,8 @@ class ClientApi:
 
     async def _list(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
         await self._access.admit(caller)
-        images = [
-            json.loads(info.metadata.raw)
-            | {
-                "storedAt": info.stored_at.isoformat(),
-                "lastServedAt": info.last_served_at.isoformat() if info.last_served_at else None,
-                "pinned": info.pinned,
-                "current": info.metadata.hash == await self._catalog.known_hash(),
-            }
-            for info in await self._library.list()
-        ]
+        current = await self._catalog.known_hash()
+        images = [describe(info, current=info.metadata.hash == current) for info in await self._library.list()]
         return _json(json.dumps(images).encode(), "hit")
 
     async def _pass_through(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:

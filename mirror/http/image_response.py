@@ -27,7 +27,7 @@ from mirror.store.base import Body
 
 log = logging.getLogger(__name__)
 
-SLICE = 1 << 20
+SLICE = 2 << 20
 LEAST_SLICE = 64 << 10
 IN_MEMORY = 16 << 20
 """Bytes of one send, its lower bound, and what all downloads together may have in memory."""
@@ -148,7 +148,6 @@ class Sender:
                         if not body.file.resident(position, end):
                             await loop.run_in_executor(self._pool, body.file.load, position, end)
                         await loop.sock_sendall(connection, window)
-                    body.file.forget(position, end)
                     if position // YIELD != end // YIELD:
                         await asyncio.sleep(0)
                     position = end

@@ -12,13 +12,15 @@ import weakref
 SEGMENT = 256 << 20
 """Bytes of one mapping. Only the last is mapped anew as the file grows, and a mapping costs page tables of 1/512."""
 
-PROBE = 256 << 10
-"""Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of about this size."""
+IN_MEMORY = 24 << 20
+"""Bytes that may be sent before the pages they were sent from leave this process's resident memory."""
+
+PROBE = 1 << 20
+"""Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
 
 READ_AHEAD = 8 << 20
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap module
-_PAGE = mmap.PAGESIZE
 
 
 class SharedFile:
@@ -27,6 +29,7 @@ class SharedFile:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._segments: dict[int, mmap.mmap] = {}
+        self._handed_out = 0
         weakref.finalize(self, os.close, fd)
 
     def window(self, start: int, stop: int) -> memoryview:
@@ -43,11 +46,10 @@ class SharedFile:
                 raise OSError(f"the file ends at byte {base + length}, before {stop}")
             segment = mmap.mmap(self.fd, length, access=mmap.ACCESS_READ, offset=base)
             self._segments[base] = segment
+        self._handed_out += stop - start
+        if self._handed_out > IN_MEMORY:
+            self._forget()
         return memoryview(segment)[start - base : stop - base]
-
-    def forget(self, start: int, stop: int) -> None:
-        """Drop the pages of [start, stop) from this process's resident memory; they stay in the page cache."""
-        self._advise(mmap.MADV_DONTNEED, start, stop)
 
     def resident(self, start: int, stop: int) -> bool:
         """Whether [start, stop) seems to be in the page cache, so that sending it will not wait for the disk."""
@@ -60,10 +62,12 @@ class SharedFile:
         return True
 
     def load(self, start: int, stop: int) -> None:
-        """Bring [start, stop) into memory and begin to read what follows. Blocks: for a worker thread."""
+        """Bring [start, stop), a window, into memory and begin to read what follows. Blocks: for a worker thread."""
         os.posix_fadvise(self.fd, start, stop - start + READ_AHEAD, os.POSIX_FADV_WILLNEED)
+        base = start - start % SEGMENT
+        first = (start - base) // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.suppress(OSError):  # an older kernel: the read-ahead has to do
-            self._advise(_MADV_POPULATE_READ, start, stop)
+            self._segments[base].madvise(_MADV_POPULATE_READ, first, stop - base - first)
 
     def read(self, start: int, stop: int) -> bytes:
         """Read the bytes [start, stop) or fewer, at least one. Blocks. Raises OSError when there are none."""
@@ -71,9 +75,12 @@ class SharedFile:
             raise OSError(f"the file ends before byte {start}")
         return data
 
-    def _advise(self, advice: int, start: int, stop: int) -> None:
-        base = start - start % SEGMENT
-        segment = self._segments.get(base)
-        if segment is not None:
-            first = (start - base) // _PAGE * _PAGE
-            segment.madvise(advice, first, min(stop - base, len(segment)) - first)
+    def _forget(self) -> None:
+        """Drop all pages from resident memory, those of stalled downloads too: a send that goes on has them back.
+
+        They stay in the page cache. One call for many slices is cheap, and downloads side by side share the pages.
+        """
+        self._handed_out = 0
+        for segment in self._segments.values():
+            segment.madvise(mmap.MADV_DONTNEED)
+

@@ -27,7 +27,8 @@ def metadata_of(image: bytes, name: str = "image.tar.gz") -> ImageMetadata:
 class Opening:
     """What the source does the next time it is opened: `count` bytes, then the `end`.
 
-    `image` is what it serves instead of the right bytes; `ranges` whether it begins where it is asked to.
+    `image` is what it serves instead of the right bytes; `ranges` whether it begins where it is asked to;
+    `hang` whether it falls silent after them.
     """
 
     count: int
@@ -36,6 +37,7 @@ class Opening:
     image: bytes | None = None
     error: Exception | None = None
     etag: str | None = '"v1"'
+    hang: bool = False
 
 
 class ScriptedSource:
@@ -64,6 +66,8 @@ class ScriptedSource:
             await asyncio.sleep(0)
             self.sent += len(data[first : first + self.piece])
             yield data[first : first + self.piece]
+        if act.hang:
+            await asyncio.Event().wait()
         if not act.clean:
             raise Broken("cut by the script")
 
