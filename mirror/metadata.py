@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mirror.errors import BadUpstream
 
-MAX_BODY = 1 << 20
+MAX_BODY = 256 << 10
 """Bytes of metadata read at most: the real thing is under 1 KiB."""
 
 MAX_IMAGE = 5 << 40
