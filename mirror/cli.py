@@ -1,38 +1,184 @@
-"""The command line: parses, calls, prints. No logic of its own."""
+"""The command line: parses, calls, prints. No logic of its own.
+
+Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+"""
 
 import argparse
 import asyncio
+import importlib
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mirror import __version__, app, config, log
+from mirror import __version__, app, checks, config, log, ls, progress, pull
 from mirror.errors import ConfigError, MirrorError
+from mirror.listing import describe
+
+_EPILOG = """\
+examples:
+  pps-mirror demo                            see it work, with a simulated DataRobot
+  pps-mirror check -c config.toml            would it work here? a line for each thing that must be right
+  pps-mirror serve -c config.toml            serve; stop it with Ctrl-C or SIGTERM
+  DATAROBOT_API_TOKEN=... pps-mirror pull    bring the current image into the store before anybody asks
+
+Every key of the configuration can be set in the environment too, which wins:
+  PPS_MIRROR__UPSTREAM__URL=https://app.datarobot.com PPS_MIRROR__SERVER__PORT=9000 pps-mirror serve
+
+Exit status: 0 done, 1 failed, 2 usage or configuration. `pps-mirror COMMAND --help` says more of a command.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0 done, 1 failed, 2 usage or configuration."""
-    parser = argparse.ArgumentParser(prog="pps-mirror", description="A caching mirror for the PPS image.")
-    parser.add_argument("--version", action="version", version=f"pps-mirror {__version__}")
-    parser.add_argument("-c", "--config", type=Path)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve")
-    serve.add_argument("-c", "--config", type=Path, default=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.run
     try:
-        settings = config.load(options.config, os.environ)
-        log.set_up(settings.log)
-        asyncio.run(app.serve(settings, os.environ))
+        status = command(options)
+        sys.stdout.flush()
     except ConfigError as error:
-        print(f"pps-mirror: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error), 2)
     except MirrorError as error:
-        print(f"pps-mirror: {error.message}", file=sys.stderr)
+        return _complain(error.message, 1)
+    except BrokenPipeError:  # whoever read our output has left; the interpreter must not try to flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _complain(str(error), 1)
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pps-mirror",
+        description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pps-mirror {__version__}")
+    _add_common(parser, None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str) -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}. {more}"
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        _add_common(command, argparse.SUPPRESS)
+        command.set_defaults(run=run)
+        return command
+
+    def add_json(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--json", action="store_true", help="write a JSON list instead, for machines")
+
+    add("serve", _serve, "serve images to clients until SIGTERM or Ctrl-C", "Downloads that run may end first.")
+    add_json(
+        add(
+            "check",
+            _check,
+            "find out whether the mirror would work here",
+            "Tries upstream, token, store, certificate and ports, and changes nothing. Exit status 1 if any fails.",
+        )
+    )
+    add(
+        "pull",
+        _pull,
+        "bring the current image into the store now",
+        "Uses the mirror's own token. Interrupted, it keeps what it has, and the next one goes on from there. "
+        "What a running mirror is receiving already is followed, not fetched again.",
+    )
+    add_json(add("ls", _ls, "list the stored images", "Needs neither upstream nor a running mirror."))
+    demo = add(
+        "demo",
+        _demo,
+        "show the mirror at work, with a simulated DataRobot",
+        "Needs no configuration, no token and no network; leaves nothing behind.",
+    )
+    demo.add_argument("--once", action="store_true", help="end after the story, with a table and an exit status")
+    demo.add_argument("--rate", metavar="RATE", help="how fast the simulated upstream sends, e.g. 50MB/s")
+    demo.add_argument("--size", metavar="SIZE", help="size of its image, e.g. 256MiB")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add what is understood before and after the command; suppressed there, so that it overrides only if given."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=default,
+        help=f"configuration file (else the one that {config.FILE_VARIABLE} names, else none)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default=default,
+        help="what is logged on standard error (serve: log.level; the other commands: warning)",
+    )
+
+
+def _settings(options: argparse.Namespace, *, serving: bool = False) -> config.Config:
+    """Load the configuration and set up the log; a command that a person runs logs little, and for people."""
+    settings = config.load(options.config, os.environ)
+    changes = {} if serving else {"level": "warning"}
+    if options.log_level:
+        changes["level"] = options.log_level
+    if not serving and settings.log.format == "auto":
+        changes["format"] = "console"
+    log.set_up(settings.log.model_copy(update=changes))
+    return settings
+
+
+def _serve(options: argparse.Namespace) -> int:
+    asyncio.run(app.serve(_settings(options, serving=True), os.environ))
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    findings = []
+    for finding in checks.run(_settings(options), os.environ, options.config):
+        findings.append(finding)
+        if not options.json:
+            mark = "FAIL" if not finding.ok else "note" if finding.note else "ok"
+            print(f"{mark:<4}  {finding.check:<13}  {finding.message}", flush=True)
+    if options.json:
+        print(
+            json.dumps([{"check": each.check, "ok": each.ok, "message": each.message} for each in findings], indent=2)
+        )
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _pull(options: argparse.Namespace) -> int:
+    asyncio.run(pull.pull(_settings(options), os.environ, progress.meter(sys.stdout)))
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    lines = ls.read(settings)
+    if options.json:
+        print(json.dumps([describe(line.info, current=line.current) for line in lines], indent=2))
+    else:
+        ls.write(lines, settings, sys.stdout)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    demo = importlib.import_module("mirror.demo")  # now: it brings the simulator, which no other command needs
+    environ = dict(os.environ)
+    if options.config:
+        environ[config.FILE_VARIABLE] = str(options.config)
+    if options.log_level:
+        environ[f"{config.PREFIX}LOG__LEVEL"] = options.log_level
+    return int(demo.run(options.once, options.rate, options.size, environ))
 
 
 if __name__ == "__main__":

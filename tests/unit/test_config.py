@@ -237,8 +237,13 @@ def test_a_route_that_leaves_its_place_is_refused(route: str, complaint: Complai
 def test_redirect_hosts_are_names_with_at_most_a_star_in_front(tmp_path: Path, complaint: Complain) -> None:
     text = '[upstream]\nredirect_hosts = ["*.AmazonAWS.com", "10.0.0.1", "::1"]'
     assert read(tmp_path, text).upstream.redirect_hosts == ("*.amazonaws.com", "10.0.0.1", "::1")
-    for host in ("https://x", "x:80", "a.*.com", "*", "x/y", ""):
+    for host in ("https://x", "x:80", "a.*.com", "**", "*.", "x/y", ""):
         assert "upstream.redirect_hosts" in complaint(f'[upstream]\nredirect_hosts = ["{host}"]')
+
+
+def test_a_bare_star_in_redirect_hosts_means_any_host(tmp_path: Path, complaint: Complain) -> None:
+    assert read(tmp_path, '[upstream]\nredirect_hosts = ["*"]').upstream.redirect_hosts == ("*",)
+    assert '"*" for any' in complaint('[upstream]\nredirect_hosts = ["*x"]')
 
 
 @pytest.mark.parametrize(

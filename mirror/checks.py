@@ -1,0 +1,228 @@
+"""`pps-mirror check`: would a mirror with this configuration work here and now? Each check finds out by trying.
+
+Nothing is changed by looking: no directory is made, no file stays behind, no image is asked for.
+"""
+
+import asyncio
+import errno
+import fcntl
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.app import server_tls
+from mirror.caller import Caller
+from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
+from mirror.config import Upstream as UpstreamConfig
+from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
+from mirror.metadata import ImageMetadata
+from mirror.units import DAY, format_size
+from mirror.upstream.client import Upstream
+
+EXPIRES_SOON = 14
+"""Days before its end from which a certificate is worth a note."""
+
+PROBE_SECONDS = 2.0
+"""How long whoever has our port may take to say what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. One that is not `ok` fails the command; a `note` is fine and worth knowing."""
+
+    check: str
+    ok: bool
+    message: str
+    note: bool = False
+
+
+def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterator[Finding]:
+    """Check one thing after another. `file` is what the configuration was read from, when the command line named it."""
+    yield _configuration(environ, file)
+    token, bad_token = None, None
+    try:
+        token = load_token(config, environ)
+    except ConfigError as error:
+        bad_token = Finding("token", False, str(error))
+    answer = asyncio.run(_ask(config.upstream, config.upstream.url, token)) if config.upstream.url else None
+    yield _upstream(config, answer, has_token=token is not None)
+    yield bad_token or _token(config, answer, has_token=token is not None)
+    yield _store(config.store, answer if isinstance(answer, ImageMetadata) else None)
+    yield _tls(config.server)
+    yield _listener("server", config.server.host, config.server.port, tls=config.server.tls_cert is not None)
+    yield _listener("admin", config.admin.host, config.admin.port, tls=False)
+
+
+def _configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
+    path = file or environ.get(FILE_VARIABLE)
+    variables = sorted(name for name in environ if name.startswith(PREFIX))
+    sources = [str(path)] * bool(path) + variables
+    return Finding("configuration", True, f"read from {', '.join(sources)}" if sources else "all defaults")
+
+
+# Upstream and the token
+
+
+async def _ask(config: UpstreamConfig, url: str, token: str | None) -> ImageMetadata | MirrorError:
+    try:
+        async with Upstream(config, url) as upstream:
+            return await upstream.metadata(Caller(f"Bearer {token}" if token else None, "pps-mirror-check"))
+    except MirrorError as error:
+        return error
+    except OSError as error:
+        return BadUpstream(f"upstream.ca_file = {str(config.ca_file)!r} cannot be used: {error.strerror or error}")
+
+
+def _upstream(config: Config, answer: ImageMetadata | MirrorError | None, *, has_token: bool) -> Finding:
+    def found(ok: bool, message: str, *, note: bool = False) -> Finding:
+        return Finding("upstream", ok, f"{config.upstream.url}: {message}", note)
+
+    match answer:
+        case None if config.auth.mode == "upstream":
+            reason = 'auth.mode = "upstream" lets nobody in without it; set upstream.url, or auth.mode = "open"'
+            return Finding("upstream", False, f"not set, and {reason}")
+        case None:
+            return Finding("upstream", True, "not set: the mirror serves only what is in its store", note=True)
+        case ImageMetadata():
+            image = f"{answer.hash[:12]} ({format_size(answer.size)}, created {answer.created:%Y-%m-%d})"
+            return found(True, f"reachable; its current image is {image}")
+        case UpstreamRefused(status=401 | 403) if not has_token:
+            return found(True, f"reachable, asked for a token ({answer.status})")
+        case UpstreamRefused(status=401 | 403):
+            return found(True, f"reachable, refused the token ({answer.status})")
+        case UpstreamRefused(status=404):
+            return found(True, "reachable, has no image (404)", note=True)
+        case UpstreamRefused():
+            return found(True, f"reachable, wants to be asked less often ({answer.status})", note=True)
+        case _:
+            return found(False, answer.message)
+
+
+def _token(config: Config, answer: ImageMetadata | MirrorError | None, *, has_token: bool) -> Finding:
+    refused = isinstance(answer, UpstreamRefused) and answer.status in {401, 403}
+    if not has_token:
+        how = f"set upstream.token_file or {TOKEN_VARIABLE}"
+        if refused and config.auth.mode != "upstream":
+            return Finding("token", False, f'none, and auth.mode = "{config.auth.mode}" needs one here: {how}')
+        return Finding("token", True, f"none: a fill uses its client's; for pull, {how}", note=True)
+    source = "upstream.token_file" if config.upstream.token_file else TOKEN_VARIABLE
+    if refused:
+        return Finding("token", False, f"upstream refuses the one in {source}")
+    if isinstance(answer, ImageMetadata) or (isinstance(answer, UpstreamRefused) and answer.status == 404):
+        return Finding("token", True, f"upstream accepts the one in {source}")
+    return Finding("token", True, f"the one in {source} could not be tried", note=True)
+
+
+# The store
+
+
+def _store(config: Store, current: ImageMetadata | None) -> Finding:
+    root = next((place for place in (config.path, *config.path.parents) if place.exists()), Path("/"))
+    tried = [root]
+    if root == config.path:
+        tried += [part for name in ("images", "partial", "quarantine") if (part := root / name).exists()]
+    for directory in tried:
+        try:
+            _try_to_write(directory)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            return Finding("store", False, f"{directory} cannot be written by user id {os.geteuid()}: {reason}")
+    free = shutil.disk_usage(root).free
+    space = f"{format_size(free)} free, store.min_free = {format_size(config.min_free)}"
+    wanted = _still_wanted(config.path, current) if current else 0
+    if free - wanted < config.min_free:
+        wants = f"the current image needs {format_size(wanted)} more" if wanted else "no image has room"
+        return Finding("store", False, f"{config.path}: {space}: {wants}; free some space")
+    state = "writable" if root == config.path else f"does not exist yet, can be made in {root}"
+    return Finding("store", True, f"{config.path}: {state} by user id {os.geteuid()}; {space}")
+
+
+def _try_to_write(directory: Path) -> None:
+    """Do what a fill does, to a file without a name."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(b"pps-mirror check")
+        file.flush()
+        os.fsync(file.fileno())
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _still_wanted(root: Path, metadata: ImageMetadata) -> int:
+    """Bytes of the image that are not in the store yet."""
+    if (root / "images" / metadata.hash / "image").exists():
+        return 0
+    partial = root / "partial" / metadata.hash
+    return max(0, metadata.size - (partial.stat().st_size if partial.exists() else 0))
+
+
+# TLS and the listeners
+
+
+def _tls(config: Server) -> Finding:
+    try:
+        context = server_tls(config)
+    except ConfigError as error:
+        return Finding("tls", False, str(error))
+    if context is None or config.tls_cert is None:
+        return Finding("tls", True, "off: clients are served plain HTTP", note=True)
+    try:
+        expires = _handshake(context, config.tls_cert)
+    except ssl.SSLCertVerificationError as error:
+        return Finding("tls", False, f"server.tls_cert = {str(config.tls_cert)!r}: {error.verify_message}")
+    days = int((expires - time.time()) // DAY)
+    until = f"{time.strftime('%Y-%m-%d', time.gmtime(expires))}, {days} days from now"
+    return Finding("tls", True, f"certificate and key belong together; valid until {until}", note=days < EXPIRES_SOON)
+
+
+def _handshake(server: ssl.SSLContext, certificate: Path) -> float:
+    """Greet the server in memory, trusting its certificate as such; when that expires, in seconds since the epoch.
+
+    Raises SSLCertVerificationError when the certificate is not valid now or not for servers.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certificate)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (asking, answering) * 3:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return float(ssl.cert_time_to_seconds(str((asking.getpeercert() or {})["notAfter"])))
+
+
+def _listener(check: str, host: str, port: int, *, tls: bool) -> Finding:
+    address = f"{host} port {port}"
+    if port == 0:
+        return Finding(check, True, f"{host}, any free port")
+    try:
+        for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            socket.create_server(place[:2], family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _is_mirror(host, port, tls=tls):
+            return Finding(check, True, f"{address} is taken, by a pps-mirror that runs already", note=True)
+        return Finding(check, False, f"{address} cannot be had: {error.strerror}")
+    return Finding(check, True, f"{address} is free")
+
+
+def _is_mirror(host: str, port: int, *, tls: bool) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=PROBE_SECONDS)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whoever it is, nothing is told to it
+        connection = http.client.HTTPSConnection(host, port, timeout=PROBE_SECONDS, context=context)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().headers.get("Server", "") == "pps-mirror"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,28 @@
+"""The configuration: every key with its type, default and limits, read from a TOML file and the environment.
+
+Whoever holds a `Config` may rely on it: values are parsed and normalised, do not contradict each other, and an empty
+text is None. Every problem is one `ConfigError` whose text is one line that a person can act on and that never quotes
+what may be a secret. Nothing here touches the network or the store.
+"""
+
+from mirror.config.loading import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_token, unbuilt
+from mirror.config.model import KEYS, S3, Admin, Auth, Config, Log, Prefetch, Server, Store, Upstream
+
+__all__ = [
+    "FILE_VARIABLE",
+    "KEYS",
+    "PREFIX",
+    "S3",
+    "TOKEN_VARIABLE",
+    "Admin",
+    "Auth",
+    "Config",
+    "Log",
+    "Prefetch",
+    "Server",
+    "Store",
+    "Upstream",
+    "load",
+    "load_token",
+    "unbuilt",
+]

@@ -1,0 +1,173 @@
+"""`pps-mirror pull`: bring the current image into the store now, with the mirror's own token.
+
+It never fetches beside another process that shares the store: what a running mirror receives already is followed, and
+taken over only when that one lets go of it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mirror.app import Mirror, opened
+from mirror.caller import Caller
+from mirror.catalog import Away
+from mirror.config import TOKEN_VARIABLE, Config
+from mirror.errors import ConfigError, MirrorError, UpstreamRefused
+from mirror.fill import Fill, FillFailed, Reason
+from mirror.library import Opened
+from mirror.metadata import ImageMetadata
+from mirror.progress import Meter
+from mirror.store.base import StoreUnavailable
+from mirror.units import format_duration, format_size
+
+TICK = 0.2
+"""Seconds between two looks at how far a transfer is."""
+
+ROLLOVERS = 3
+"""How often in a row upstream may turn out to have another image than its metadata said."""
+
+
+async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None:
+    """Return when the current image is stored, having shown how that went on `meter`.
+
+    Cancelled, it keeps what it has received. Raises ConfigError, or MirrorError when the image cannot be had.
+    """
+    if config.upstream.url is None:
+        raise ConfigError("there is nothing to pull from: set upstream.url")
+    async with opened(config, environ) as mirror:
+        await _Pull(mirror, meter).run()
+
+
+class _Pull:
+    """One pull into an open mirror."""
+
+    def __init__(self, mirror: Mirror, meter: Meter) -> None:
+        self._mirror = mirror
+        self._meter = meter
+        self._caller = mirror.own or Caller(None, "pps-mirror")
+
+    async def run(self) -> None:
+        """Pull what is current, and what is current then when upstream rolled over meanwhile."""
+        rollovers = 0
+        while True:
+            metadata = await self._current()
+            try:
+                await self._bring(metadata)
+            except FillFailed as failure:
+                rollovers += 1
+                if failure.reason is not Reason.CHANGED or rollovers == ROLLOVERS:
+                    raise failure.error from failure
+                self._meter.say("upstream has another image than it said: asking again")
+            else:
+                return
+
+    async def _current(self) -> ImageMetadata:
+        try:
+            return (await self._mirror.catalog.fetch(self._caller)).metadata
+        except Away as away:
+            raise away.error from None
+        except UpstreamRefused as refusal:
+            raise MirrorError(self._explain(refusal.status)) from None
+
+    def _explain(self, status: int) -> str:
+        if status == 404:
+            return "upstream has no image (it answered 404)"
+        if self._mirror.own is None:
+            return f"upstream wants a token (it answered {status}): set upstream.token_file or {TOKEN_VARIABLE}"
+        source = "in upstream.token_file" if self._mirror.config.upstream.token_file else f"in {TOKEN_VARIABLE}"
+        return f"upstream refuses the token {source} (it answered {status})"
+
+    async def _bring(self, metadata: ImageMetadata) -> None:
+        """Make sure that the image is stored. Raises FillFailed, StoreUnavailable."""
+        name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        found, followed = await self._open(metadata)
+        if found.fill is not None:
+            await self._watch(found.fill)
+            self._meter.say(f"{name} is verified and stored, after {format_duration(clock() - began)}")
+        elif followed:
+            self._meter.say(f"{name} is stored, by the other process")
+        else:
+            self._meter.say(f"{name} is stored already: nothing to do")
+
+    async def _open(self, metadata: ImageMetadata) -> tuple[Opened, bool]:
+        """Open the image, and say whether another process had to be waited for."""
+        partial = self._mirror.config.store.path / "partial" / metadata.hash
+        followed = False
+        while True:
+            if await self._is_held(partial):
+                followed = True
+                await self._follow(partial, metadata.size)
+            try:
+                return await self._mirror.library.open(metadata, self._caller), followed
+            except StoreUnavailable:
+                if not await self._is_held(partial):  # else somebody was quicker than we
+                    raise
+
+    async def _watch(self, fill: Fill) -> None:
+        """Show our own fill until its verdict. Raises FillFailed."""
+        size = fill.metadata.size
+        self._meter.start(size, fill.position, fill.state)
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK):
+                        await fill.available(size - 1)
+                        break
+                self._meter.show(fill.position, fill.state)
+            self._meter.show(size, fill.state)
+        except asyncio.CancelledError:
+            self._meter.stop()
+            self._meter.say(
+                f"stopped at {format_size(fill.position)} of {format_size(size)}: that is kept, and will be resumed "
+                "by the next pull or by serve"
+            )
+            raise
+        finally:
+            self._meter.stop()
+
+    async def _follow(self, partial: Path, size: int) -> None:
+        """Show what another process receives until it lets go of it, whichever way that ends."""
+        self._meter.say("another process is receiving this image into the same store: following it")
+        position = await self._length(partial)
+        self._meter.start(size, position, "following")
+        try:
+            while await self._is_held(partial):
+                position = max(position, await self._length(partial))
+                self._meter.show(position, "following")
+                await asyncio.sleep(TICK)
+        finally:
+            self._meter.stop()
+
+    async def _is_held(self, partial: Path) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._mirror.pool, _is_locked, partial)
+
+    async def _length(self, partial: Path) -> int:
+        return await asyncio.get_running_loop().run_in_executor(self._mirror.pool, _length, partial)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process has the exclusive lock on a file. Blocks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file, 0 when it is not there. Blocks."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
