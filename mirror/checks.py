@@ -77,8 +77,8 @@ async def _ask(config: UpstreamConfig, url: str, token: str | None) -> ImageMeta
             return await upstream.metadata(Caller(f"Bearer {token}" if token else None, "pps-mirror-check"))
     except MirrorError as error:
         return error
-    except OSError as error:
-        return BadUpstream(f"upstream.ca_file = {str(config.ca_file)!r} cannot be used: {error.strerror or error}")
+    except ConfigError as error:
+        return BadUpstream(str(error))
 
 
 def _upstream(config: Config, answer: ImageMetadata | MirrorError | None, *, has_token: bool) -> Finding:

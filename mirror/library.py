@@ -100,6 +100,8 @@ class Library:
             self._refuse_doomed(metadata.hash)
             source = ImageSource(self._upstream, metadata, self._own or caller)
             journal = await self._store.begin(metadata)
+            if isinstance(journal, StoredImage):
+                return Opened(journal, Found.STORED)
             fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry)
             self._fills[metadata.hash] = fill, source
             self._own_task(self._run(fill), f"fill {metadata.hash}")

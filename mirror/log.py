@@ -19,8 +19,9 @@ _SECRETS = re.compile(
 )
 
 
-def set_up(config: Log, stream: TextIO = sys.stderr) -> None:
-    """Send the log to `stream` as the configuration says; "auto" is for people on a terminal and JSON elsewhere."""
+def set_up(config: Log, stream: TextIO | None = None) -> None:
+    """Send the log to `stream` (standard error); format "auto" is for people on a terminal and JSON elsewhere."""
+    stream = stream or sys.stderr
     as_json = config.format == "json" or (config.format == "auto" and not stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter())

@@ -20,7 +20,7 @@ from mirror.fill import Fill, FillFailed, Reason
 from mirror.library import Opened
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
-from mirror.store.base import StoreUnavailable
+from mirror.store.base import Busy
 from mirror.units import format_duration, format_size
 
 TICK = 0.2
@@ -104,9 +104,8 @@ class _Pull:
                 await self._follow(partial, metadata.size)
             try:
                 return await self._mirror.library.open(metadata, self._caller), followed
-            except StoreUnavailable:
-                if not await self._is_held(partial):  # else somebody was quicker than we
-                    raise
+            except Busy:  # somebody was quicker than we
+                continue
 
     async def _watch(self, fill: Fill) -> None:
         """Show our own fill until its verdict. Raises FillFailed."""

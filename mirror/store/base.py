@@ -18,6 +18,10 @@ class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
 
 
+class Busy(StoreUnavailable):
+    """Another process receives this image into the same store; what it receives can be followed."""
+
+
 class Corrupt(Exception):
     """The bytes received are not the image that was promised; says what was expected and what came."""
 
@@ -106,10 +110,11 @@ class BlobStore(Protocol):
     async def open(self, image_hash: str) -> StoredImage | None:
         """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
 
-    async def begin(self, metadata: ImageMetadata) -> Partial:
+    async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
         """Begin or resume the journal of an image, having made sure there is room for all of it.
 
-        Raises StoreUnavailable: no room, no store, or another process appends to it.
+        Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store),
+        or Busy.
         """
 
     async def list(self) -> Sequence[StoredInfo]:

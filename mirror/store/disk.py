@@ -25,7 +25,7 @@ from typing import ParamSpec, TypeVar
 
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Busy, StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import SUFFIX
 from mirror.store.partial_file import PartialFile, quarantined_at
 from mirror.store.shared_file import SharedFile
@@ -34,6 +34,7 @@ from mirror.units import format_size
 log = logging.getLogger(__name__)
 
 QUARANTINE_SECONDS = 86_400
+LEFTOVER_SECONDS = 3600
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class DiskStore:
             image = self._in_use.setdefault(identity, opened)
         return image
 
-    async def begin(self, metadata: ImageMetadata) -> PartialFile:
+    async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
         """See `BlobStore.begin`."""
         return await self._run(self._begin, metadata)
 
@@ -97,7 +98,8 @@ class DiskStore:
         for directory in (self._images, self._partial, self._quarantine):
             directory.mkdir(parents=True, exist_ok=True)
             for leftover in directory.glob(f"**/*{SUFFIX}"):
-                leftover.unlink(missing_ok=True)
+                if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
+                    leftover.unlink(missing_ok=True)
         for wrong in self._quarantine.iterdir():
             if quarantined_at(wrong) < time.time() - QUARANTINE_SECONDS:
                 shutil.rmtree(wrong) if wrong.is_dir() else wrong.unlink(missing_ok=True)
@@ -116,7 +118,10 @@ class DiskStore:
         metadata = self._metadata(directory)
         if metadata is None:
             return None
-        file = SharedFile(os.open(directory / "image", os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            file = SharedFile(os.open(directory / "image", os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return None
         size = os.fstat(file.fd).st_size
         if size != metadata.size:
             log.warning("%s is %d bytes and should be %d: it will be fetched anew", directory, size, metadata.size)
@@ -136,7 +141,7 @@ class DiskStore:
             return None
         return metadata
 
-    def _begin(self, metadata: ImageMetadata) -> PartialFile:
+    def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -144,11 +149,15 @@ class DiskStore:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever held the lock may have published or removed the file since we opened it.
                 if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+                    if (image := self._open(metadata.hash)) is not None:
+                        path.unlink()
+                        os.close(fd)
+                        return image
                     self._reserve(metadata.size - os.fstat(fd).st_size)
                     return PartialFile(path, fd, metadata, images=self._images, quarantine=self._quarantine)
             except BlockingIOError:
                 os.close(fd)
-                raise StoreUnavailable("another process is receiving this image into the same store") from None
+                raise Busy("another process is receiving this image into the same store") from None
             except BaseException:
                 os.close(fd)
                 raise

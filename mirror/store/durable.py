@@ -1,7 +1,7 @@
 """Small files that survive a power cut: written aside, fsynced, renamed, and the directory fsynced after them."""
 
-import contextlib
 import os
+import secrets
 from pathlib import Path
 
 SUFFIX = ".tmp"
@@ -10,15 +10,17 @@ SUFFIX = ".tmp"
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `data` as one step: after a crash it is the old file or the new one. Blocks; raises OSError."""
-    aside = path.with_name(path.name + SUFFIX)
-    with contextlib.suppress(FileNotFoundError):
-        aside.unlink()
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}{SUFFIX}")  # another process may write the same file
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

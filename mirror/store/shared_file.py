@@ -83,4 +83,3 @@ class SharedFile:
         self._handed_out = 0
         for segment in self._segments.values():
             segment.madvise(mmap.MADV_DONTNEED)
-

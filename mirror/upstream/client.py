@@ -17,7 +17,7 @@ from yarl import URL
 from mirror import __version__
 from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.errors import BadUpstream, ConfigError, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden
 
@@ -184,6 +184,10 @@ def reason(error: BaseException) -> str:
     """Say in a few ASCII words what went wrong on the line, without URL, path or credential."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name does not resolve"
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return "the connection ended too early"
+    if isinstance(error, TimeoutError):
+        return "no byte came in time"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.encode("ascii", "replace").decode()
@@ -221,5 +225,10 @@ async def _limited(content: aiohttp.StreamReader, limit: int) -> AsyncIterator[b
 def _tls(config: UpstreamConfig) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if config.ca_file is not None:
-        context.load_verify_locations(config.ca_file)
+        try:
+            context.load_verify_locations(config.ca_file)
+        except ssl.SSLError:
+            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} has no PEM certificates") from None
+        except OSError as error:
+            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} cannot be read: {error.strerror}") from None
     return context

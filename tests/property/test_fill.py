@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from mirror import fill as fill_module
 from mirror.errors import BadUpstream, NotFound
 from mirror.fill import Fill, FillFailed, Reason, State
-from mirror.store.base import Body
+from mirror.metadata import ImageMetadata
+from mirror.store.base import Body, Partial, StoredImage
+from mirror.store.disk import DiskStore
 from mirror.upstream.source import Broken, Changed
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 
@@ -34,6 +36,13 @@ async def read(body: Body, start: int, stop: int, seen: list[int] | None = None)
         received += body.file.read(start, limit)
         start = min(limit, start + len(body.file.read(start, limit)))
     return received
+
+
+async def journal_of(store: DiskStore, metadata: ImageMetadata) -> Partial:
+    """Begin or resume the journal of an image that is not stored."""
+    journal = await store.begin(metadata)
+    assert not isinstance(journal, StoredImage)
+    return journal
 
 
 openings = st.lists(
@@ -61,7 +70,7 @@ def test_whatever_breaks_every_reader_gets_the_images_bytes_and_the_image_is_pub
             if left:  # what an earlier process left behind
                 (root / "partial" / metadata.hash).write_bytes(IMAGE[:left])
             source = ScriptedSource(IMAGE, script)
-            fill = Fill(metadata, source, await store.begin(metadata), holdback=HOLDBACK, retry=60)
+            fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
             seen: list[int] = []
 
             async def reader(part: tuple[int, int], later: int) -> None:
@@ -98,7 +107,7 @@ async def failed(root: Path, *script: Opening, image: bytes = IMAGE, retry: floa
     async with disk_store(root) as store:
         metadata = metadata_of(IMAGE)
         source = ScriptedSource(image, script)
-        fill = Fill(metadata, source, await store.begin(metadata), holdback=HOLDBACK, retry=retry)
+        fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=retry)
         received = b""
 
         async def reader() -> None:
@@ -144,7 +153,7 @@ async def test_a_clean_early_end_is_asked_once_more_and_may_go_on(tmp_path: Path
     async with disk_store(tmp_path) as store:
         metadata = metadata_of(IMAGE)
         source = ScriptedSource(IMAGE, [Opening(4000, clean=True)])
-        fill = Fill(metadata, source, await store.begin(metadata), holdback=HOLDBACK, retry=60)
+        fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
         await fill.run()
         assert fill.state is State.PUBLISHED
         assert source.asked == [(0, None), (4000, '"v1"')]
@@ -154,7 +163,7 @@ async def test_bytes_that_were_received_are_not_fetched_again(tmp_path: Path) ->
     async with disk_store(tmp_path) as store:
         metadata = metadata_of(IMAGE)
         source = ScriptedSource(IMAGE, [Opening(count) for count in (3000, 1, 0, 2500)])
-        await Fill(metadata, source, await store.begin(metadata), holdback=HOLDBACK, retry=60).run()
+        await Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60).run()
         assert source.sent == len(IMAGE)
         assert [offset for offset, _ in source.asked] == [0, 3000, 3001, 3001, 5501]
 
@@ -195,11 +204,11 @@ async def test_a_partial_that_was_altered_while_the_mirror_was_down_is_never_ser
     async with disk_store(tmp_path) as store:
         metadata = metadata_of(IMAGE)
         (tmp_path / "partial" / metadata.hash).write_bytes(b"\0" * 5000)
-        fill = Fill(metadata, ScriptedSource(IMAGE), await store.begin(metadata), holdback=HOLDBACK, retry=60)
+        fill = Fill(metadata, ScriptedSource(IMAGE), await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
         await fill.run()
         assert fill.failure is not None
         assert fill.failure.reason is Reason.WRONG_BYTES
-        again = Fill(metadata, ScriptedSource(IMAGE), await store.begin(metadata), holdback=HOLDBACK, retry=60)
+        again = Fill(metadata, ScriptedSource(IMAGE), await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
         await again.run()
         assert again.state is State.PUBLISHED
 
@@ -208,12 +217,12 @@ async def test_a_fill_that_is_stopped_leaves_a_clean_partial(tmp_path: Path) -> 
     async with disk_store(tmp_path) as store:
         metadata = metadata_of(IMAGE)
         source = ScriptedSource(IMAGE, [Opening(5000, hang=True)])
-        fill = Fill(metadata, source, await store.begin(metadata), holdback=HOLDBACK, retry=60)
+        fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
         task = asyncio.create_task(fill.run())
         await fill.available(4999)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (tmp_path / "partial" / metadata.hash).read_bytes() == IMAGE[:5000]
-        again = await store.begin(metadata)  # the lock is free
+        again = await journal_of(store, metadata)  # the lock is free
         await again.close()
