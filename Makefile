@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
+
+install: $(VENV)/run.ok     ## pps-mirror in .venv/bin
 
 test: $(VENV)/dev.ok        ## the whole suite (ARGS: passed on to pytest)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -88,8 +88,8 @@ class RedirectPolicy:
 def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
     """Say which host was refused at connecting, and what to do."""
     return BadUpstream(
-        f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}; that is refused (see "
-        "upstream.redirect_hosts and docs/security.md)"
+        f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}: refused, because that may be a service "
+        "of this machine or its cloud, whatever upstream.redirect_hosts says"
     )
 
 
