@@ -2,7 +2,7 @@
 
 The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
 no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless
-upstream itself is there, to loopback.
+upstream itself is there, to loopback. What `redirect_hosts` names is trusted, unless it leads to a link-local address.
 """
 
 import errno
@@ -71,9 +71,9 @@ class RedirectPolicy:
     def redirect_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """Make a socket toward a redirect target. Raises ForbiddenAddress."""
         address = _address(addr_info)
-        if address.is_link_local:
+        if address.is_link_local and str(address) not in self._hosts:
             raise ForbiddenAddress(errno.EACCES, "a link-local address")
-        if _is_loopback(address) and not self._upstream_on_loopback:
+        if _is_loopback(address) and not self._hosts and not self._upstream_on_loopback:
             raise ForbiddenAddress(errno.EACCES, "a loopback address")
         return _socket(addr_info)
 
@@ -88,8 +88,8 @@ class RedirectPolicy:
 def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
     """Say which host was refused at connecting, and what to do."""
     return BadUpstream(
-        f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}: refused, because that may be a service "
-        "of this machine or its cloud, whatever upstream.redirect_hosts says"
+        f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}: refused, because services of this "
+        "machine and its cloud are there; if it is right, add the host (or address) to upstream.redirect_hosts"
     )
 
 

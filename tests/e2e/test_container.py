@@ -1,0 +1,125 @@
+"""The Dockerfile, really built, without a registry or an index, and its image run as locked up as it promises."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mirror.simulator.client import Simulator
+from tests.support.debian import PROJECT, debian_root, served, wheels
+from tests.support.docker_engine import DockerEngine
+from tests.support.needs import needs
+from tests.support.processes import IMAGE, eventually, free_port
+
+pytestmark = pytest.mark.timeout(600)
+
+BASE, TAG = "debian-with-python", "pps-mirror"
+UID = 10001
+STORE = "/var/lib/pps-mirror"
+LOCKED_UP = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+
+
+@pytest.fixture(scope="module")
+def image(docker_engine: DockerEngine) -> str:
+    """The tag of the image built from this tree on an imported Debian."""
+    docker_engine.run("import", str(debian_root()), BASE)
+    with served(wheels()) as url:
+        docker_engine.run(
+            *("build", "--network=host", f"--tag={TAG}", f"--build-arg=BASE={BASE}", "--build-arg=PIP_NO_INDEX=1"),
+            *(f"--build-arg=PIP_FIND_LINKS={url}", str(PROJECT)),
+            timeout=300,
+        )
+    return TAG
+
+
+@pytest.fixture
+def upstream() -> Iterator[Simulator]:
+    with Simulator.start() as simulator:
+        yield simulator
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A running container, by its `name`."""
+
+    engine: DockerEngine
+    name: str
+
+    def inspect(self, field: str) -> str:
+        """A field of what the engine knows of it, as a Go template names it."""
+        return self.engine.run("inspect", f"--format={{{{{field}}}}}", self.name)
+
+
+@contextmanager
+def running(engine: DockerEngine, image: str, *options: str) -> Iterator[Container]:
+    """Run the image as it is meant to be; the engine has no bridge, so it shares our loopback."""
+    name = engine.run("run", "--detach", "--pull=never", "--network=host", "--health-interval=1s", *options, image)
+    try:
+        yield Container(engine, name)
+    finally:
+        subprocess.run([engine.client, "logs", name], env=engine.environ, check=False)  # pytest shows it of failures
+        engine.run("rm", "--force", "--volumes", name)
+
+
+def assert_it_does_its_job(container: Container, upstream: Simulator, port: int) -> None:
+    """Healthy, not root, an image downloaded through it is right, and it ends when told to."""
+    eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+    assert Path(f"/proc/{container.inspect('.State.Pid')}").stat().st_uid == UID
+    curl = [needs("curl", "apt-get install curl"), "-sS", "-f", f"http://127.0.0.1:{port}{IMAGE}"]
+    image = subprocess.run([*curl, "-H", f"Authorization: Bearer {upstream.token}"], stdout=subprocess.PIPE, check=True)
+    assert hashlib.sha256(image.stdout).hexdigest() == upstream.image_sha256("first")
+    container.engine.run("stop", container.name)
+    assert container.inspect(".State.ExitCode") == "0"
+
+
+def test_locked_up_with_a_named_volume_and_configured_by_variables(
+    docker_engine: DockerEngine, image: str, upstream: Simulator
+) -> None:
+    port = free_port()
+    variables = {
+        "PPS_MIRROR__UPSTREAM__URL": upstream.api_url,
+        "PPS_MIRROR__SERVER__PORT": port,
+        "PPS_MIRROR__ADMIN__PORT": free_port(),
+    }
+    options = [f"--env={name}={value}" for name, value in variables.items()]
+    with running(docker_engine, image, *LOCKED_UP, f"--volume=pps-mirror:{STORE}", *options) as container:
+        assert_it_does_its_job(container, upstream, port)
+    docker_engine.run("volume", "rm", "pps-mirror")
+
+
+def test_locked_up_with_a_bind_mount_and_configured_by_a_file(
+    docker_engine: DockerEngine, image: str, upstream: Simulator, tmp_path: Path
+) -> None:
+    port, admin_port = free_port(), free_port()
+    config, store = tmp_path / "config.toml", tmp_path / "store"
+    config.write_text(f'[server]\nport = {port}\n[upstream]\nurl = "{upstream.api_url}"\n')
+    store.mkdir()
+    os.chown(store, UID, UID)
+    options = [
+        f"--volume={store}:{STORE}",
+        f"--volume={config}:/etc/pps-mirror.toml:ro",
+        "--env=PPS_MIRROR_CONFIG=/etc/pps-mirror.toml",
+        f"--env=PPS_MIRROR__ADMIN__PORT={admin_port}",  # where the health check finds it as well
+    ]
+    with running(docker_engine, image, *LOCKED_UP, *options) as container:
+        assert_it_does_its_job(container, upstream, port)
+    assert (store / "images" / upstream.image_sha256("first") / "image").stat().st_uid == UID
+
+
+def test_the_image_is_small_and_has_no_installer(docker_engine: DockerEngine, image: str) -> None:
+    size, base = (int(docker_engine.run("inspect", "--format={{.Size}}", tag)) for tag in (image, BASE))
+    assert size - base < 80_000_000
+    installed = docker_engine.run("run", "--rm", "--network=none", "--entrypoint=ls", image, "/opt/pps-mirror/bin")
+    assert "pip" not in installed.split()
+
+
+def test_hadolint_has_nothing_to_say_about_the_dockerfile() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    said = subprocess.run([hadolint, PROJECT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout + said.stderr) == (0, "")

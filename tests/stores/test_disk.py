@@ -1,0 +1,235 @@
+"""The disk store alone: what survives, what is noticed, what two processes may do to each other."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mirror.metadata import ImageMetadata
+from mirror.store.base import Busy, Corrupt, Partial, StoredImage, StoreUnavailable
+from mirror.store.disk import DiskStore
+from mirror.store.durable import write_durably
+from tests.support.scripted import disk_store, metadata_of
+
+IMAGE = bytes(range(256)) * 5000
+METADATA = metadata_of(IMAGE)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[DiskStore]:
+    async with disk_store(tmp_path) as store:
+        yield store
+
+
+async def begin(store: DiskStore, metadata: ImageMetadata = METADATA) -> Partial:
+    journal = await store.begin(metadata)
+    assert not isinstance(journal, StoredImage)
+    return journal
+
+
+async def put(store: DiskStore, image: bytes = IMAGE) -> ImageMetadata:
+    metadata = metadata_of(image)
+    journal = await begin(store, metadata)
+    await journal.append([image])
+    await journal.publish()
+    await journal.close()
+    return metadata
+
+
+async def test_what_was_appended_is_published_whole(store: DiskStore, tmp_path: Path) -> None:
+    journal = await begin(store)
+    for first in range(0, len(IMAGE), 99_999):
+        await journal.append([IMAGE[first : first + 50_000], IMAGE[first + 50_000 : first + 99_999]])
+    assert (await store.open(METADATA.hash)) is None
+    await journal.publish()
+    await journal.close()
+    image = await store.open(METADATA.hash)
+    assert image is not None
+    assert image.file.read(0, len(IMAGE)) == IMAGE
+    assert (tmp_path / "images" / METADATA.hash / "metadata.json").read_bytes() == METADATA.raw
+    assert not list((tmp_path / "partial").iterdir())
+
+
+@pytest.mark.parametrize("wrong", [IMAGE[:-1], IMAGE[:-1] + b"x", b""])
+async def test_nothing_wrong_gets_a_name(store: DiskStore, tmp_path: Path, wrong: bytes) -> None:
+    journal = await begin(store)
+    await journal.append([wrong])
+    with pytest.raises(Corrupt, match=METADATA.hash):
+        await journal.publish()
+    await journal.quarantine()
+    await journal.close()
+    assert not list((tmp_path / "images").iterdir())
+    assert not list((tmp_path / "partial").iterdir())
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert aside.read_bytes() == wrong
+
+
+async def test_a_journal_is_taken_up_with_its_validator_after_a_crash(store: DiskStore) -> None:
+    journal = await begin(store)
+    await journal.append([IMAGE[:1000]])
+    await journal.remember('"v1"')
+    await journal.close()
+    again = await begin(store)
+    assert (again.position, again.validator) == (0, '"v1"')
+    while await again.recover():
+        pass
+    assert again.position == 1000
+    await again.append([IMAGE[1000:]])
+    await again.publish()
+    await again.close()
+    assert await store.open(METADATA.hash) is not None
+
+
+async def test_one_journal_has_one_appender(store: DiskStore) -> None:
+    journal = await begin(store)
+    with pytest.raises(Busy):
+        await store.begin(METADATA)
+    await journal.close()
+    await (await begin(store)).close()
+
+
+async def test_an_image_that_another_process_has_stored_meanwhile_is_not_begun_again(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    await put(store)
+    assert isinstance(await store.begin(METADATA), StoredImage)
+    assert not list((tmp_path / "partial").iterdir())
+
+
+async def test_an_image_without_room_is_refused_before_a_byte(tmp_path: Path) -> None:
+    async with disk_store(tmp_path, min_free=1 << 60) as store:
+        with pytest.raises(StoreUnavailable, match=r"store\.min_free"):
+            await store.begin(METADATA)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "no metadata", "other metadata", "metadata is nonsense"])
+async def test_a_damaged_image_counts_as_not_there_and_can_be_stored_anew(
+    store: DiskStore, tmp_path: Path, damage: str
+) -> None:
+    await put(store)
+    directory = tmp_path / "images" / METADATA.hash
+    match damage:
+        case "shorter":
+            os.truncate(directory / "image", 5)
+        case "gone":
+            (directory / "image").unlink()
+        case "no metadata":
+            (directory / "metadata.json").unlink()
+        case "other metadata":
+            (directory / "metadata.json").write_bytes(metadata_of(b"other").raw)
+        case _:
+            (directory / "metadata.json").write_bytes(b"{")
+    assert await store.open(METADATA.hash) is None
+    await put(store)
+    image = await store.open(METADATA.hash)
+    assert image is not None
+    assert image.file.read(0, len(IMAGE)) == IMAGE
+
+
+async def test_a_name_that_is_no_hash_opens_nothing(store: DiskStore) -> None:
+    for name in ("..", "../images/" + METADATA.hash, METADATA.hash.upper(), "", "\0"):
+        assert await store.open(name) is None
+
+
+async def test_the_list_is_newest_first_and_leaves_strangers_alone(store: DiskStore, tmp_path: Path) -> None:
+    first, second = await put(store, b"first"), await put(store, b"second")
+    (tmp_path / "images" / "lost+found").mkdir()
+    (tmp_path / "images" / second.hash / "pinned").touch()
+    await store.served(first.hash)
+    await store.served("0" * 64)
+    infos = {info.metadata.hash: info for info in await store.list()}
+    assert set(infos) == {first.hash, second.hash}
+    assert infos[first.hash].last_served_at is not None
+    assert infos[second.hash].last_served_at is None
+    assert (infos[first.hash].pinned, infos[second.hash].pinned) == (False, True)
+
+
+async def test_a_start_clears_away_old_leftovers_only(store: DiskStore, tmp_path: Path) -> None:
+    old, fresh = tmp_path / "partial" / "a.json.1.tmp", tmp_path / "partial" / "b.json.2.tmp"
+    aside = tmp_path / "quarantine" / f"{METADATA.hash}-{int(time.time()) - 90_000}"
+    recent = tmp_path / "quarantine" / f"{METADATA.hash}-{int(time.time())}"
+    for path in (old, fresh, aside, recent):
+        path.touch()
+    os.utime(old, (1, 1))
+    await store.prepare()
+    assert [path.exists() for path in (old, fresh, aside, recent)] == [False, True, False, True]
+
+
+async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = await begin(store)
+    await journal.append([IMAGE[:1000]])
+    real = os.writev
+
+    def full(fd: int, pieces: list[bytes]) -> int:
+        real(fd, [pieces[0][:10]])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(OSError, match="No space"):
+        await journal.append([IMAGE[1000:2000]])
+    monkeypatch.undo()
+    assert journal.position == 1000
+    assert (tmp_path / "partial" / METADATA.hash).stat().st_size == 1000
+    await journal.append([IMAGE[1000:]])
+    await journal.publish()
+    await journal.close()
+
+
+async def test_a_short_write_is_completed(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, pieces: real(fd, [b"".join(pieces)[:1500]]))
+    journal = await begin(store)
+    await journal.append([IMAGE[:1000], IMAGE[1000:2000], IMAGE[2000:3000]])
+    monkeypatch.undo()
+    assert journal.file.read(0, 5000) == IMAGE[:3000]
+    await journal.append([IMAGE[3000:]])
+    await journal.publish()
+    await journal.close()
+
+
+async def test_a_stored_file_is_mapped_once_for_all_and_closed_when_nobody_reads(store: DiskStore) -> None:
+    await put(store)
+    one = await store.open(METADATA.hash)
+    other = await store.open(METADATA.hash)
+    assert one is not None
+    assert one is other
+    with one.file.window(5, 50) as window:
+        assert len(window) == 45
+    descriptor = one.file.fd
+    del one, other
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+async def test_a_window_grows_with_the_file_and_never_reaches_past_its_end(store: DiskStore) -> None:
+    journal = await begin(store)
+    await journal.append([IMAGE[:5000]])
+    with journal.file.window(0, 5000) as window:
+        assert len(window) == 5000
+    with pytest.raises(OSError, match="ends at byte 5000"):
+        journal.file.window(0, 5001)
+    await journal.append([IMAGE[5000:9000]])
+    with journal.file.window(4000, 9000) as window:
+        assert len(window) == 5000
+    await journal.close()
+
+
+def test_a_file_is_replaced_as_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "note.json"
+    write_durably(path, b"old")
+
+    def fail(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write_durably(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["note.json"]
+    write_durably(path, b"secret", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
