@@ -14,18 +14,12 @@ from enum import StrEnum
 
 from mirror.errors import BadUpstream, MirrorError, Unavailable
 from mirror.metadata import ImageMetadata
+from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable
 from mirror.store.shared_file import SharedFile
 from mirror.upstream.source import Broken, Changed, Ended, Source
 
 log = logging.getLogger(__name__)
-
-IN_FLIGHT = 4 << 20
-"""Bytes received and not yet handed to the journal, at most."""
-
-STEP = (1 << 20, 0.004)
-"""Readers are told of progress once it is that many bytes, or that many seconds after the first of them: a fast line
-comes in many small pieces, and each word of progress costs a send for every reader."""
 
 BACKOFF = (0.25, 20.0)
 """Seconds before the first retry and at most; clients give up after 60 s without a byte."""
@@ -87,8 +81,6 @@ class Fill:
         self._retry = retry
         self._answered = False
         self._waiting: dict[asyncio.Future[None], int] = {}
-        self._told = 0
-        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def file(self) -> SharedFile:
@@ -163,19 +155,6 @@ class Fill:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _progressed(self) -> None:
-        """Tell the readers now or soon that there are more bytes."""
-        if self.position - self._told >= STEP[0]:
-            self._tell()
-        elif self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(STEP[1], self._tell)
-
-    def _tell(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-        self._telling, self._told = None, self.position
-        self._moved()
-
     def _enter(self, state: State) -> None:
         if state is not self.state:
             log.debug("fill of %s: %s -> %s at byte %d", self.metadata.hash, self.state, state, self.position)
@@ -229,7 +208,7 @@ class Fill:
             restarted = stream.offset < self.position
             pieces = _skip(stream.pieces, self.position, self._journal.digest()) if restarted else stream.pieces
             received = self.position
-            appender = _Appender(self._journal, stream.validator, self._progressed)
+            appender = Appender(self._journal, stream.validator, self._moved)
             try:
                 async for piece in pieces:
                     received += len(piece)
@@ -248,52 +227,6 @@ class Fill:
             await how()
         except OSError as error:
             log.warning("what was received of %s cannot be put away: %s", self.metadata.hash, error)
-
-
-class _Appender:
-    """Hands pieces to the journal in batches: each is what came while the one before was written and digested.
-
-    So a slow line's bytes reach readers at once, and a fast line's in few large steps.
-    """
-
-    def __init__(self, journal: Partial, validator: str | None, moved: Callable[[], None]) -> None:
-        self._journal = journal
-        self._validator = validator
-        self._noted = False
-        self._moved = moved
-        self._pending: list[bytes] = []
-        self._size = 0
-        self._room = asyncio.Event()
-        self._work: asyncio.Task[None] | None = None
-
-    async def put(self, piece: bytes) -> None:
-        """Take one piece; waits while more than IN_FLIGHT bytes are pending. Raises what the journal raises."""
-        self._pending.append(piece)
-        self._size += len(piece)
-        if self._work is None or self._work.done():
-            await self.finish()
-            self._work = asyncio.create_task(self._append())
-        while self._size >= IN_FLIGHT and not self._work.done():
-            self._room.clear()
-            await self._room.wait()
-
-    async def finish(self) -> None:
-        """Wait until all that was taken is in the journal. Raises what the journal raises."""
-        if self._work is not None:
-            await self._work
-
-    async def _append(self) -> None:
-        try:
-            while self._pending:
-                batch, self._pending, self._size = self._pending, [], 0
-                self._room.set()
-                await self._journal.append(batch)
-                self._moved()
-                if not self._noted:
-                    self._noted = True
-                    await self._journal.remember(self._validator)
-        finally:
-            self._room.set()
 
 
 async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:

@@ -32,6 +32,12 @@ LEAST_SLICE = 64 << 10
 IN_MEMORY = 16 << 20
 """Bytes of one send, its lower bound, and what all downloads together may have in memory."""
 
+CROWD = 8
+"""Downloads at once beyond which each gets small pages to send from."""
+
+TLS_SLICE = 256 << 10
+"""Bytes encrypted at once: they exist three times over until they are sent."""
+
 YIELD = 4 << 20
 """Bytes after which a download lets others have the loop, even if its client takes all it gets."""
 
@@ -143,7 +149,8 @@ class Sender:
             while position < stop:
                 limit = min(stop, await body.available(position))
                 while position < limit:
-                    with body.file.window(position, min(limit, position + self._slice())) as window:
+                    end = min(limit, position + self._slice(SLICE))
+                    with body.file.window(position, end, small=self.active > CROWD) as window:
                         end = position + len(window)
                         if not body.file.resident(position, end):
                             await loop.run_in_executor(self._pool, body.file.load, position, end)
@@ -161,14 +168,14 @@ class Sender:
         while position < stop:
             limit = min(stop, await body.available(position))
             while position < limit:
-                end = min(limit, position + self._slice())
+                end = min(limit, position + self._slice(TLS_SLICE))
                 piece = await loop.run_in_executor(self._pool, body.file.read, position, end)
                 await response.write(piece)
                 position += len(piece)
                 request["sent"] = position - start
 
-    def _slice(self) -> int:
-        return max(LEAST_SLICE, min(SLICE, IN_MEMORY // self.active))
+    def _slice(self, most: int) -> int:
+        return max(LEAST_SLICE, min(most, IN_MEMORY // self.active))
 
 
 def reset(request: web.BaseRequest) -> None:

@@ -13,6 +13,10 @@ from mirror.errors import Unavailable
 from mirror.metadata import ImageMetadata
 from mirror.store.shared_file import SharedFile
 
+BLOCK = 2 << 20
+"""Bytes of a block. A journal written in whole, aligned ones lies in the page cache in pages of that size (ext4, xfs),
+from which sending takes a quarter less CPU."""
+
 
 class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
@@ -82,8 +86,8 @@ class Partial(Protocol):
     async def recover(self) -> bool:
         """Digest a further part of what an earlier process left, and move `position`; True while there is more."""
 
-    async def append(self, pieces: Sequence[bytes]) -> None:
-        """Write and digest `pieces` in order. On an error (OSError) `position` has not moved."""
+    async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write and digest `pieces` in order. After an error (OSError) nothing is left beyond `position`."""
 
     def digest(self) -> str:
         """SHA-256 in hex of the bytes up to `position`."""

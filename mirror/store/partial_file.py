@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import Corrupt
+from mirror.store.base import BLOCK, Corrupt
 from mirror.store.durable import sync_directory, write_durably
 from mirror.store.shared_file import SharedFile
 
@@ -55,7 +55,7 @@ class PartialFile:
         """See `Partial.recover`."""
         return await self._run(self._recover)
 
-    async def append(self, pieces: Sequence[bytes]) -> None:
+    async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
         """See `Partial.append`."""
         await self._run(self._append, pieces)
 
@@ -108,42 +108,42 @@ class PartialFile:
                 raise OSError(errno.EIO, "a partial file became shorter while it was read")
             self._digest.update(buffer[:count])
             self.position += count
-        os.lseek(self.file.fd, self.position, os.SEEK_SET)
         return self.position < length
 
-    def _append(self, pieces: Sequence[bytes]) -> None:
+    def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
         try:
-            for first in range(0, len(pieces), _IOV_MAX):
-                self._write(pieces[first : first + _IOV_MAX])
+            for block in _blocks(pieces, self.position):
+                self._write(block)
+                for piece in block:
+                    self._digest.update(piece)
+                self.position += sum(map(len, block))
         except OSError:
-            # Nothing may follow a torn write: cut it off where the digest stands.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # nothing may follow a torn write: cut it off where the digest stands
                 os.ftruncate(self.file.fd, self.position)
-                os.lseek(self.file.fd, self.position, os.SEEK_SET)
             raise
-        for piece in pieces:
-            self._digest.update(piece)
-        self.position += sum(map(len, pieces))
         if self.position - self._flushed >= FLUSH and (self._flushing is None or self._flushing.done()):
             self._flushed = self.position
             self._check_flushed()
             self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
 
+    def _write(self, block: Sequence[memoryview]) -> None:
+        written = os.pwritev(self.file.fd, block, self.position)
+        offset = self.position
+        for piece in block:
+            if written < len(piece):  # a short write is rare: a signal, or a disk about to be full
+                done = written
+                while done < len(piece):
+                    done += os.pwrite(self.file.fd, piece[done:], offset + done)
+            written = max(0, written - len(piece))
+            offset += len(piece)
+
     def _check_flushed(self) -> None:
         if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
             self._flushing.result()
 
-    def _write(self, pieces: Sequence[bytes]) -> None:
-        written = os.writev(self.file.fd, pieces)
-        for piece in pieces:  # a short write is rare: a signal, or a disk about to be full
-            if written < len(piece):
-                rest = memoryview(piece)[written:]
-                while rest:
-                    rest = rest[os.write(self.file.fd, rest) :]
-            written = max(0, written - len(piece))
-
     def _publish(self) -> None:
-        if self.position != self._metadata.size or self.digest() != self._metadata.hash:
+        whole = self.position == self._metadata.size == os.fstat(self.file.fd).st_size
+        if not whole or self.digest() != self._metadata.hash:
             raise Corrupt(
                 f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{self.digest()} ({self.position} bytes)"
             )
@@ -181,6 +181,24 @@ class PartialFile:
     def _write_note(self) -> None:
         note = {"metadata": self._metadata.raw.decode(), "validator": self.validator}
         write_durably(self._note, json.dumps(note).encode())
+
+
+def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:
+    """Divide what is appended at `position` so that each write ends at a boundary, or at the end."""
+    block: list[memoryview] = []
+    end = position
+    for whole in pieces:
+        piece = memoryview(whole)
+        while piece:
+            part = piece[: BLOCK - end % BLOCK]
+            block.append(part)
+            end += len(part)
+            piece = piece[len(part) :]
+            if end % BLOCK == 0 or len(block) == _IOV_MAX:
+                yield block
+                block = []
+    if block:
+        yield block
 
 
 def quarantined_at(path: Path) -> float:

@@ -12,7 +12,7 @@ import weakref
 SEGMENT = 256 << 20
 """Bytes of one mapping. Only the last is mapped anew as the file grows, and a mapping costs page tables of 1/512."""
 
-IN_MEMORY = 24 << 20
+IN_MEMORY = 16 << 20
 """Bytes that may be sent before the pages they were sent from leave this process's resident memory."""
 
 PROBE = 1 << 20
@@ -20,32 +20,33 @@ PROBE = 1 << 20
 
 READ_AHEAD = 8 << 20
 
-_MADV_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap module
-
 
 class SharedFile:
     """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._segments: dict[int, mmap.mmap] = {}
+        self._segments: dict[tuple[int, bool], mmap.mmap] = {}
         self._handed_out = 0
         weakref.finalize(self, os.close, fd)
 
-    def window(self, start: int, stop: int) -> memoryview:
+    def window(self, start: int, stop: int, *, small: bool = False) -> memoryview:
         """Map the bytes [start, stop), or fewer of them: it ends at a segment's end. Only to be handed to the kernel.
 
-        Raises OSError when the file is shorter than `start`.
+        With `small` no huge pages are mapped: slower, but each of many downloads holds kilobytes then, not a block.
+        Raises OSError when the file is shorter than `stop`.
         """
         base = start - start % SEGMENT
         stop = min(stop, base + SEGMENT)
-        segment = self._segments.get(base)
+        segment = self._segments.get((base, small))
         if segment is None or len(segment) < stop - base:
             length = min(os.fstat(self.fd).st_size - base, SEGMENT)
             if length < stop - base:
                 raise OSError(f"the file ends at byte {base + length}, before {stop}")
             segment = mmap.mmap(self.fd, length, access=mmap.ACCESS_READ, offset=base)
-            self._segments[base] = segment
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                segment.madvise(mmap.MADV_NOHUGEPAGE if small else mmap.MADV_HUGEPAGE)
+            self._segments[base, small] = segment
         self._handed_out += stop - start
         if self._handed_out > IN_MEMORY:
             self._forget()
@@ -62,12 +63,9 @@ class SharedFile:
         return True
 
     def load(self, start: int, stop: int) -> None:
-        """Bring [start, stop), a window, into memory and begin to read what follows. Blocks: for a worker thread."""
+        """Bring [start, stop) into the page cache and begin to read what follows. Blocks: for a worker thread."""
         os.posix_fadvise(self.fd, start, stop - start + READ_AHEAD, os.POSIX_FADV_WILLNEED)
-        base = start - start % SEGMENT
-        first = (start - base) // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError):  # an older kernel: the read-ahead has to do
-            self._segments[base].madvise(_MADV_POPULATE_READ, first, stop - base - first)
+        os.pread(self.fd, stop - start, start)
 
     def read(self, start: int, stop: int) -> bytes:
         """Read the bytes [start, stop) or fewer, at least one. Blocks. Raises OSError when there are none."""

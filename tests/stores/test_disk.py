@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import Busy, Corrupt, Partial, StoredImage, StoreUnavailable
+from mirror.store.appender import Appender
+from mirror.store.base import BLOCK, Busy, Corrupt, Partial, StoredImage, StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.store.durable import write_durably
 from tests.support.scripted import disk_store, metadata_of
@@ -162,13 +163,13 @@ async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(
 ) -> None:
     journal = await begin(store)
     await journal.append([IMAGE[:1000]])
-    real = os.writev
+    real = os.pwritev
 
-    def full(fd: int, pieces: list[bytes]) -> int:
-        real(fd, [pieces[0][:10]])
+    def full(fd: int, pieces: list[memoryview], offset: int) -> int:
+        real(fd, [pieces[0][:10]], offset)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(OSError, match="No space"):
         await journal.append([IMAGE[1000:2000]])
     monkeypatch.undo()
@@ -180,8 +181,8 @@ async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(
 
 
 async def test_a_short_write_is_completed(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.writev
-    monkeypatch.setattr(os, "writev", lambda fd, pieces: real(fd, [b"".join(pieces)[:1500]]))
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, pieces, offset: real(fd, [b"".join(pieces)[:1500]], offset))
     journal = await begin(store)
     await journal.append([IMAGE[:1000], IMAGE[1000:2000], IMAGE[2000:3000]])
     monkeypatch.undo()
@@ -216,6 +217,31 @@ async def test_a_window_grows_with_the_file_and_never_reaches_past_its_end(store
     with journal.file.window(4000, 9000) as window:
         assert len(window) == 5000
     await journal.close()
+
+
+async def test_writes_end_at_the_boundaries_of_blocks_whatever_the_pieces(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = bytes(range(251)) * 30_000  # 3.6 blocks
+    metadata = metadata_of(image)
+    ends: list[int] = []
+    real = os.pwritev
+
+    def note(fd: int, pieces: list[memoryview], offset: int) -> int:
+        written = real(fd, pieces, offset)
+        ends.append(offset + written)
+        return written
+
+    monkeypatch.setattr(os, "pwritev", note)
+    journal = await begin(store, metadata)
+    appender = Appender(journal, None, lambda: None)
+    for first in range(0, len(image), 300_001):
+        await appender.put(image[first : first + 300_001])
+    await appender.finish()
+    await journal.publish()
+    await journal.close()
+    assert set(range(BLOCK, len(image), BLOCK)) <= set(ends)
+    assert ends[-1] == len(image)
 
 
 def test_a_file_is_replaced_as_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
