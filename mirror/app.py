@@ -16,7 +16,7 @@ from mirror.config import Config, Server, load_token
 from mirror.errors import ConfigError, MirrorError
 from mirror.http.admin_api import AdminApi
 from mirror.http.client_api import ClientApi
-from mirror.http.image_response import Sender
+from mirror.http.sending import Sender
 from mirror.http.server import Listener
 from mirror.library import Library
 from mirror.log import log_access
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 BLOCKING_THREADS = 16
 """Threads for what waits for the disk; appending to journals has its own."""
+
+SENDING_THREADS = 2
+"""Threads that send images from memory: two keep the cores of a small machine busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,13 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
     tls = server_tls(config.server)
     async with opened(config, environ) as mirror:
+        sender = Sender(mirror.pool, SENDING_THREADS)
         client_api = ClientApi(
             mirror.access,
             mirror.catalog,
             mirror.library,
             mirror.upstream,
-            Sender(mirror.pool),
+            sender,
             passthrough=config.upstream.passthrough,
         )
         server, admin = config.server, config.admin
@@ -129,6 +133,7 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             AdminApi(mirror.not_ready), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
         )
         async with AsyncExitStack() as listeners:
+            listeners.callback(sender.close)
             for listener in (operators, clients):
                 await listener.start()
                 listeners.push_async_callback(listener.stop)

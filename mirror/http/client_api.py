@@ -13,7 +13,8 @@ from mirror.errors import MirrorError, NotFound, Unavailable
 from mirror.fill import FillFailed, Reason
 from mirror.http.conditional import select
 from mirror.http.errors import JSON, message_response
-from mirror.http.image_response import Sender, bodied, bodiless
+from mirror.http.image_response import bodied, bodiless
+from mirror.http.sending import Sender
 from mirror.http.server import finish_headers
 from mirror.library import Found, Library, Opened
 from mirror.listing import describe

@@ -79,5 +79,5 @@ class SharedFile:
         They stay in the page cache. One call for many slices is cheap, and downloads side by side share the pages.
         """
         self._handed_out = 0
-        for segment in self._segments.values():
+        for segment in list(self._segments.values()):  # another thread may be adding one
             segment.madvise(mmap.MADV_DONTNEED)
