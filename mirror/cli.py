@@ -5,14 +5,13 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 
 import argparse
 import asyncio
-import importlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mirror import __version__, app, checks, config, log, ls, progress, pull
+from mirror import __version__, app, checks, config, log
 from mirror.errors import ConfigError, MirrorError
 from mirror.listing import describe
 
@@ -157,11 +156,15 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _pull(options: argparse.Namespace) -> int:
+    from mirror import progress, pull  # with rich, which would cost `serve` 5 MiB
+
     asyncio.run(pull.pull(_settings(options), os.environ, progress.meter(sys.stdout)))
     return 0
 
 
 def _ls(options: argparse.Namespace) -> int:
+    from mirror import ls  # as above
+
     settings = _settings(options)
     lines = ls.read(settings)
     if options.json:
@@ -172,13 +175,14 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    demo = importlib.import_module("mirror.demo")  # now: it brings the simulator, which no other command needs
+    from mirror import demo  # as above
+
     environ = dict(os.environ)
     if options.config:
         environ[config.FILE_VARIABLE] = str(options.config)
     if options.log_level:
         environ[f"{config.PREFIX}LOG__LEVEL"] = options.log_level
-    return int(demo.run(options.once, options.rate, options.size, environ))
+    return demo.run(options.once, options.rate, options.size, environ)
 
 
 if __name__ == "__main__":
