@@ -100,6 +100,7 @@ class UpstreamAccess:
         self._key = secrets.token_bytes(32)
         self._accepted: LRUCache[str, float] = LRUCache(REMEMBERED)
         self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REMEMBERED, REFUSED_SECONDS)
+        self._asking: dict[str, asyncio.Task[Current]] = {}
         self._saved: dict[str, float] = {}
         self._saving: asyncio.Task[None] | None = None
 
@@ -128,7 +129,14 @@ class UpstreamAccess:
         if accepted is not None and self._now() - accepted < self._ttl:
             return None
         if refusal := self._refused.get(name):
-            raise refusal
+            raise refusal.with_traceback(None)  # or it would grow with each time it is raised
+        if (asking := self._asking.get(name)) is None:  # one question for all requests with this credential
+            asking = asyncio.create_task(self._ask(name, caller), name="admit")
+            self._asking[name] = asking
+            asking.add_done_callback(partial(self._asked, name))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, name: str, caller: Caller) -> Current:
         try:
             current = await self._catalog.fetch(caller)
         except UpstreamRefused as refusal:
@@ -138,6 +146,7 @@ class UpstreamAccess:
                     self._save()
             raise
         except Away as away:
+            accepted = self._accepted.get(name)
             if accepted is None or self._now() - accepted > self._stale_if_error:
                 raise away.error from None
             return self._catalog.last_known(away)
@@ -146,12 +155,19 @@ class UpstreamAccess:
             self._save()
         return current
 
+    def _asked(self, name: str, asking: asyncio.Task[Current]) -> None:
+        del self._asking[name]
+        if not asking.cancelled():
+            asking.exception()  # seen, also when everybody who waited has left
+
     def speaker(self, caller: Caller) -> Caller:
         """See `Access.speaker`: what upstream tells a caller is the caller's own business."""
         return caller
 
     async def close(self) -> None:
         """Wait until what was learnt last is on the disk."""
+        for asking in self._asking.values():
+            asking.cancel()
         if self._saving is not None:
             await self._saving
 

@@ -128,7 +128,7 @@ class Catalog:
         clock = asyncio.get_running_loop().time
         began = clock()
         if self._away is not None and (self._probing or began < self._away_until):
-            raise Away(self._away)
+            raise Away(self._away.with_traceback(None))
         self._probing = True
         try:
             metadata = await self._upstream.metadata(caller)

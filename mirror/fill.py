@@ -134,7 +134,7 @@ class Fill:
     def _limit(self) -> int:
         """How far readers may be sent now. Raises the verdict when it went against the fill."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)  # or it would grow with every reader
         if self.state is State.PUBLISHED:
             return self.metadata.size
         return min(self.position, self.metadata.size - self._holdback)

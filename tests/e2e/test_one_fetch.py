@@ -55,6 +55,7 @@ def test_fifty_clients_at_once_cost_one_upstream_request_and_all_get_the_right_b
     assert set(statuses) <= {"pps-mirror; fwd=miss; stored", "pps-mirror; fwd=miss; collapsed", "pps-mirror; hit"}
     assert simulator.counters().image_requests == 1
     assert simulator.counters().store_gets == 1
+    assert simulator.counters().metadata_requests == 1
     again = fetch(mirror.image_url)
     assert (again.cache_status, again.sha256) == ("pps-mirror; hit", simulator.image_sha256("first"))
     assert simulator.counters().image_requests == 1
