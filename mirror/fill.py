@@ -43,6 +43,7 @@ class Reason(StrEnum):
     REFUSED = "refused"
     GAVE_UP = "gave up"
     STORE = "store"
+    MISTAKE = "a mistake of the mirror"
     STOPPED = "stopped"
 
 
@@ -126,6 +127,11 @@ class Fill:
             self._fail(Reason.WRONG_BYTES, BadUpstream(f"upstream sent wrong bytes: {difference}"))
         except OSError as error:
             self._fail(Reason.STORE, StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error)}"))
+        except Exception:
+            log.exception("fill of %s failed at byte %d", self.metadata.hash, self.position)
+            self._fail(
+                Reason.MISTAKE, MirrorError("the mirror made a mistake while fetching the image; its log says more")
+            )
         else:
             self._enter(State.PUBLISHED)
         finally:

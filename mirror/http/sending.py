@@ -1,9 +1,10 @@
 """Moving an image's bytes to a client as they may be sent.
 
-How they travel (measured, see docs/performance.md): on a plain connection the kernel sends them from the file's
-mapping, so they never enter this process; over TLS they are read and encrypted in large pieces. A download holds one
-slice in memory, and slices shrink as downloads grow in number. Sending has threads of its own, so that copying
-gigabytes keeps neither a fill waiting nor the next request.
+How they travel (measured, see docs/performance.md): on a plain connection the kernel takes them from the page cache, so
+they never enter this process. From the file's mapping that is quickest, but what is mapped counts as resident, by
+whole huge pages; so when downloads are many, and each gets only a small slice of what may be in memory, it is
+`sendfile`. Over TLS they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps
+neither a fill waiting nor the next request.
 """
 
 import asyncio
@@ -12,24 +13,22 @@ import logging
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import IO, cast
 
 from aiohttp import web
 
 from mirror.fill import FillFailed
-from mirror.store.base import Body
+from mirror.store.base import BLOCK, Body
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
 
-SLICE = 2 << 20
 LEAST_SLICE = 64 << 10
-IN_MEMORY = 16 << 20
-"""Bytes of one send, its lower bound, and what all downloads together may have in memory."""
-
-CROWD = 8
-"""Downloads at once beyond which each gets small pages to send from."""
+LANE_MEMORY = 12 << 20
+"""Bytes of the smallest slice, and of all larger ones together that one lane sends at a time."""
 
 TLS_SLICE = 1 << 20
 """Bytes encrypted at once, at most; they exist three times over until they are sent."""
@@ -45,7 +44,7 @@ class Sender:
         self._pool = pool
         self._lanes = [_Lane(f"send-{number}") for number in range(lanes)]
         self._next_lane = itertools.cycle(self._lanes)
-        self._active = 0
+        self._memory = _Memory(LANE_MEMORY)
 
     def close(self) -> None:
         """End the threads; nothing may be under way any more."""
@@ -59,7 +58,6 @@ class Sender:
 
         When they do not, because the fill failed or the disk does, the connection is reset.
         """
-        self._active += 1
         request["sent"] = 0
         try:
             await response.prepare(request)
@@ -77,8 +75,6 @@ class Sender:
         except OSError as error:
             log.error("request %s: reset at byte %d: %s", request["id"], start + request["sent"], error)
             reset(request)
-        finally:
-            self._active -= 1
 
     async def _send_mapped(
         self, request: web.BaseRequest, transport: asyncio.Transport, body: Body, start: int, stop: int
@@ -95,27 +91,36 @@ class Sender:
                 return
             # A descriptor of its own, because the lane may still hold it when the transport has closed.
             connection = transport.get_extra_info("socket").dup()
-            await lane.run(self._push(request, connection, body.file, position, limit))
+            await lane.run(self._push(request, connection, lane.memory, body.file, position, limit))
             position = limit
 
     async def _push(
-        self, request: web.BaseRequest, connection: socket.socket, file: SharedFile, start: int, stop: int
+        self,
+        request: web.BaseRequest,
+        connection: socket.socket,
+        memory: "_Memory",
+        file: SharedFile,
+        start: int,
+        stop: int,
     ) -> None:
         """Send the bytes [start, stop), all of which are there, and close `connection`. Runs in a lane."""
         loop = asyncio.get_running_loop()
         position = start
+        readable = cast("IO[bytes]", file)  # no more than its `fileno` is asked for
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
             connection.setblocking(False)
             while position < stop:
-                end = min(stop, position + self._slice(SLICE))
-                with file.window(position, end, small=self._active > CROWD) as window:
-                    end = position + len(window)
-                    if not file.resident(position, end):
-                        await loop.run_in_executor(self._pool, file.load, position, end)
-                    await loop.sock_sendall(connection, window)
-                request["sent"] += end - position
-                position = end
+                with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
+                    if not file.resident(position, position + size):
+                        await loop.run_in_executor(self._pool, file.load, position, position + size)
+                    if size >= BLOCK // 2:
+                        with file.window(position, position + size) as window:
+                            await loop.sock_sendall(connection, window)
+                    elif size != await loop.sock_sendfile(connection, readable, position, size, fallback=False):
+                        raise OSError(f"the file ends before byte {position + size}")
+                position += size
+                request["sent"] += size
                 await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
 
     async def _send_copied(
@@ -126,23 +131,38 @@ class Sender:
         while position < stop:
             limit = min(stop, await body.available(position))
             while position < limit:
-                end = min(limit, position + self._slice(TLS_SLICE))
-                if body.file.resident(position, end):
-                    piece = body.file.read(position, end)
-                else:
-                    piece = await loop.run_in_executor(self._pool, body.file.read, position, end)
-                await response.write(piece)
+                with self._memory.slice(TLS_SLICE, limit - position) as size:
+                    if body.file.resident(position, position + size):
+                        piece = body.file.read(position, position + size)
+                    else:
+                        piece = await loop.run_in_executor(self._pool, body.file.read, position, position + size)
+                    await response.write(piece)
                 position += len(piece)
                 request["sent"] = position - start
 
-    def _slice(self, most: int) -> int:
-        return max(LEAST_SLICE, min(most, IN_MEMORY // max(1, self._active)))
+
+class _Memory:
+    """Shares `size` bytes among the slices that are being sent: the more there are, the smaller the next."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    @contextmanager
+    def slice(self, most: int, wanted: int) -> Iterator[int]:
+        """Hold a slice of at most that many bytes while it is sent."""
+        size = min(wanted, most, max(LEAST_SLICE, self._left // 2))
+        self._left -= size
+        try:
+            yield size
+        finally:
+            self._left += size
 
 
 class _Lane:
     """An event loop in a thread of its own."""
 
     def __init__(self, name: str) -> None:
+        self.memory = _Memory(LANE_MEMORY)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()

@@ -10,15 +10,17 @@ import os
 import weakref
 
 SEGMENT = 256 << 20
-"""Bytes of one mapping. Only the last is mapped anew as the file grows, and a mapping costs page tables of 1/512."""
+"""Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""
 
-IN_MEMORY = 16 << 20
+IN_MEMORY = 8 << 20
 """Bytes that may be sent before the pages they were sent from leave this process's resident memory."""
 
 PROBE = 1 << 20
 """Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
 
 READ_AHEAD = 8 << 20
+SCRATCH = 128 << 10
+"""Bytes read ahead in the background, and read at once into nothing to wait for them."""
 
 
 class SharedFile:
@@ -26,27 +28,29 @@ class SharedFile:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._segments: dict[tuple[int, bool], mmap.mmap] = {}
+        self._segments: dict[int, mmap.mmap] = {}
         self._handed_out = 0
         weakref.finalize(self, os.close, fd)
 
-    def window(self, start: int, stop: int, *, small: bool = False) -> memoryview:
-        """Map the bytes [start, stop), or fewer of them: it ends at a segment's end. Only to be handed to the kernel.
+    def fileno(self) -> int:
+        """The descriptor, for `os.sendfile` and what is built on it."""
+        return self.fd
 
-        With `small` no huge pages are mapped: slower, but each of many downloads holds kilobytes then, not a block.
+    def window(self, start: int, stop: int) -> memoryview:
+        """Map the bytes [start, stop), which lie in one block. Only to be handed to the kernel.
+
         Raises OSError when the file is shorter than `stop`.
         """
         base = start - start % SEGMENT
-        stop = min(stop, base + SEGMENT)
-        segment = self._segments.get((base, small))
+        segment = self._segments.get(base)
         if segment is None or len(segment) < stop - base:
             length = min(os.fstat(self.fd).st_size - base, SEGMENT)
             if length < stop - base:
                 raise OSError(f"the file ends at byte {base + length}, before {stop}")
             segment = mmap.mmap(self.fd, length, access=mmap.ACCESS_READ, offset=base)
             with contextlib.suppress(OSError):  # a kernel without huge pages
-                segment.madvise(mmap.MADV_NOHUGEPAGE if small else mmap.MADV_HUGEPAGE)
-            self._segments[base, small] = segment
+                segment.madvise(mmap.MADV_HUGEPAGE)
+            self._segments[base] = segment
         self._handed_out += stop - start
         if self._handed_out > IN_MEMORY:
             self._forget()
@@ -65,7 +69,9 @@ class SharedFile:
     def load(self, start: int, stop: int) -> None:
         """Bring [start, stop) into the page cache and begin to read what follows. Blocks: for a worker thread."""
         os.posix_fadvise(self.fd, start, stop - start + READ_AHEAD, os.POSIX_FADV_WILLNEED)
-        os.pread(self.fd, stop - start, start)
+        scratch = [bytearray(SCRATCH)]
+        for offset in range(start, stop, SCRATCH):
+            os.preadv(self.fd, scratch, offset)
 
     def read(self, start: int, stop: int) -> bytes:
         """Read the bytes [start, stop) or fewer, at least one. Blocks. Raises OSError when there are none."""

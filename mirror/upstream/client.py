@@ -19,7 +19,7 @@ from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, ConfigError, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import MAX_BODY, ImageMetadata
-from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden
+from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
 
 API = "/api/v2/"
 IMAGE = API + "mlops/portablePredictionServerImage/"
@@ -127,6 +127,8 @@ class Upstream:
                     if isinstance(error.os_error, ForbiddenAddress):
                         raise forbidden(str(url.host), error.os_error) from None
                     raise
+                except (aiohttp.InvalidURL, UnicodeError):  # a host that is neither a name nor an address
+                    raise not_a_url() from None
             yield ImageResponse(response, str(url.host), redirected=hop > 0)
         finally:
             response.close()

@@ -46,11 +46,11 @@ class RedirectPolicy:
             target = current.join(URL(location, encoded=_is_encoded(location))).with_fragment(None)
             host = target.host
         except ValueError:
-            host = None
-        if not host:
-            raise BadUpstream("upstream redirects to something that is not a URL")
+            raise not_a_url() from None
         if target.scheme not in {"http", "https"}:
             raise BadUpstream(f"upstream redirects to a {_ascii(target.scheme)} URL, which is never followed")
+        if not host:
+            raise not_a_url()
         if target.scheme == "http" and current.scheme == "https":
             raise BadUpstream(f"upstream redirects from https to plain http at {_ascii(host)}, which is refused")
         if target.user is not None or target.password is not None:
@@ -83,6 +83,11 @@ class RedirectPolicy:
                 f"upstream redirects to {_ascii(host)}, which upstream.redirect_hosts does not allow; add it there "
                 "if it is right"
             )
+
+
+def not_a_url() -> BadUpstream:
+    """Say that a redirect leads nowhere."""
+    return BadUpstream("upstream redirects to something that is not a URL")
 
 
 def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:

@@ -1,11 +1,23 @@
-"""What the end-to-end tests share: made or started once, when the first test asks for it."""
+"""What the end-to-end tests share: made or started once, when first asked for; and the canary over them all."""
 
-from collections.abc import Iterator
+import hashlib
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
+from mirror.simulator.client import TOKEN, ImageSpec, Simulator
 from tests.support.archive import DockerArchive, make_archive
 from tests.support.docker_engine import DockerEngine
+from tests.support.downloads import Download
+from tests.support.processes import MirrorProcess
+
+SIZE = 5 << 20
+
+Sections = Mapping[str, Mapping[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +31,146 @@ def docker_engine() -> Iterator[DockerEngine]:
     """The Docker engine, running; tests remove what they load into it."""
     with DockerEngine() as engine:
         yield engine
+
+
+class Canary:
+    """Knows the secrets of a test, hears what clients are told, and looks for the one in the other."""
+
+    def __init__(self) -> None:
+        self._secrets = {TOKEN}
+        self._heard: list[bytes] = []
+
+    def hide(self, *tokens: str) -> None:
+        """Let these tokens be found nowhere. Short ones are left out: they are words that a log may say."""
+        self._secrets.update(token for token in tokens if len(token) >= 12)
+
+    def hear(self, said: bytes) -> None:
+        """Keep what a client was told."""
+        self._heard.append(said)
+
+    def assert_nothing_leaked(self, mirrors: set[Path]) -> None:
+        """No token, its plain hash or a pre-signed URL is in what was heard or below these mirrors' directories."""
+        needles = self._needles()
+        for said in self._heard:
+            for needle in needles:
+                assert needle not in said, f"a client was told {needle!r}: {said!r}"
+        for path in (path for directory in mirrors for path in _written_by_a_mirror(directory)):
+            with suppress(FileNotFoundError):  # a mirror that still runs may take one away
+                found = _found(path, needles)
+                assert not found, f"{found} in {path}"
+
+    def _needles(self) -> list[bytes]:
+        values = {f"{scheme}{token}".encode() for token in self._secrets for scheme in ("", "Bearer ", "Token ")}
+        hashes = {hashlib.sha256(value).hexdigest().encode() for value in values}
+        return [b"X-Amz-Signature", *(token.encode() for token in self._secrets), *hashes]
+
+
+def _written_by_a_mirror(directory: Path) -> Iterator[Path]:
+    yield directory / "mirror.log"
+    yield from (path for path in (directory / "store").rglob("*") if path.is_file())
+
+
+def _found(path: Path, needles: list[bytes]) -> list[bytes]:
+    if not path.stat().st_size:
+        return []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [needle for needle in needles if content.find(needle) >= 0]
+
+
+@pytest.fixture(autouse=True)
+def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
+    """Look for secrets when a test is over and the mirrors that were its own have ended."""
+    canary = Canary()
+    yield canary
+    used = list(request.node.funcargs.values())
+    for simulator in (each for each in used if isinstance(each, Simulator)):
+        canary.hide(*simulator.setup.tokens, *simulator.setup.forbidden)
+    mirrors = {log.parent for log in tmp_path.rglob("mirror.log")}
+    canary.assert_nothing_leaked(mirrors | {each.log_file.parent for each in used if isinstance(each, MirrorProcess)})
+
+
+@pytest.fixture(scope="session")
+def shared_simulator() -> Iterator[Simulator]:
+    """One DataRobot with two images of one size, for tokens it takes and one that it forbids."""
+    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
+    tokens = [TOKEN, "another-good-token"]
+    with Simulator.start(images, tokens=tokens, forbidden=["a-forbidden-token"]) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def simulator(shared_simulator: Simulator) -> Iterator[Simulator]:
+    """The shared simulator as it was at first: the first image is current, nothing is wrong, nothing was asked."""
+    shared_simulator.reset_log()
+    yield shared_simulator
+    shared_simulator.clear_faults()
+    shared_simulator.set_rate(None)
+    shared_simulator.roll_over("first")
+    shared_simulator.set_tokens(shared_simulator.setup.tokens, forbidden=shared_simulator.setup.forbidden)
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
+    """One mirror that has the first image, for tests that change nothing about it."""
+    with MirrorProcess(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
+        with Download(mirror.image_url) as download:
+            assert download.read_all().body == shared_simulator.read("first")
+        yield mirror
+
+
+class FreshMirror(Protocol):
+    """Starts a mirror with an empty store, in front of `upstream` or else the test's simulator."""
+
+    def __call__(
+        self,
+        sections: Sections | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        upstream: Simulator | None = None,
+    ) -> MirrorProcess:
+        """Start one more; it ends with the test."""
+
+
+@pytest.fixture
+def fresh_mirror(tmp_path: Path, simulator: Simulator) -> Iterator[FreshMirror]:
+    """Mirrors of the test's own."""
+    with ExitStack() as running:
+        started = 0
+
+        def start(
+            sections: Sections | None = None,
+            *,
+            environ: Mapping[str, str] | None = None,
+            upstream: Simulator | None = None,
+        ) -> MirrorProcess:
+            nonlocal started
+            started += 1
+            url = (upstream or simulator).api_url
+            return running.enter_context(MirrorProcess(tmp_path / f"mirror-{started}", url, sections, environ))
+
+        yield start
+
+
+class Ask(Protocol):
+    """Asks as the holder of a token, or of none, and reads the answer to its end; the canary hears every error."""
+
+    def __call__(self, url: str, token: str | None = TOKEN, method: str = "GET", **headers: str) -> Download:
+        """Send one request; `_` in the name of a header stands for `-`."""
+
+
+@pytest.fixture
+def ask(canary: Canary) -> Ask:
+    """Requests one by one."""
+
+    def send(url: str, token: str | None = TOKEN, method: str = "GET", **headers: str) -> Download:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            canary.hide(token)
+            sent["Authorization"] = f"Bearer {token}"
+        with Download(url, method, sent) as download:
+            answer = download.read_all()
+        if answer.status >= 400:
+            canary.hear(bytes(answer.answer.headers) + answer.body)
+        return answer
+
+    return send

@@ -29,7 +29,11 @@ class Download:
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
         self.began = time.monotonic()
         self._connection.request(method, parts.path, headers=AUTHORIZED if headers is None else headers)
-        self.answer = self._connection.getresponse()
+        try:
+            self.answer = self._connection.getresponse()
+        except BaseException:
+            self._connection.close()
+            raise
         self.answered_after = time.monotonic() - self.began
         self.body = b""
         self.ended: str | None = None
