@@ -120,10 +120,11 @@ class Fill:
         except MirrorError as error:
             self._fail(Reason.REFUSED, error)
         except Changed as change:
-            await self._give_up_bytes(self._journal.discard)
+            # What we hold may still be right, and the hash decides; unless upstream has just shown that it is not.
+            await self._put_away(self._journal.discard if change.ours_is_wrong else self._forget_validator)
             self._fail(Reason.CHANGED, BadUpstream(f"{change}; ask again", retry_after=1))
         except Corrupt as difference:
-            await self._give_up_bytes(self._journal.quarantine)
+            await self._put_away(self._journal.quarantine)
             self._fail(Reason.WRONG_BYTES, BadUpstream(f"upstream sent wrong bytes: {difference}"))
         except OSError as error:
             self._fail(Reason.STORE, StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error)}"))
@@ -143,7 +144,7 @@ class Fill:
             raise self.failure.with_traceback(None)  # or it would grow with every reader
         if self.state is State.PUBLISHED:
             return self.metadata.size
-        return min(self.position, self.metadata.size - self._holdback)
+        return max(0, min(self.position, self.metadata.size - self._holdback))
 
     async def _wait(self, offset: int) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -228,7 +229,11 @@ class Fill:
             finally:
                 await appender.finish()
 
-    async def _give_up_bytes(self, how: Callable[[], Awaitable[None]]) -> None:
+    async def _forget_validator(self) -> None:
+        if self.position:
+            await self._journal.remember(None)
+
+    async def _put_away(self, how: Callable[[], Awaitable[None]]) -> None:
         try:
             await how()
         except OSError as error:
@@ -244,7 +249,7 @@ async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncI
             skipped.update(head)
             count -= len(head)
             if not count and skipped.hexdigest() != digest:
-                raise Changed("upstream starts over with other bytes than before")
+                raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
         if tail:
             yield tail
 

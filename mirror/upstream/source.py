@@ -27,7 +27,14 @@ class Ended(Broken):
 
 
 class Changed(Exception):
-    """The source now has another object than the one whose first bytes we hold."""
+    """The source now has another object than the one whose first bytes we hold.
+
+    `ours_is_wrong` when it was seen that they are not the first bytes of the object that the source has.
+    """
+
+    def __init__(self, reason: str, *, ours_is_wrong: bool = False) -> None:
+        super().__init__(reason)
+        self.ours_is_wrong = ours_is_wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,12 +172,21 @@ async def test_a_restart_with_other_bytes_fails_as_changed(tmp_path: Path) -> No
     other = bytes(reversed(IMAGE))
     verdict, _ = await failed(tmp_path, Opening(3000), Opening(9000, ranges=False, image=other))
     assert verdict.reason is Reason.CHANGED
+    assert not list((tmp_path / "partial").iterdir())
 
 
-async def test_a_source_that_has_changed_fails_as_changed_and_the_partial_goes(tmp_path: Path) -> None:
+async def test_a_source_that_has_changed_fails_as_changed_and_what_is_there_is_tried_without_its_validator(
+    tmp_path: Path,
+) -> None:
     verdict, _ = await failed(tmp_path, Opening(3000), Opening(0, error=Changed("another ETag")))
     assert verdict.reason is Reason.CHANGED
-    assert not list((tmp_path / "partial").iterdir())
+    async with disk_store(tmp_path) as store:
+        metadata = metadata_of(IMAGE)
+        source = ScriptedSource(IMAGE)
+        again = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
+        await again.run()
+        assert again.state is State.PUBLISHED
+        assert source.asked == [(3000, None)]
 
 
 async def test_upstreams_refusal_is_what_readers_without_a_byte_are_told(tmp_path: Path) -> None:
@@ -226,3 +235,18 @@ async def test_a_fill_that_is_stopped_leaves_a_clean_partial(tmp_path: Path) -> 
         assert (tmp_path / "partial" / metadata.hash).read_bytes() == IMAGE[:5000]
         again = await journal_of(store, metadata)  # the lock is free
         await again.close()
+
+
+async def test_an_image_smaller_than_the_holdback_is_answered_as_soon_as_upstream_does(tmp_path: Path) -> None:
+    async with disk_store(tmp_path) as store:
+        metadata = metadata_of(IMAGE)
+        source = ScriptedSource(IMAGE, [Opening(100, hang=True)])
+        fill = Fill(metadata, source, await journal_of(store, metadata), holdback=1 << 20, retry=60)
+        running = asyncio.create_task(fill.run())
+        await asyncio.wait_for(fill.answered(), 10)
+        reading = asyncio.create_task(fill.available(0))
+        await asyncio.wait({reading}, timeout=0.1)
+        assert not reading.done()
+        running.cancel()
+        await asyncio.wait({running, reading})
+        assert isinstance(reading.exception(), FillFailed)
