@@ -17,6 +17,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
+from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
@@ -421,4 +422,6 @@ def test_an_interrupted_follower_leaves_the_transfer_alone(
 
 def start_download(mirror: MirrorProcess, simulator: Simulator, path: Path) -> subprocess.Popen[bytes]:
     authorization = f"Authorization: Bearer {simulator.token}"
-    return subprocess.Popen(["curl", "-sS", "-f", "-H", authorization, "-o", path, mirror.image_url])
+    return subprocess.Popen(
+        [needs("curl", "apt-get install curl"), "-sS", "-f", "-H", authorization, "-o", path, mirror.image_url]
+    )

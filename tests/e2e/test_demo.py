@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mirror.demo import Download, Round, verdict
+from tests.support.needs import needs
 from tests.support.processes import eventually, free_port
 
 DEMO = [sys.executable, "-m", "mirror.cli", "demo", "--size", "8MiB", "--rate", "40MB/s"]
@@ -44,6 +45,7 @@ def test_the_demo_tells_its_story_and_ends_with_0(environ: Mapping[str, str]) ->
 
 
 def test_what_it_prints_works_as_printed_and_sigterm_ends_it(environ: Mapping[str, str]) -> None:
+    needs("curl", "apt-get install curl")
     port = free_port()
     running = subprocess.Popen(
         DEMO, env={**environ, "PPS_MIRROR__SERVER__PORT": str(port)}, stdout=subprocess.PIPE, text=True

@@ -17,6 +17,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 3 << 20
@@ -69,7 +70,8 @@ def test_over_tls_a_corrupt_fill_ends_in_a_reset_without_close_notify(
 ) -> None:
     authorization = AUTHORIZED["Authorization"]
     simulator.fault(Fault("store", corrupt_at=5, times=2))
-    command = ["curl", "-sS", "-k", "-o", "/dev/null", "-H", f"Authorization: {authorization}", tls_mirror.image_url]
+    curl = needs("curl", "apt-get install curl")
+    command = [curl, "-sS", "-k", "-o", "/dev/null", "-H", f"Authorization: {authorization}", tls_mirror.image_url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, "reset by peer" in done.stderr) == (56, True)
     with (

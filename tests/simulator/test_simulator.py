@@ -4,7 +4,6 @@ import http.client
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -22,6 +21,7 @@ import pytest
 
 from mirror.simulator.api import IMAGE, METADATA, VERSION
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, SimulatorFailed, fingerprint
+from tests.support.needs import needs
 
 SIZE = 3_000_001  # not a multiple of any block or piece
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -571,8 +571,7 @@ class TestProcess:
         assert simulator.errors() == ""
 
     def test_tls_on_both_listeners(self, tmp_path: Path) -> None:
-        if shutil.which("openssl") is None:
-            pytest.skip("needs openssl: apt-get install openssl")
+        needs("openssl", "apt-get install openssl")
         key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
         command = (
             f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {key} -out {cert} -days 2"

@@ -4,6 +4,8 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from tests.support.needs import needs
+
 _CA = """
 [ca]
 default_ca = it
@@ -41,4 +43,5 @@ def certificate(directory: Path, *, days: float = 30.0) -> tuple[Path, Path]:
 
 
 def _openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+    openssl = needs("openssl", "apt-get install openssl")
+    subprocess.run([openssl, *arguments], check=True, capture_output=True)
