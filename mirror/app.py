@@ -5,7 +5,7 @@ import logging
 import signal
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -73,15 +73,7 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
         store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
         await store.prepare()
         upstream = await stack.enter_async_context(Upstream(config.upstream, url)) if url else None
-        catalog = Catalog(
-            upstream,
-            store,
-            ttl=config.upstream.metadata_ttl,
-            stale_if_error=config.upstream.stale_if_error,
-            note=config.store.path / "current.json",
-            pool=pool,
-        )
-        await catalog.load()
+        catalog = await loaded_catalog(config, upstream, store, pool)
         access: Access = OpenAccess(own)
         if config.auth.mode == "upstream":
             access = UpstreamAccess(
@@ -103,6 +95,20 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+
+
+async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor) -> Catalog:
+    """Make the catalog, with what an earlier process knew."""
+    catalog = Catalog(
+        upstream,
+        store,
+        ttl=config.upstream.metadata_ttl,
+        stale_if_error=config.upstream.stale_if_error,
+        note=config.store.path / "current.json",
+        pool=pool,
+    )
+    await catalog.load()
+    return catalog
 
 
 async def serve(config: Config, environ: Mapping[str, str]) -> None:

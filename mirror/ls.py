@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirror.catalog import Catalog
+from mirror.app import loaded_catalog
 from mirror.config import Config
 from mirror.store.base import StoredInfo
 from mirror.store.disk import DiskStore
@@ -41,15 +41,8 @@ def read(config: Config) -> Sequence[Line]:
 async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
     store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
     url = config.upstream.url
-    catalog = Catalog(
-        Upstream(config.upstream, url) if url else None,  # never opened: nothing here asks it
-        store,
-        ttl=config.upstream.metadata_ttl,
-        stale_if_error=config.upstream.stale_if_error,
-        note=config.store.path / "current.json",
-        pool=pool,
-    )
-    await catalog.load()
+    upstream = Upstream(config.upstream, url) if url else None  # never opened: nothing here asks it
+    catalog = await loaded_catalog(config, upstream, store, pool)
     current = await catalog.known_hash()
     return [Line(info, current=info.metadata.hash == current) for info in await store.list()]
 

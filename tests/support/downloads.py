@@ -35,7 +35,7 @@ class Download:
             self._connection.close()
             raise
         self.answered_after = time.monotonic() - self.began
-        self.body = b""
+        self._body = bytearray()
         self.ended: str | None = None
         self.first_byte_after: float | None = None
 
@@ -43,16 +43,21 @@ class Download:
     def status(self) -> int:
         return self.answer.status
 
+    @property
+    def body(self) -> bytes:
+        """What has been read so far."""
+        return bytes(self._body)
+
     def header(self, name: str) -> str:
         """The header's value; empty when there is none."""
         return self.answer.headers.get(name, "")
 
     def read(self, count: int) -> bytes:
         """Read exactly `count` further bytes, or as many as come before the end."""
-        before = len(self.body)
-        while len(self.body) < before + count and self.ended is None:
-            self._read_some(before + count - len(self.body))
-        return self.body[before:]
+        before = len(self._body)
+        while len(self._body) < before + count and self.ended is None:
+            self._read_some(before + count - len(self._body))
+        return bytes(self._body[before:])
 
     def read_all(self) -> Self:
         """Read to the end: `ended` is "complete", "reset" or "cut" (a plain close too early)."""
@@ -69,7 +74,7 @@ class Download:
         if piece:
             if self.first_byte_after is None:
                 self.first_byte_after = time.monotonic() - self.began
-            self.body += piece
+            self._body += piece
         if not piece or self.answer.length == 0:
             self.ended = "complete" if self.answer.length == 0 else "cut"
 
@@ -112,8 +117,8 @@ def fetch(url: str, headers: dict[str, str] | None = None, timeout: float = 60) 
             download.status,
             download.header("Cache-Status"),
             download.ended or "",
-            hashlib.sha256(download.body).hexdigest(),
-            len(download.body),
+            hashlib.sha256(body := download.body).hexdigest(),
+            len(body),
             download.first_byte_after,
         )
 

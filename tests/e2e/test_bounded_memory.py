@@ -1,0 +1,54 @@
+"""Guarantee 9: memory depends neither on the image's size nor on clients that read slowly or not at all."""
+
+import re
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
+from tests.support.downloads import fetch
+from tests.support.processes import IMAGE, MirrorProcess
+
+SIZE = 160 << 20
+CLIENTS = 200
+LIMIT = 100 << 20
+
+
+def stalled_client(mirror: MirrorProcess, start: int) -> socket.socket:
+    """Ask for the image from `start` on and take its first bytes, then nothing."""
+    connection = socket.create_connection(("127.0.0.1", mirror.port), timeout=30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    request = f"GET {IMAGE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nRange: bytes={start}-\r\n\r\n"
+    connection.sendall(request.encode())
+    return connection
+
+
+def peak_memory(mirror: MirrorProcess) -> int:
+    """The most that was resident so far, in bytes (VmHWM of proc_pid_status(5))."""
+    assert mirror.process is not None
+    status = Path(f"/proc/{mirror.process.pid}/status").read_text()
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) << 10
+
+
+def test_two_hundred_clients_that_stall_anywhere_in_the_image_cost_less_than_100_mib(tmp_path: Path) -> None:
+    with (
+        Simulator.start([ImageSpec("first", size=SIZE)]) as simulator,
+        MirrorProcess(tmp_path, simulator.api_url) as mirror,
+        ExitStack() as clients,
+    ):
+        for cold in (True, False):
+            if cold:
+                simulator.fault(Fault("store", hang_after=SIZE // 2))
+            stalled = [
+                clients.enter_context(stalled_client(mirror, SIZE // 2 * number // CLIENTS))
+                for number in range(CLIENTS)
+            ]
+            for client in stalled:
+                assert client.recv(1000).startswith(b"HTTP/1.1 206")
+            if cold:
+                simulator.wait_held()
+                simulator.release()
+            assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")  # and they slow nobody
+        assert peak_memory(mirror) < LIMIT
