@@ -4,6 +4,7 @@ A client's `Authorization` goes to the upstream origin and to nothing that a red
 as they carry a query, so messages and logs name hosts only.
 """
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -191,8 +192,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no byte came in time"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.encode("ascii", "replace").decode()
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()  # asyncio's own text has the address in it
     return type(error).__name__
 
 

@@ -99,7 +99,7 @@ def test_an_upstream_that_nobody_answers_at_fails_and_leaves_the_token_untried(t
     url = f"http://127.0.0.1:{free_port()}"
     found = check(tmp_path, {"DATAROBOT_API_TOKEN": "hunter2"}, upstream={"url": url})
     assert failed(found) == ["upstream"]
-    assert "Connect" in found["upstream"].message
+    assert "connection refused" in found["upstream"].message
     assert "could not be tried" in found["token"].message
 
 
