@@ -23,6 +23,9 @@ from mirror.store.durable import write_durably
 from mirror.units import format_duration
 from mirror.upstream.client import Upstream
 
+HANGING = 1.0
+"""Seconds without an answer after which upstream counts as hanging, and is spared while it does."""
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -140,8 +143,9 @@ class Catalog:
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:
             if self._away is None:
                 log.warning("upstream is away: %s", error)
-            # Who hangs is not asked again for as long as it took to find out; who refuses at once may be asked at once.
-            self._away, self._away_until = error, 2 * clock() - began
+            # Who hangs is not asked again for as long as it took to find out; who fails at once may be asked at once.
+            took = clock() - began
+            self._away, self._away_until = error, clock() + (took if took > HANGING else 0.0)
             raise Away(error) from None
         finally:
             self._probing = False

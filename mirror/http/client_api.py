@@ -9,7 +9,7 @@ from aiohttp import web
 from mirror.access import Access
 from mirror.caller import Caller
 from mirror.catalog import Catalog, Current, Freshness
-from mirror.errors import MirrorError, NotFound, Unavailable
+from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
 from mirror.fill import FillFailed, Reason
 from mirror.http.conditional import select
 from mirror.http.errors import JSON, message_response
@@ -74,9 +74,7 @@ class ClientApi:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
-        headers = request.headers
-        trace = headers.get("X-DataRobot-Api-Consumer-Trace")
-        return await route(request, Caller(headers.get("Authorization"), request["id"], trace))
+        return await route(request, _caller(request))
 
     def _by_hash(self, image_hash: str, *rest: str) -> Route | None:
         if not is_hash(image_hash):
@@ -179,6 +177,19 @@ class ClientApi:
         if current is None or current.metadata.hash != image_hash:
             raise NotFound("no image of that hash is stored here, nor is it the current one; see " + IMAGES)
         return current.metadata
+
+
+def _caller(request: web.BaseRequest) -> Caller:
+    """Who asks, as upstream will see it. Raises BadRequest for what cannot be sent on as a header."""
+    authorization = request.headers.get("Authorization")
+    if authorization is not None and not _is_plain(authorization):
+        raise BadRequest("the Authorization header has characters that no token has")
+    trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
+    return Caller(authorization, request["id"], trace if trace and _is_plain(trace) else None)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _json(body: bytes, cache_status: str) -> web.Response:

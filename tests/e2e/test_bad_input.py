@@ -139,6 +139,16 @@ RAW = {
         b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"404",
     ),
+    "a token that is not ASCII": (
+        b"GET "
+        + METADATA.encode()
+        + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n",
+        b"400",
+    ),
+    "a query that is not ASCII": (
+        b"GET /api/v2/version/?\xff=%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"40",
+    ),
     "two lengths": (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", b"400"),
     "length and chunked": (
         b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
