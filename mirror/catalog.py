@@ -89,12 +89,17 @@ class Catalog:
         """Take up the last known answer of an earlier process."""
         try:
             note = json.loads(await self._blocking(self._note.read_bytes))
-            self._known = ImageMetadata.parse(note["metadata"].encode())
-            self._fetched_at = datetime.fromisoformat(note["fetchedAt"])
+            metadata, fetched_at = (
+                ImageMetadata.parse(note["metadata"].encode()),
+                datetime.fromisoformat(note["fetchedAt"]),
+            )
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream) as error:
             log.warning("%s is left alone: %s", self._note, error)
+        else:
+            self._known = metadata
+            self._fetched_at = fetched_at if fetched_at.tzinfo else fetched_at.replace(tzinfo=UTC)
 
     def expire(self) -> None:
         """Ask upstream anew at the next request: the last answer turned out to be outdated."""

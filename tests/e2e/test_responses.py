@@ -228,3 +228,26 @@ def test_a_directory_laid_out_by_hand_is_served_without_upstream(
     with MirrorProcess(tmp_path, "", sections) as alone, Download(alone.image_url, headers={}) as download:
         assert download.read_all().body == simulator.read("second")
         assert json.loads(get(f"{alone.url}/mirror/v1/images/").body)[0]["current"]
+
+
+@pytest.mark.parametrize(
+    ("note", "current"),
+    [
+        ('{"metadata": %s, "fetchedAt": "2026-01-02T03:04:05+00:00"}', "first"),
+        ('{"metadata": %s, "fetchedAt": "2026-01-02T03:04:05"}', "first"),
+        ('{"metadata": %s, "fetchedAt": "yesterday"}', "second"),
+        ("nonsense %s", "second"),
+    ],
+)
+def test_a_current_json_laid_out_by_hand_says_what_is_current_and_a_broken_one_is_left_alone(
+    tmp_path: Path, simulator: Simulator, note: str, current: str
+) -> None:
+    for name in ("first", "second"):
+        directory = tmp_path / "store" / "images" / simulator.image_sha256(name)
+        directory.mkdir(parents=True)
+        (directory / "image").write_bytes(simulator.read(name))
+        (directory / "metadata.json").write_bytes(simulator.metadata_body(name))
+    (tmp_path / "store" / "current.json").write_text(note % json.dumps(simulator.metadata_body("first").decode()))
+    with MirrorProcess(tmp_path, "", {"upstream": {"url": ""}, "auth": {"mode": "open"}}) as alone:
+        assert get(alone.metadata_url).body == simulator.metadata_body(current)
+        assert get(alone.image_url).body == simulator.read(current)
