@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -162,11 +162,21 @@ async def _stop_requested() -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        _on_signal(loop, number, stop.set)
     await stop.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], None]) -> None:
+    """Call `callback` in the loop once or twice for each such signal.
+
+    asyncio alone may lose one: what wakes its loop for a signal is a byte in the pipe that wakes it for threads too,
+    and when hundreds of downloads end at once that pipe is full. So Python's own handler calls as well.
+    """
+    loop.add_signal_handler(number, callback)
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 
 def server_tls(config: Server) -> ssl.SSLContext | None:

@@ -1,8 +1,10 @@
-"""What holds for all tests."""
+"""What holds for all tests. The fixtures they share are in tests/support/fixtures.py."""
 
 import os
 
 import pytest
+
+pytest_plugins = ["tests.support.fixtures"]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

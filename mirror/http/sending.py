@@ -10,13 +10,13 @@ neither a fill waiting nor the next request.
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import struct
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import IO, cast
 
 from aiohttp import web
 
@@ -106,7 +106,6 @@ class Sender:
         """Send the bytes [start, stop), all of which are there, and close `connection`. Runs in a lane."""
         loop = asyncio.get_running_loop()
         position = start
-        readable = cast("IO[bytes]", file)  # no more than its `fileno` is asked for
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
             connection.setblocking(False)
@@ -117,8 +116,8 @@ class Sender:
                     if size >= BLOCK // 2:
                         with file.window(position, position + size) as window:
                             await loop.sock_sendall(connection, window)
-                    elif size != await loop.sock_sendfile(connection, readable, position, size, fallback=False):
-                        raise OSError(f"the file ends before byte {position + size}")
+                    else:
+                        await _sendfile(connection, file.fileno(), position, size)
                 position += size
                 request["sent"] += size
                 await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
@@ -139,6 +138,31 @@ class Sender:
                     await response.write(piece)
                 position += len(piece)
                 request["sent"] = position - start
+
+
+async def _sendfile(connection: socket.socket, file: int, start: int, size: int) -> None:
+    """Send `size` bytes from `start`. Raises the OSError there is: `loop.sock_sendfile` hides one that comes first."""
+    loop = asyncio.get_running_loop()
+    stop = start + size
+    while start < stop:
+        try:
+            sent = os.sendfile(connection.fileno(), file, start, stop - start)
+        except BlockingIOError:
+            writable = loop.create_future()
+            loop.add_writer(connection, _wake, writable)
+            try:
+                await writable
+            finally:
+                loop.remove_writer(connection)
+        else:
+            if not sent:
+                raise OSError(f"the file ends before byte {stop}")
+            start += sent
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _Memory:

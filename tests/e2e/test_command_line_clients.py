@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.conftest import SIZE, Canary, FreshMirror
+from tests.support.fixtures import SIZE, Canary, FreshMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 

@@ -10,7 +10,7 @@ from datarobot.errors import ClientError, ServerError
 from datarobot.rest import RESTClientObject
 
 from mirror.simulator.client import TOKEN, Fault, Simulator, fingerprint
-from tests.e2e.conftest import SIZE, Canary, FreshMirror
+from tests.support.fixtures import SIZE, Canary, FreshMirror
 from tests.support.processes import MirrorProcess
 
 IMAGE = "mlops/portablePredictionServerImage/"

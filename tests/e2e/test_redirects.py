@@ -16,9 +16,9 @@ from yarl import URL
 from mirror.errors import BadUpstream
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy
-from tests.e2e.conftest import SIZE, Ask, Canary, FreshMirror
 from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED
+from tests.support.fixtures import SIZE, Ask, Canary, FreshMirror
 from tests.support.processes import IMAGE, MirrorProcess
 
 AT_ONCE = 5.0

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
-from tests.e2e.conftest import SIZE, Ask, FreshMirror
 from tests.support.downloads import Download
+from tests.support.fixtures import SIZE, Ask, FreshMirror
 from tests.support.processes import METADATA, MirrorProcess, eventually
 
 OTHER = "another-good-token"

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: made or started once, when first asked for; and the canary over them all."""
+"""Fixtures of all tests: made or started once, when first asked for; and the canary that listens to every mirror."""
 
 import hashlib
 import mmap
@@ -86,7 +86,10 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
     for simulator in (each for each in used if isinstance(each, Simulator)):
         canary.hide(*simulator.setup.tokens, *simulator.setup.forbidden)
     mirrors = {log.parent for log in tmp_path.rglob("mirror.log")}
-    canary.assert_nothing_leaked(mirrors | {each.log_file.parent for each in used if isinstance(each, MirrorProcess)})
+    mirrors |= {each.log_file.parent for each in used if isinstance(each, MirrorProcess)}
+    canary.assert_nothing_leaked(mirrors)
+    for log in (directory / "mirror.log" for directory in mirrors):
+        assert not log.exists() or "Traceback" not in log.read_text(), "the mirror's log has a traceback"
 
 
 @pytest.fixture(scope="session")
