@@ -11,7 +11,6 @@ Nothing gets a name below `images/` before it is whole, verified and fsynced.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import shutil
@@ -25,9 +24,9 @@ from typing import ParamSpec, TypeVar
 
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import Busy, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import SUFFIX
-from mirror.store.partial_file import PartialFile, quarantined_at
+from mirror.store.partial_file import PartialFile, lock, quarantined_at
 from mirror.store.shared_file import SharedFile
 from mirror.units import format_size
 
@@ -71,6 +70,10 @@ class DiskStore:
     async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
         """See `BlobStore.begin`."""
         return await self._run(self._begin, metadata)
+
+    async def make_room(self, wanted: int) -> bool:
+        """See `BlobStore.make_room`."""
+        return False
 
     async def list(self) -> Sequence[StoredInfo]:
         """See `BlobStore.list`."""
@@ -142,22 +145,21 @@ class DiskStore:
         return metadata
 
     def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
+        self._partial.mkdir(parents=True, exist_ok=True)
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = lock(fd)
                 # Whoever held the lock may have published or removed the file since we opened it.
                 if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                    if (image := self._open(metadata.hash)) is not None:
+                    if ours and (image := self._open(metadata.hash)) is not None:
                         path.unlink()
                         os.close(fd)
                         return image
-                    self._reserve(metadata.size - os.fstat(fd).st_size)
-                    return PartialFile(path, fd, metadata, images=self._images, quarantine=self._quarantine)
-            except BlockingIOError:
-                os.close(fd)
-                raise Busy("another process is receiving this image into the same store") from None
+                    if ours:
+                        self._reserve(metadata.size - os.fstat(fd).st_size)
+                    return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
             except BaseException:
                 os.close(fd)
                 raise
