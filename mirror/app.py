@@ -13,13 +13,14 @@ from mirror.access import Access, OpenAccess, UpstreamAccess
 from mirror.caller import Caller
 from mirror.catalog import Catalog
 from mirror.config import Config, Server, load_token
-from mirror.errors import ConfigError, MirrorError
-from mirror.http.admin_api import AdminApi
+from mirror.errors import ConfigError
+from mirror.http.admin_api import AdminApi, Health
 from mirror.http.client_api import ClientApi
 from mirror.http.sending import Sender
 from mirror.http.server import Listener
 from mirror.library import Library
 from mirror.log import log_access
+from mirror.store.base import StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
 
@@ -45,20 +46,23 @@ class Mirror:
     access: Access
     library: Library
 
-    async def not_ready(self) -> list[str]:
-        """Why the mirror cannot serve, in words; empty when it can."""
+    async def health(self) -> Health:
+        """Whether the mirror can serve: without its store it still can pass images through, if there is an upstream."""
+        trouble = self.library.trouble
         try:
-            await self.store.list()
-        except MirrorError as error:
-            return [error.message]
-        return []
+            await self.store.probe()
+        except StoreUnavailable as error:
+            trouble = error.message
+        if trouble is None:
+            return Health()
+        return Health(degraded=[trouble]) if self.upstream else Health(reasons=[trouble])
 
 
 @asynccontextmanager
-async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mirror]:
+async def opened(config: Config, environ: Mapping[str, str], *, needs_store: bool = True) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
 
-    Raises ConfigError, or StoreUnavailable when the store's directory cannot be used.
+    Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
     token = load_token(config, environ)
     own = Caller(f"Bearer {token}", "pps-mirror") if token else None
@@ -71,7 +75,12 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
         store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
-        await store.prepare()
+        try:
+            await store.prepare()
+        except StoreUnavailable as error:
+            if needs_store:
+                raise
+            log.error("%s", error)
         upstream = await stack.enter_async_context(Upstream(config.upstream, url)) if url else None
         catalog = await loaded_catalog(config, upstream, store, pool)
         access: Access = OpenAccess(own)
@@ -114,7 +123,7 @@ async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskS
 async def serve(config: Config, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
     tls = server_tls(config.server)
-    async with opened(config, environ) as mirror:
+    async with opened(config, environ, needs_store=config.upstream.url is None) as mirror:
         sender = Sender(mirror.pool, SENDING_THREADS)
         client_api = ClientApi(
             mirror.access,
@@ -136,7 +145,7 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             tls=tls,
         )
         operators = Listener(
-            AdminApi(mirror.not_ready), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
+            AdminApi(mirror.health), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
         )
         async with AsyncExitStack() as listeners:
             listeners.callback(sender.close)
