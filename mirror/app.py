@@ -1,10 +1,8 @@
-"""One mirror, wired from a configuration: the only place that builds objects. Start it, run it, stop it."""
+"""One mirror, wired from a configuration. `mirror.serving` puts listeners before it."""
 
-import asyncio
 import logging
-import signal
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,12 +12,8 @@ from mirror.caller import Caller
 from mirror.catalog import Catalog
 from mirror.config import Config, Server, load_token
 from mirror.errors import ConfigError
-from mirror.http.admin_api import AdminApi, Health
-from mirror.http.client_api import ClientApi
-from mirror.http.sending import Sender
-from mirror.http.server import Listener
+from mirror.http.admin_api import Health
 from mirror.library import Library
-from mirror.log import log_access
 from mirror.store.base import StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
@@ -28,9 +22,6 @@ log = logging.getLogger(__name__)
 
 BLOCKING_THREADS = 16
 """Threads for what waits for the disk; appending to journals has its own."""
-
-SENDING_THREADS = 2
-"""Threads that send images from memory: two keep the cores of a small machine busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,74 +109,6 @@ async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskS
     )
     await catalog.load()
     return catalog
-
-
-async def serve(config: Config, environ: Mapping[str, str]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
-    tls = server_tls(config.server)
-    async with opened(config, environ, needs_store=config.upstream.url is None) as mirror:
-        sender = Sender(mirror.pool, SENDING_THREADS)
-        client_api = ClientApi(
-            mirror.access,
-            mirror.catalog,
-            mirror.library,
-            mirror.upstream,
-            sender,
-            passthrough=config.upstream.passthrough,
-        )
-        server, admin = config.server, config.admin
-        clients = Listener(
-            client_api,
-            server.host,
-            server.port,
-            header_timeout=server.header_timeout,
-            max_connections=server.max_connections,
-            drain=server.drain,
-            log_access=log_access,
-            tls=tls,
-        )
-        operators = Listener(
-            AdminApi(mirror.health), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
-        )
-        async with AsyncExitStack() as listeners:
-            listeners.callback(sender.close)
-            for listener in (operators, clients):
-                await listener.start()
-                listeners.push_async_callback(listener.stop)
-            log.info(
-                "serving %s from %s on %s://%s:%d, admin on http://%s:%d",
-                config.upstream.url or "what is stored",
-                config.store.path,
-                "https" if tls else "http",
-                server.host,
-                clients.port,
-                admin.host,
-                operators.port,
-            )
-            await _stop_requested()
-            log.info("stopping: downloads have %g s to end", server.drain)
-
-
-async def _stop_requested() -> None:
-    """Wait for the first SIGTERM or SIGINT; from then on another one has its default effect."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        _on_signal(loop, number, stop.set)
-    await stop.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], None]) -> None:
-    """Call `callback` in the loop once or twice for each such signal.
-
-    asyncio alone may lose one: what wakes its loop for a signal is a byte in the pipe that wakes it for threads too,
-    and when hundreds of downloads end at once that pipe is full. So Python's own handler calls as well.
-    """
-    loop.add_signal_handler(number, callback)
-    signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 
 def server_tls(config: Server) -> ssl.SSLContext | None:
