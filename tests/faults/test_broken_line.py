@@ -298,7 +298,7 @@ def test_without_ranges_it_starts_over_at_each_cut_that_comes_later_than_the_one
 
 
 def reset_at_the_cut(mirror: ForkedMirror, simulator: Simulator) -> None:
-    """Two clients get what comes before the line is cut; when it goes on wrongly both learn it and nothing is stored."""
+    """Two clients get what comes before the line is cut; when it goes on wrongly both learn it, nothing is stored."""
     with Download(mirror.image_url) as one, Download(mirror.image_url) as other:
         assert one.read(CUT) == other.read(CUT) == simulator.read("first", 0, CUT)
         simulator.release()
