@@ -28,7 +28,7 @@ from typing import ParamSpec, TypeVar
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.store.base import Busy, StoredImage, StoredInfo, StoreUnavailable
-from mirror.store.durable import SUFFIX
+from mirror.store.durable import SUFFIX, sync_directory
 from mirror.store.partial_file import PartialFile, quarantined_at
 from mirror.store.shared_file import SharedFile
 from mirror.units import format_size
@@ -98,11 +98,18 @@ class DiskStore:
     # What follows blocks, and runs in the pool.
 
     def _prepare(self) -> None:
-        for directory in (self._images, self._partial, self._quarantine):
-            directory.mkdir(parents=True, exist_ok=True)
-            for leftover in directory.glob(f"**/*{SUFFIX}"):
-                if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
-                    leftover.unlink(missing_ok=True)
+        rooms = (self._images, self._partial, self._quarantine)
+        if not all(directory.exists() for directory in rooms):
+            for directory in rooms:
+                directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.root)
+        for leftover in (
+            *self.root.glob(f"*{SUFFIX}"),
+            *self._partial.glob(f"*{SUFFIX}"),
+            *self._images.glob(f"*/*{SUFFIX}"),
+        ):
+            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
+                leftover.unlink(missing_ok=True)
         self._clear_partials()
         for wrong in self._quarantine.iterdir():
             if quarantined_at(wrong) < time.time() - QUARANTINE_SECONDS:
