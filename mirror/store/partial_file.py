@@ -151,10 +151,10 @@ class PartialFile:
         os.fsync(self.file.fd)
         directory = self._images / self._metadata.hash
         directory.mkdir(exist_ok=True)
+        sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
         write_durably(directory / "metadata.json", self._metadata.raw)
         self._path.rename(directory / "image")
         sync_directory(directory)
-        sync_directory(self._images)
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.parent)
 
