@@ -176,7 +176,8 @@ class PartialFile:
             validator = json.loads(self._note.read_bytes())["validator"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return validator if isinstance(validator, str) else None
+        plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
+        return validator if plain else None  # anything else would make the next request impossible, again and again
 
     def _write_note(self) -> None:
         note = {"metadata": self._metadata.raw.decode(), "validator": self.validator}
