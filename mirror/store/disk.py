@@ -13,7 +13,6 @@ wait to be resumed, whatever is current by now.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import shutil
@@ -27,9 +26,9 @@ from typing import ParamSpec, TypeVar
 
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import Busy, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import SUFFIX, sync_directory
-from mirror.store.partial_file import PartialFile, quarantined_at
+from mirror.store.partial_file import PartialFile, lock, quarantined_at
 from mirror.store.shared_file import SharedFile
 from mirror.units import format_size
 
@@ -74,6 +73,10 @@ class DiskStore:
     async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
         """See `BlobStore.begin`."""
         return await self._run(self._begin, metadata)
+
+    async def make_room(self, wanted: int) -> bool:
+        """See `BlobStore.make_room`."""
+        return False
 
     async def list(self) -> Sequence[StoredInfo]:
         """See `BlobStore.list`."""
@@ -123,16 +126,16 @@ class DiskStore:
                     self._clear_partial(path)
                 elif is_hash(path.stem) and path.suffix == ".json" and not path.with_suffix("").exists():
                     path.unlink()  # if it is being written at this very moment: a fill resumes without it, too
-            except (FileNotFoundError, BlockingIOError):  # another process was first, or is adding to it
+            except FileNotFoundError:  # another process was first
                 continue
             except OSError as error:
                 log.warning("%s cannot be cleared away: %s", path, error)
 
     def _clear_partial(self, path: Path) -> None:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stat = os.fstat(file.fileno())
-            if path.stat().st_ino == stat.st_ino and _older(stat, PARTIAL_SECONDS):
+            free = lock(file.fileno())  # else another process is adding to it
+            if free and os.path.samestat(path.stat(), stat) and _older(stat, PARTIAL_SECONDS):
                 path.unlink()
                 log.info("%s is removed: nobody has added to it for a week", path)
 
@@ -174,22 +177,21 @@ class DiskStore:
         return metadata
 
     def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
+        self._partial.mkdir(parents=True, exist_ok=True)
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = lock(fd)
                 # Whoever held the lock may have published or removed the file since we opened it.
                 if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                    if (image := self._open(metadata.hash)) is not None:
+                    if ours and (image := self._open(metadata.hash)) is not None:
                         path.unlink()
                         os.close(fd)
                         return image
-                    self._reserve(metadata.size - os.fstat(fd).st_size)
-                    return PartialFile(path, fd, metadata, images=self._images, quarantine=self._quarantine)
-            except BlockingIOError:
-                os.close(fd)
-                raise Busy("another process is receiving this image into the same store") from None
+                    if ours:
+                        self._reserve(metadata.size - os.fstat(fd).st_size)
+                    return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
             except BaseException:
                 os.close(fd)
                 raise
