@@ -3,24 +3,27 @@
 import asyncio
 import logging
 import signal
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from mirror.access import Access, OpenAccess, UpstreamAccess
-from mirror.caller import Caller
+from mirror.access import Access, OpenAccess, TokensAccess, UpstreamAccess
+from mirror.caller import Own
 from mirror.catalog import Catalog
-from mirror.config import Config, Server, load_token
+from mirror.config import Config, load_token
 from mirror.errors import ConfigError, MirrorError
 from mirror.http.admin_api import AdminApi
 from mirror.http.client_api import ClientApi
 from mirror.http.sending import Sender
 from mirror.http.server import Listener
+from mirror.http.tls import ServerTls
 from mirror.library import Library
 from mirror.log import log_access
+from mirror.reload import Reloader
 from mirror.store.disk import DiskStore
+from mirror.systemd import ServiceManager
 from mirror.upstream.client import Upstream
 
 log = logging.getLogger(__name__)
@@ -34,10 +37,10 @@ SENDING_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The rooms of one mirror, open. `own` is its own credential, None when it has none."""
+    """The rooms of one mirror, open. `own` is its own credential."""
 
     config: Config
-    own: Caller | None
+    own: Own
     pool: ThreadPoolExecutor
     store: DiskStore
     upstream: Upstream | None
@@ -60,8 +63,7 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
 
     Raises ConfigError, or StoreUnavailable when the store's directory cannot be used.
     """
-    token = load_token(config, environ)
-    own = Caller(f"Bearer {token}", "pps-mirror") if token else None
+    own = Own(load_token(config, environ))
     url = config.upstream.url
     if url is None and config.auth.mode == "upstream":
         raise ConfigError(
@@ -83,6 +85,8 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
                 note=config.store.path / "access.json",
                 pool=pool,
             )
+        elif config.auth.tokens_file is not None:
+            access = TokensAccess(own, config.auth.tokens_file, pool)
         await access.load()
         stack.push_async_callback(access.close)
         library = Library(
@@ -112,9 +116,15 @@ async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskS
 
 
 async def serve(config: Config, environ: Mapping[str, str]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
-    tls = server_tls(config.server)
-    async with opened(config, environ) as mirror:
+    """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
+    tls = ServerTls.of(config.server)
+    manager = ServiceManager.of(environ)
+    async with manager.watched(), opened(config, environ) as mirror:
+        stopping = asyncio.Event()
+
+        async def not_ready() -> list[str]:
+            return ["the mirror is stopping"] if stopping.is_set() else await mirror.not_ready()
+
         sender = Sender(mirror.pool, SENDING_THREADS)
         client_api = ClientApi(
             mirror.access,
@@ -133,10 +143,10 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             max_connections=server.max_connections,
             drain=server.drain,
             log_access=log_access,
-            tls=tls,
+            tls=tls.context if tls else None,
         )
         operators = Listener(
-            AdminApi(mirror.not_ready), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
+            AdminApi(not_ready), admin.host, admin.port, header_timeout=10.0, max_connections=256, drain=1.0
         )
         async with AsyncExitStack() as listeners:
             listeners.callback(sender.close)
@@ -153,48 +163,53 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
                 admin.host,
                 operators.port,
             )
-            await _stop_requested()
+            await _run(Reloader(_reloadable(mirror, tls, environ), manager), manager, stopping)
             log.info("stopping: downloads have %g s to end", server.drain)
 
 
-async def _stop_requested() -> None:
-    """Wait for the first SIGTERM or SIGINT; from then on another one has its default effect."""
+def _reloadable(
+    mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What SIGHUP reads again, by the key that names the file."""
+    parts: dict[str, Callable[[], Awaitable[None]]] = {}
+    if mirror.config.auth.mode == "tokens":
+        parts["auth.tokens_file"] = mirror.access.load
+    if mirror.config.upstream.token_file is not None:
+
+        async def load_own() -> None:
+            loop = asyncio.get_running_loop()
+            mirror.own.take(await loop.run_in_executor(mirror.pool, load_token, mirror.config, environ))
+            mirror.library.renew()
+
+        parts["upstream.token_file"] = load_own
+    if tls is not None:
+        parts["server.tls_cert"] = partial(tls.load, mirror.pool)
+    return parts
+
+
+async def _run(reloader: Reloader, manager: ServiceManager, stopping: asyncio.Event) -> None:
+    """Reload at each SIGHUP until the first SIGTERM or SIGINT; from then on another one of those kills."""
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    _on_signal(loop, signal.SIGHUP, reloader.ask)
     for number in (signal.SIGTERM, signal.SIGINT):
-        _on_signal(loop, number, stop.set)
-    await stop.wait()
+        _on_signal(loop, number, stopping.set)
+    manager.ready()
+    async with asyncio.TaskGroup() as tasks:
+        reloading = tasks.create_task(reloader.run(), name="reload")
+        await stopping.wait()
+        reloading.cancel()
+    manager.stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], None]) -> None:
-    """Call `callback` in the loop once or twice for each such signal.
+    """Call `callback` in the loop once for each such signal.
 
-    asyncio alone may lose one: what wakes its loop for a signal is a byte in the pipe that wakes it for threads too,
-    and when hundreds of downloads end at once that pipe is full. So Python's own handler calls as well.
+    asyncio alone may lose one: what it learns of a signal by is a byte in the pipe that wakes its loop for threads too,
+    and when hundreds of downloads end at once that pipe is full. So asyncio's part is to wake the loop, which a full
+    pipe does as well, and Python's own handler calls.
     """
-    loop.add_signal_handler(number, callback)
+    loop.add_signal_handler(number, lambda: None)
     signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
-
-
-def server_tls(config: Server) -> ssl.SSLContext | None:
-    """The listener's TLS, None for plain HTTP. Raises ConfigError naming what is wrong with the pair."""
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for key, path in (("server.tls_cert", config.tls_cert), ("server.tls_key", config.tls_key)):
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{key} = {str(path)!r} cannot be read: {error.strerror}") from None
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"server.tls_cert = {str(config.tls_cert)!r} and server.tls_key are not a PEM certificate chain and its "
-            f"unencrypted key: {error.reason or 'not PEM'}"
-        ) from None
-    return context
