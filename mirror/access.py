@@ -108,7 +108,7 @@ class TokensAccess:
             )
         if (name := self._tokens.name_of(token)) is None:
             raise Unauthorized("this token is none of the mirror's own; ask whoever runs the mirror for one")
-        log.debug("request %s has the token of %s", caller.request_id, name)
+        log.debug("request %s: let in as %s", caller.request_id, name)
         return None
 
     def speaker(self, caller: Caller) -> Caller:

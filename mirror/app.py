@@ -119,7 +119,7 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
-    async with manager.watched(), opened(config, environ) as mirror:
+    async with AsyncExitStack() as alive, opened(config, environ) as mirror:
         stopping = asyncio.Event()
 
         async def not_ready() -> list[str]:
@@ -163,6 +163,7 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
                 admin.host,
                 operators.port,
             )
+            await alive.enter_async_context(manager.watched())
             await _run(Reloader(_reloadable(mirror, tls, environ), manager), manager, stopping)
             log.info("stopping: downloads have %g s to end", server.drain)
 
