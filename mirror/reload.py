@@ -5,41 +5,46 @@ A file that cannot be used changes nothing: what was read before stays in use, a
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from mirror.errors import ConfigError
+from mirror.signals import on_signal
 from mirror.systemd import ServiceManager
 
 log = logging.getLogger(__name__)
 
 
-class Reloader:
-    """Loads again whatever `parts` has, by the key that names the file; each on its own, whatever becomes of others.
+Part = Callable[[], Awaitable[None]]
+"""Reads one thing again. Raises ConfigError when it cannot be used, having changed nothing."""
 
-    A part raises ConfigError when it has changed nothing. The service manager is told of the beginning and the end.
+
+@asynccontextmanager
+async def reloading(parts: Mapping[str, Part], manager: ServiceManager) -> AsyncIterator[None]:
+    """Reload `parts`, each under the key that names its file, at every SIGHUP: whatever becomes of the others.
+
+    The service manager is told of the beginning and the end. From the first use on SIGHUP kills no more.
     """
-
-    def __init__(self, parts: Mapping[str, Callable[[], Awaitable[None]]], manager: ServiceManager) -> None:
-        self._parts = parts
-        self._manager = manager
-        self._asked = asyncio.Event()
-
-    def ask(self) -> None:
-        """Reload soon, once for all who ask before it begins."""
-        self._asked.set()
-
-    async def run(self) -> None:
-        """Reload whenever asked to, until cancelled."""
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            self._manager.reloading()
-            reloaded = [key for key, load in self._parts.items() if await _worked(load)]
-            log.info("SIGHUP: reloaded %s", ", ".join(reloaded) or "nothing")
-            self._manager.ready()
+    asked = asyncio.Event()
+    on_signal(signal.SIGHUP, asked.set)
+    keeper = asyncio.create_task(_keep(parts, manager, asked), name="reload")
+    try:
+        yield
+    finally:
+        keeper.cancel()
 
 
-async def _worked(load: Callable[[], Awaitable[None]]) -> bool:
+async def _keep(parts: Mapping[str, Part], manager: ServiceManager, asked: asyncio.Event) -> None:
+    while await asked.wait():
+        asked.clear()
+        manager.reloading()
+        reloaded = [key for key, load in parts.items() if await _worked(load)]
+        log.info("SIGHUP: reloaded %s", ", ".join(reloaded) or "nothing")
+        manager.ready()
+
+
+async def _worked(load: Part) -> bool:
     try:
         await load()
     except ConfigError as error:

@@ -36,7 +36,8 @@ class Listener:
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
     between two, and before them its TLS handshake; `max_connections` is answered with 503 beyond; `drain` in seconds is
-    what requests under way have to end when it stops. Must be made inside the running loop.
+    what requests under way have to end when it stops; `share_port` lets other processes listen there as well, each
+    getting its share of the connections. Must be made inside the running loop.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Listener:
         drain: float,
         log_access: LogAccess | None = None,
         tls: ssl.SSLContext | None = None,
+        share_port: bool = False,
     ) -> None:
         self._server = _Server(
             _answering(handler, max_connections, log_access or (lambda *_: None)),
@@ -59,7 +61,7 @@ class Listener:
             max_connections=max_connections,
             access_log=None,
         )
-        self._host, self._port, self._tls = host, port, tls
+        self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
         self._header_timeout, self._drain = header_timeout, drain
         self._listening: asyncio.Server | None = None
 
@@ -79,6 +81,7 @@ class Listener:
                 ssl=self._tls,
                 ssl_handshake_timeout=self._header_timeout if self._tls else None,
                 backlog=1024,
+                reuse_port=self._share_port or None,
             )
         except OSError as error:
             raise ConfigError(f"cannot listen on {self._host} port {self._port}: {error.strerror}") from None

@@ -48,7 +48,8 @@ class Body(Protocol):
     async def available(self, offset: int) -> int:
         """Wait until the byte at `offset` may be sent; return how far bytes may be sent now (exclusive).
 
-        Raises FillFailed when the transfer was lost: then nothing more may be sent and the client must notice.
+        Returns at once when that byte is in no file, or will not be any more; see `file_at`. Raises FillFailed when the
+        transfer was lost: then nothing more may be sent and the client must notice.
         """
 
     def file_at(self, offset: int) -> SharedFile | None:
@@ -149,6 +150,9 @@ class BlobStore(Protocol):
 
     async def open(self, image_hash: str) -> StoredImage | None:
         """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+
+    async def probe(self) -> None:
+        """Try to write. Raises StoreUnavailable when that fails."""
 
     async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
         """Begin, resume or follow the journal of an image, having made sure there is room for all of it.

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import shutil
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -55,6 +56,10 @@ class DiskStore:
         """Make the directories and clear away what a crash left. Raises StoreUnavailable."""
         await self._run(self._prepare)
 
+    async def probe(self) -> None:
+        """See `BlobStore.probe`."""
+        await self._run(self._probe)
+
     async def open(self, image_hash: str) -> StoredImage | None:
         """See `BlobStore.open`. All downloads of one image share one descriptor and one mapping."""
         identity = await self._run(self._identify, image_hash)
@@ -90,22 +95,33 @@ class DiskStore:
             try:
                 return function(*args, **kwargs)
             except OSError as error:
-                log.warning("the store at %s fails: %s", self.root, error)
+                log.debug("the store at %s fails: %s", self.root, error)
                 raise StoreUnavailable(f"the mirror's store fails: {error.strerror or 'input/output error'}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     # What follows blocks, and runs in the pool.
 
-    def _prepare(self) -> None:
+    def _make_directories(self) -> None:
         for directory in (self._images, self._partial, self._quarantine):
             directory.mkdir(parents=True, exist_ok=True)
+
+    def _prepare(self) -> None:
+        self._make_directories()
+        for directory in (self._images, self._partial, self._quarantine):
             for leftover in directory.glob(f"**/*{SUFFIX}"):
                 if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
                     leftover.unlink(missing_ok=True)
         for wrong in self._quarantine.iterdir():
             if quarantined_at(wrong) < time.time() - QUARANTINE_SECONDS:
                 shutil.rmtree(wrong) if wrong.is_dir() else wrong.unlink(missing_ok=True)
+
+    def _probe(self) -> None:
+        self._make_directories()  # the disk may have been mounted anew
+        with tempfile.TemporaryFile(dir=self._images) as file:
+            file.write(b"pps-mirror")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
         if not is_hash(image_hash):
@@ -145,7 +161,7 @@ class DiskStore:
         return metadata
 
     def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
-        self._partial.mkdir(parents=True, exist_ok=True)
+        self._make_directories()
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

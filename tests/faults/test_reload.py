@@ -131,6 +131,24 @@ def test_a_fill_whose_token_was_exchanged_meanwhile_goes_on_with_the_new_one(
     assert used == [(former, 302), (former, 401), (present, 302)]
 
 
+def test_workers_read_their_lists_again_too(
+    tmp_path: Path, fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask
+) -> None:
+    tokens = write_tokens(tmp_path / "tokens", ci=OLD)
+    sections: dict[str, dict[str, Any]] = {
+        "server": {"workers": 2},
+        "auth": {"mode": "tokens", "tokens_file": str(tokens)},
+    }
+    mirror = fresh_mirror(sections, environ={"DATAROBOT_API_TOKEN": TOKEN})
+    assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [200, 401]
+    write_tokens(tokens, ci=NEW)
+    assert mirror.process is not None
+    mirror.process.send_signal(signal.SIGHUP)
+    eventually(lambda: mirror.log().count("SIGHUP: reloaded auth.tokens_file") == 3, what="the reload of all three")
+    for _ in range(10):  # whichever of them answers
+        assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [401, 200]
+
+
 # The certificate
 
 
