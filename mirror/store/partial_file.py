@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,10 @@ from typing import TypeVar
 from mirror.metadata import ImageMetadata
 from mirror.store.base import BLOCK, Corrupt
 from mirror.store.durable import sync_directory, write_durably
+from mirror.store.quarantine import set_aside
+from mirror.store.readers import withdraw
 from mirror.store.shared_file import SharedFile
+from mirror.store.trust import Identity, trust
 
 FLUSH = 64 << 20
 """Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
@@ -50,6 +52,9 @@ class PartialFile:
         if os.fstat(fd).st_size > metadata.size:  # nothing that we wrote
             os.ftruncate(fd, 0)
         self.validator = self._read_note()
+        self._named = False
+        if not self._note.exists():  # others count what we will still need
+            self._write_note()
 
     async def recover(self) -> bool:
         """See `Partial.recover`."""
@@ -152,16 +157,16 @@ class PartialFile:
         directory = self._images / self._metadata.hash
         directory.mkdir(exist_ok=True)
         write_durably(directory / "metadata.json", self._metadata.raw)
+        trust(directory, Identity.of(os.fstat(self.file.fd)))  # the same before and after it gets its name
         self._path.rename(directory / "image")
+        self._named = True
         sync_directory(directory)
         sync_directory(self._images)
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.parent)
 
     def _set_aside(self) -> None:
-        for older in self._quarantine.glob(f"{self._metadata.hash}-*"):
-            older.unlink()
-        self._path.rename(self._quarantine / f"{self._metadata.hash}-{int(time.time())}")
+        set_aside(self._path, self._quarantine, self._metadata.hash)
         self._note.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -170,6 +175,8 @@ class PartialFile:
 
     def _unlock(self) -> None:
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
+        if not self._named:
+            withdraw(self.file.fd)
 
     def _read_note(self) -> str | None:
         try:
@@ -199,9 +206,3 @@ def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[lis
                 block = []
     if block:
         yield block
-
-
-def quarantined_at(path: Path) -> float:
-    """When a file was set aside, in seconds since the epoch, as its name says; 0 for a name that does not."""
-    time_part = path.name.rpartition("-")[2]
-    return float(time_part) if time_part.isdigit() else 0.0
