@@ -1,6 +1,7 @@
 """One mirror, wired from a configuration: the only place that builds objects. Start it, run it, stop it."""
 
 import asyncio
+import functools
 import logging
 import signal
 import ssl
@@ -20,6 +21,8 @@ from mirror.http.sending import Sender
 from mirror.http.server import Listener
 from mirror.library import Library
 from mirror.log import log_access
+from mirror.retention import evictable
+from mirror.scrub import Scrubber
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
 
@@ -70,7 +73,7 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
+        store = disk_store(config, pool)
         await store.prepare()
         upstream = await stack.enter_async_context(Upstream(config.upstream, url)) if url else None
         catalog = await loaded_catalog(config, upstream, store, pool)
@@ -95,6 +98,17 @@ async def opened(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Mi
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+
+
+def disk_store(config: Config, pool: Executor) -> DiskStore:
+    """Make the store of a configuration; it touches nothing until it is asked to."""
+    return DiskStore(
+        config.store.path,
+        min_free=config.store.min_free,
+        max_size=config.store.max_size,
+        retention=functools.partial(evictable, keep=config.store.keep),
+        pool=pool,
+    )
 
 
 async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor) -> Catalog:
@@ -140,6 +154,8 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
         )
         async with AsyncExitStack() as listeners:
             listeners.callback(sender.close)
+            scrubbing = asyncio.create_task(Scrubber(mirror.store, config.store.scrub_interval).run(), name="scrub")
+            listeners.push_async_callback(_cancel, scrubbing)
             for listener in (operators, clients):
                 await listener.start()
                 listeners.push_async_callback(listener.stop)
@@ -155,6 +171,11 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             )
             await _stop_requested()
             log.info("stopping: downloads have %g s to end", server.drain)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _stop_requested() -> None:

@@ -33,9 +33,6 @@ _UNBUILT: Final = frozenset(
         "upstream.rollover",
         "auth.mode=tokens",
         "auth.tokens_file",
-        "store.max_size",
-        "store.keep",
-        "store.scrub_interval",
         "store.s3",
         "prefetch",
     }

@@ -17,7 +17,7 @@ import fcntl
 import logging
 import os
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -100,21 +100,24 @@ class DiskStore:
         await asyncio.get_running_loop().run_in_executor(self._pool, self._touch, image_hash)
 
     async def verify(
-        self, image_hash: str, *, rate: float | None = None, progress: Callable[[int, int], None] | None = None
+        self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
     ) -> Verified:
         """Hash an image again, reading `rate` bytes per second at most; one that is bad is set aside.
 
-        `progress` is called with the bytes digested and their number in all. Raises StoreUnavailable.
+        `progress` is called with the bytes digested so far. Raises StoreUnavailable.
         """
         clock = asyncio.get_running_loop().time
         began = clock()
         verification = await self._run(Verification, self._layout, image_hash)
         while await self._run(verification.step):
-            if progress is not None:
-                progress(verification.position, verification.size)
+            progress(verification.position)
             if rate is not None:
                 await asyncio.sleep(began + verification.position / rate - clock())
         return await self._run(verification.conclude)
+
+    async def sizes(self) -> Mapping[str, int]:
+        """The bytes of all that lies where an image does, by hash: also what is not whole. Raises StoreUnavailable."""
+        return await self._run(self._layout.sizes)
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
         """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
@@ -231,7 +234,7 @@ class DiskStore:
         return True
 
     def _lock_for_scrubbing(self) -> int | None:
-        fd = os.open(self._quarantine, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -67,6 +67,11 @@ class Layout:
             verified_at=verified_at(directory, Identity.of(file)),
         )
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file that lies where an image does, by hash, whatever it is."""
+        names = sorted(path.name for path in self.images.iterdir() if is_hash(path.name))
+        return {name: file.st_size for name in names if (file := self.file(name))}
+
     def is_pinned(self, image_hash: str) -> bool:
         """Whether a person has said that the image must stay."""
         return (self.images / image_hash / "pinned").exists()
@@ -79,6 +84,11 @@ class Layout:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream):
             images = self.list()
             return images[0].metadata.hash if images else None
+
+
+def entries(directory: Path) -> Sequence[Path]:
+    """What is in a directory; nothing when it does not exist yet."""
+    return sorted(directory.iterdir()) if directory.is_dir() else ()
 
 
 def file_at(path: Path) -> os.stat_result | None:

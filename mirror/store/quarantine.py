@@ -9,6 +9,7 @@ KEPT_SECONDS = 86_400
 
 def set_aside(path: Path, quarantine: Path, image_hash: str) -> Path:
     """Move `path` there as one step and return its new name; only the newest of an image is kept. Blocks."""
+    quarantine.mkdir(exist_ok=True)
     for older in quarantine.glob(f"{image_hash}-*"):
         remove(older)
     return path.rename(quarantine / f"{image_hash}-{int(time.time())}")

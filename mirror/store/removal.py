@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mirror.metadata import is_hash
 from mirror.store.durable import SUFFIX, sync_directory
-from mirror.store.layout import Layout, file_at
+from mirror.store.layout import Layout, entries, file_at
 from mirror.store.quarantine import KEPT_SECONDS, quarantined_at, remove
 from mirror.store.readers import is_read
 
@@ -105,7 +105,7 @@ def leftovers(layout: Layout) -> Iterator[Removal]:
 
 
 def _left_by_crashes(layout: Layout) -> Iterator[tuple[Path, str]]:
-    directories = [path for path in layout.images.iterdir() if is_hash(path.name)]
+    directories = [path for path in entries(layout.images) if is_hash(path.name)]
     for place in (layout.root, layout.images, layout.partial, layout.quarantine, *directories):
         for path in place.glob(f"*{SUFFIX}"):
             yield path, "left by a crash"
@@ -119,7 +119,7 @@ def _left_by_crashes(layout: Layout) -> Iterator[tuple[Path, str]]:
 
 def quarantined(layout: Layout) -> list[Removal]:
     """All that was set aside, oldest first."""
-    found = sorted(layout.quarantine.iterdir(), key=quarantined_at)
+    found = sorted(entries(layout.quarantine), key=quarantined_at)
     return [Removal(Kind.QUARANTINED, path, _size(path), "wrong bytes") for path in found]
 
 
@@ -129,7 +129,7 @@ def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
     A stored image that lies among them to be verified anew is none.
     """
     found = []
-    for path in layout.partial.iterdir():
+    for path in entries(layout.partial):
         if not is_hash(path.name) or path.name in spare or (file := file_at(path)) is None or is_read(path):
             continue
         if layout.file(path.name) is None and layout.info(path.name) is not None:

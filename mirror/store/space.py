@@ -17,7 +17,7 @@ from typing import NamedTuple
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.store.base import Retention, StoreUnavailable
-from mirror.store.layout import Layout, file_at
+from mirror.store.layout import Layout, entries, file_at
 from mirror.store.readers import is_read
 from mirror.store.removal import Kind, Removal, carry_out, leftovers, partials, quarantined
 from mirror.units import format_size
@@ -117,10 +117,11 @@ class Space:
 
     def _room(self, spare: str | None) -> _Room:
         layout = self._layout
-        files = [*layout.images.glob("*/image"), *layout.partial.iterdir(), *layout.quarantine.iterdir()]
-        used = sum(found.st_size for path in files if (found := file_at(path)))
+        begun = [path for path in entries(layout.partial) if is_hash(path.name)]
+        files = [*begun, *entries(layout.quarantine)]
+        used = sum(layout.sizes().values()) + sum(found.st_size for path in files if (found := file_at(path)))
         stat = os.statvfs(layout.root)
-        promised = sum(map(self._promised, (path for path in layout.partial.iterdir() if path.name != spare)))
+        promised = sum(self._promised(path) for path in begun if path.name != spare)
         return _Room(used, stat.f_bavail * stat.f_frsize, promised)
 
     def _left(self, room: _Room) -> int:
@@ -131,7 +132,7 @@ class Space:
 
     def _promised(self, partial: Path) -> int:
         """Bytes that a fill, of any process, will still append to its partial."""
-        if not is_hash(partial.name) or (file := file_at(partial)) is None or not is_read(partial):
+        if (file := file_at(partial)) is None or not is_read(partial):
             return 0
         try:
             note = json.loads(partial.with_name(partial.name + ".json").read_bytes())
@@ -164,7 +165,7 @@ class Space:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the lock that all processes of this host take for this: on the directory, so that no file stays."""
-        fd = os.open(self._layout.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
