@@ -209,7 +209,7 @@ def _ls(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from mirror import keeping, progress  # as above
 
-    if options.hash and options.all:
+    if options.hash is not None and options.all:
         raise UsageError("verify takes a HASH or --all, not both")
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
     outcome = keeping.verify(_settings(options), options.hash, meter)

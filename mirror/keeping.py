@@ -91,7 +91,7 @@ async def _open(config: Config) -> AsyncIterator[_Shelf]:
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
     async with _open(config) as shelf:
-        for image_hash in [shelf.find(name)] if name else shelf.sizes:
+        for image_hash in [shelf.find(name)] if name is not None else shelf.sizes:
             meter.start(shelf.sizes.get(image_hash, 0), 0, "verifying")
             try:
                 verified = await shelf.store.verify(image_hash, progress=lambda at: meter.show(at, "verifying"))
@@ -129,6 +129,6 @@ async def _remove(config: Config, name: str, force: bool) -> str:
 
 async def _collect(config: Config, dry_run: bool) -> Collected:
     async with _open(config) as shelf:
-        if not config.store.path.exists():
+        if not (config.store.path / "images").exists():
             return Collected((), 0)
         return await shelf.store.collect(dry_run=dry_run)
