@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mirror import __version__, app, checks, config, log
+from mirror import __version__, checks, config, log, serving
 from mirror.errors import ConfigError, MirrorError, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
@@ -164,12 +164,13 @@ def _settings(options: argparse.Namespace, *, serving: bool = False) -> config.C
         changes["level"] = options.log_level
     if not serving and settings.log.format == "auto":
         changes["format"] = "console"
-    log.set_up(settings.log.model_copy(update=changes))
+    settings = settings.model_copy(update={"log": settings.log.model_copy(update=changes)})
+    log.set_up(settings.log)
     return settings
 
 
 def _serve(options: argparse.Namespace) -> int:
-    asyncio.run(app.serve(_settings(options, serving=True), os.environ))
+    asyncio.run(serving.serve(_settings(options, serving=True), os.environ))
     return 0
 
 

@@ -2,22 +2,25 @@
 
 A fill belongs to the library, never to a request: readers come and go, and nothing they do moves it. Readers take bytes
 from the journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the
-source breaks the fill goes on from where it stopped; when the bytes are wrong every reader learns it, once.
+source breaks the fill goes on from where it stopped; when the journal breaks it goes on in another one that stores
+nothing; when the bytes are wrong every reader learns it, once.
 """
 
 import asyncio
+import errno
 import hashlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import StrEnum
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-from mirror.errors import BadUpstream, MirrorError, Unavailable
+from mirror.errors import BadUpstream, Unavailable
 from mirror.metadata import ImageMetadata
 from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable
 from mirror.store.shared_file import SharedFile
+from mirror.store.window import Window
 from mirror.upstream.source import Broken, Changed, Ended, Source
+from mirror.verdict import FillFailed, Reason, State, verdict_on
 
 log = logging.getLogger(__name__)
 
@@ -25,42 +28,24 @@ BACKOFF = (0.25, 20.0)
 """Seconds before the first retry and at most; clients give up after 60 s without a byte."""
 
 
-class State(StrEnum):
-    """Where a fill is. It ends as PUBLISHED or FAILED, once."""
-
-    RECEIVING = "receiving"
-    RETRYING = "retrying"
-    VERIFYING = "verifying"
-    PUBLISHED = "published"
-    FAILED = "failed"
+OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a journal that leave what it has as good as it was; after others nobody reads from it any more."""
 
 
-class Reason(StrEnum):
-    """Why a fill failed."""
-
-    WRONG_BYTES = "wrong bytes"
-    CHANGED = "changed"
-    REFUSED = "refused"
-    GAVE_UP = "gave up"
-    STORE = "store"
-    MISTAKE = "a mistake of the mirror"
-    STOPPED = "stopped"
+Rescue = Callable[["Fill", OSError], Awaitable[Partial]]
+"""Gives the journal to go on with when a fill's fails, maybe the same. Raises StoreUnavailable when there is none."""
 
 
-class FillFailed(Exception):
-    """The verdict against a fill. `error` is what a client that has no byte yet is told."""
-
-    def __init__(self, reason: Reason, error: MirrorError) -> None:
-        super().__init__(f"{reason}: {error}")
-        self.reason = reason
-        self.error = error
+async def no_rescue(fill: "Fill", error: OSError) -> Partial:
+    """Give up."""
+    raise StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}") from error
 
 
 class Fill:
     """The transfer of one image into its `journal`, and the `Body` of those who read along.
 
-    `holdback` in bytes; `retry` seconds without progress after which it gives up. `resumes` counts how often the source
-    was opened anew.
+    While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
+    which it gives up. `resumes` counts how often the source was opened anew.
     """
 
     def __init__(
@@ -71,33 +56,55 @@ class Fill:
         *,
         holdback: int,
         retry: float,
+        rescue: Rescue = no_rescue,
     ) -> None:
         self.metadata = metadata
-        self.state = State.RECEIVING
+        self.state = State.RECEIVING if journal.ours else State.FOLLOWING
         self.failure: FillFailed | None = None
         self.resumes = 0
         self._source = source
         self._journal = journal
         self._holdback = holdback
         self._retry = retry
+        self._rescue = rescue
+        self._rescued_at = -1
+        self._file = journal.file
+        self._in_file = metadata.size if journal.file else 0
         self._answered = False
         self._waiting: dict[asyncio.Future[None], int] = {}
-
-    @property
-    def file(self) -> SharedFile:
-        """See `Body.file`."""
-        return self._journal.file
 
     @property
     def position(self) -> int:
         """Bytes received, written and digested."""
         return self._journal.position
 
+    @property
+    def journal(self) -> Partial:
+        """Where the bytes are now."""
+        return self._journal
+
+    def reaches(self, offset: int) -> bool:
+        """Whether a reader from `offset` can still read along: all that it wants is there, or to come."""
+        return not isinstance(self._journal, Window) or max(offset, self._in_file) >= self._journal.start
+
     async def available(self, offset: int) -> int:
         """See `Body.available`."""
-        while (limit := self._limit()) <= offset:
+        while self._limit() <= offset < self._in_file:
             await self._wait(offset)
-        return limit
+        return min(self._limit(), self._in_file)
+
+    def file_at(self, offset: int) -> SharedFile | None:
+        """See `Body.file_at`."""
+        return self._file if offset < self._in_file else None
+
+    async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """See `Body.pieces`."""
+        assert isinstance(self._journal, Window)  # noqa: S101 - the bytes would be in a file
+        with self._journal.reader(start) as reader:
+            while reader.position < stop:
+                while (limit := self._limit()) <= reader.position:
+                    await self._wait(reader.position)
+                yield reader.take(min(stop, limit))
 
     async def answered(self) -> None:
         """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
@@ -108,35 +115,46 @@ class Fill:
     async def run(self) -> None:
         """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
         try:
-            await self._recover()
-            await self._receive_all()
-            self._enter(State.VERIFYING)
-            await self._journal.publish()
+            while not await self._went_well():
+                pass
         except asyncio.CancelledError:
-            self._fail(Reason.STOPPED, Unavailable("the mirror is stopping"))
+            self._fail(FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping")))
             raise
-        except FillFailed as failure:
-            self._fail(failure.reason, failure.error)
-        except MirrorError as error:
-            self._fail(Reason.REFUSED, error)
-        except Changed as change:
-            # What we hold may still be right, and the hash decides; unless upstream has just shown that it is not.
-            await self._put_away(self._journal.discard if change.ours_is_wrong else self._forget_validator)
-            self._fail(Reason.CHANGED, BadUpstream(f"{change}; ask again", retry_after=1))
-        except Corrupt as difference:
-            await self._put_away(self._journal.quarantine)
-            self._fail(Reason.WRONG_BYTES, BadUpstream(f"upstream sent wrong bytes: {difference}"))
-        except OSError as error:
-            self._fail(Reason.STORE, StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error)}"))
-        except Exception:
-            log.exception("fill of %s failed at byte %d", self.metadata.hash, self.position)
-            self._fail(
-                Reason.MISTAKE, MirrorError("the mirror made a mistake while fetching the image; its log says more")
-            )
+        except Exception as error:
+            if isinstance(error, Corrupt):
+                await self._put_away(self._journal.quarantine)
+            if isinstance(error, Changed):
+                # What we hold may still be right, and the hash decides; unless upstream has just shown that it is not.
+                await self._put_away(self._journal.discard if error.ours_is_wrong else self._forget_validator)
+            self._fail(verdict_on(error))
         else:
             self._enter(State.PUBLISHED)
         finally:
             await self._journal.close()
+
+    async def _went_well(self) -> bool:
+        """Bring the image into the journal; False when that failed and there is another one to go on with."""
+        try:
+            await self._recover()
+            if not self._journal.published:
+                await self._receive_all()
+                self._enter(State.VERIFYING)
+                await self._journal.publish()
+        except OSError as error:
+            await self._go_on(error)
+            return False
+        return True
+
+    async def _go_on(self, error: OSError) -> None:
+        """Take the next journal. Raises StoreUnavailable when there is none."""
+        if self.state is State.VERIFYING or self._rescued_at == self.position:  # bytes may be lost; or it did not help
+            await no_rescue(self, error)
+        self._rescued_at = self.position
+        broken, self._journal = self._journal, await self._rescue(self, error)
+        if self._journal is not broken:
+            self._in_file = min(self._in_file, self.position) if error.errno in OUT_OF_SPACE else 0
+            self._moved(everybody=True)
+            await broken.close()
 
     def _limit(self) -> int:
         """How far readers may be sent now. Raises the verdict when it went against the fill."""
@@ -154,9 +172,9 @@ class Fill:
         finally:
             self._waiting.pop(waiter, None)
 
-    def _moved(self) -> None:
-        """Wake the readers whose byte is there, and all of them on a verdict."""
-        limit = self.metadata.size if self.failure is not None else self._limit()
+    def _moved(self, *, everybody: bool = False) -> None:
+        """Wake the readers whose byte is there, or all of them: on a verdict, or when they have to look elsewhere."""
+        limit = self.metadata.size if everybody or self.failure is not None else self._limit()
         for waiter in [waiter for waiter, offset in self._waiting.items() if offset < limit]:
             del self._waiting[waiter]
             if not waiter.done():
@@ -168,17 +186,17 @@ class Fill:
             self.state = state
         self._moved()
 
-    def _fail(self, reason: Reason, error: MirrorError) -> None:
-        self.failure = FillFailed(reason, error)
+    def _fail(self, verdict: FillFailed) -> None:
+        self.failure = verdict
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:
         more = True
         while more:
+            self._answered |= self.position > 0
             more = await self._journal.recover()
-            self._answered = self.position > 0
-            self._moved()
-        if self.position:
+            self._enter(State.RECEIVING if self._journal.ours else State.FOLLOWING)
+        if self.position and self._journal.ours:
             log.info("fill of %s goes on from byte %d", self.metadata.hash, self.position)
 
     async def _receive_all(self) -> None:
@@ -213,7 +231,8 @@ class Fill:
             self._answered = True
             self._moved()
             restarted = stream.offset < self.position
-            pieces = _skip(stream.pieces, self.position, self._journal.digest()) if restarted else stream.pieces
+            digest = self._journal.digest().hexdigest()
+            pieces = _skip(stream.pieces, self.position, digest) if restarted else stream.pieces
             received = self.position
             appender = Appender(self._journal, stream.validator, self._moved)
             try:

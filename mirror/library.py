@@ -1,10 +1,13 @@
 """Give me a body for this image: the stored one, a fill that is running, or a new fill.
 
-Fills are tasks of the library, never of a request. For one hash there is at most one.
+Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives; when
+the store fails images are passed through windows in memory, and who comes too late for one begins another.
 """
 
 import asyncio
+import hashlib
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -14,12 +17,14 @@ from cachetools import TTLCache
 
 from mirror.caller import Caller
 from mirror.errors import BadUpstream, NotFound
-from mirror.fill import Fill, Reason
+from mirror.fill import OUT_OF_SPACE, Fill
 from mirror.metadata import ImageMetadata
-from mirror.store.base import BlobStore, Body, StoredImage, StoredInfo
+from mirror.store.base import BlobStore, Body, Partial, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
+from mirror.verdict import Reason
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +34,17 @@ DOOMED_PAUSE = 60.0
 """After five times wrong bytes within ten minutes clients are told so, and upstream is asked once a minute only."""
 
 
+WINDOWS = 4
+"""Images passed through at a time, at most: each takes memory (see `mirror.store.window.SIZE`)."""
+
+
 class Found(Enum):
     """How a request came by its body."""
 
     STORED = "stored"
     BEGAN = "began a fill"
     JOINED = "joined a fill"
+    PASSED = "passed through"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +81,22 @@ class Library:
         self._fills: dict[str, tuple[Fill, ImageSource]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._beginning = asyncio.Lock()
+        self._windows = 0
+        self._trouble: str | None = None
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the store took no image when it was last asked to, in words; None when it did."""
+        return self._trouble
+
     async def stored(self, image_hash: str) -> StoredImage | None:
-        """The stored image of that hash. Begins nothing. Raises StoreUnavailable."""
-        return await self._store.open(image_hash)
+        """The stored image of that hash. Begins nothing. A store that fails has none."""
+        try:
+            return await self._store.open(image_hash)
+        except StoreUnavailable as error:
+            self._failed(error)
+            return None
 
     async def list(self) -> Sequence[StoredInfo]:
         """Every stored image, newest first. Raises StoreUnavailable."""
@@ -85,30 +106,31 @@ class Library:
         """Note that the image is served now, without making its client wait for that."""
         self._own_task(self._store.served(image_hash), f"served {image_hash}")
 
-    async def open(self, metadata: ImageMetadata, caller: Caller) -> Opened:
-        """The image's body, beginning a fill when it is neither stored nor on its way.
+    async def open(self, metadata: ImageMetadata, caller: Caller, start: int = 0) -> Opened:
+        """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
 
-        Raises StoreUnavailable, NotFound (there is no upstream), BadUpstream (upstream's bytes were wrong too often).
+        Raises NotFound (there is no upstream), BadUpstream (upstream's bytes were wrong too often), StoreUnavailable
+        (the store fails and too much is passed through already).
         """
-        if opened := await self._find(metadata, caller):
+        if opened := await self._find(metadata, caller, start):
             return opened
         async with self._beginning:
-            if opened := await self._find(metadata, caller):  # somebody else began it while we waited
+            if opened := await self._find(metadata, caller, start):  # somebody else began it while we waited
                 return opened
             if self._upstream is None:
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
-            source = ImageSource(self._upstream, metadata, self._own or caller)
-            journal = await self._store.begin(metadata)
+            journal = await self._begin(metadata)
             if isinstance(journal, StoredImage):
                 return Opened(journal, Found.STORED)
-            fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry)
+            source = ImageSource(self._upstream, metadata, self._own or caller)
+            fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             self._fills[metadata.hash] = fill, source
             self._own_task(self._run(fill), f"fill {metadata.hash}")
             log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
             if self._own is not None:
                 source.offer(caller)
-            return Opened(fill, Found.BEGAN, fill)
+            return Opened(fill, _how(fill, Found.BEGAN), fill)
 
     async def stop(self) -> None:
         """Stop the fills that still run; their partials stay, to be resumed."""
@@ -116,14 +138,51 @@ class Library:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _find(self, metadata: ImageMetadata, caller: Caller) -> Opened | None:
-        if running := self._fills.get(metadata.hash):
+    async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
+        running = self._fills.get(metadata.hash)
+        if running and running[0].reaches(start):
             fill, source = running
             source.offer(caller)
-            return Opened(fill, Found.JOINED, fill)
-        if image := await self._store.open(metadata.hash):
+            return Opened(fill, _how(fill, Found.JOINED), fill)
+        if image := await self.stored(metadata.hash):
             return Opened(image, Found.STORED)
         return None
+
+    async def _begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
+        try:
+            journal = await self._store.begin(metadata)
+        except StoreUnavailable as error:
+            self._failed(error)
+            return self._window(metadata)
+        if self._trouble is not None:
+            log.info("the store takes images again")
+            self._trouble = None
+        return journal
+
+    async def _rescue(self, fill: Fill, error: OSError) -> Partial:
+        """See `mirror.fill.Rescue`."""
+        journal = fill.journal
+        wanted = fill.metadata.size - journal.position
+        if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
+            return journal
+        self._failed(StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}"))
+        return self._window(fill.metadata, journal.position, journal.digest())
+
+    def _failed(self, error: StoreUnavailable) -> None:
+        if self._trouble is None:
+            log.error("%s; until it is well again images are passed through and not stored", error)
+        self._trouble = error.message
+
+    def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
+        if self._windows >= WINDOWS:
+            raise StoreUnavailable(f"{self._trouble}; and {WINDOWS} images are passed through already, as many as can")
+        window = Window(metadata, position, digest)
+        self._windows += 1
+        weakref.finalize(window, self._window_closed)
+        return window
+
+    def _window_closed(self) -> None:
+        self._windows -= 1
 
     def _own_task(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -136,7 +195,8 @@ class Library:
         try:
             await fill.run()
         finally:
-            del self._fills[fill.metadata.hash]
+            if self._fills[fill.metadata.hash][0] is fill:  # else it was overtaken by one that others could join
+                del self._fills[fill.metadata.hash]
             self._conclude(fill, clock() - began)
 
     def _conclude(self, fill: Fill, seconds: float) -> None:
@@ -144,15 +204,16 @@ class Library:
         if fill.failure is None:
             self._wrong.pop(image_hash, None)
             log.info(
-                "fill of %s published: %s in %s, %d resumes",
+                "fill of %s %s: %s in %s, %d resumes",
                 image_hash,
+                "passed through" if isinstance(fill.journal, Window) else "published",
                 format_size(fill.metadata.size),
                 format_duration(seconds),
                 fill.resumes,
             )
             return
         log.log(
-            logging.INFO if fill.failure.reason is Reason.STOPPED else logging.ERROR,
+            logging.INFO if fill.failure.reason in {Reason.STOPPED, Reason.ABANDONED} else logging.ERROR,
             "fill of %s failed at byte %d: %s",
             image_hash,
             fill.position,
@@ -175,3 +236,9 @@ class Library:
                 f"{pause:.0f} s, or at once when upstream names another image",
                 retry_after=max(1, round(pause)),
             )
+
+
+def _how(fill: Fill, found: Found) -> Found:
+    if isinstance(fill.journal, Window):
+        return Found.PASSED
+    return found if fill.journal.ours else Found.JOINED

@@ -6,22 +6,20 @@ taken over only when that one lets go of it.
 
 import asyncio
 import contextlib
-import fcntl
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from mirror.app import Mirror, opened
 from mirror.caller import Caller
 from mirror.catalog import Away
 from mirror.config import TOKEN_VARIABLE, Config
 from mirror.errors import ConfigError, MirrorError, UpstreamRefused
-from mirror.fill import Fill, FillFailed, Reason
-from mirror.library import Opened
+from mirror.fill import Fill
+from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
-from mirror.store.base import Busy
+from mirror.store.base import StoreUnavailable
 from mirror.units import format_duration, format_size
+from mirror.verdict import FillFailed, Reason, State
 
 TICK = 0.2
 """Seconds between two looks at how far a transfer is."""
@@ -85,27 +83,20 @@ class _Pull:
         name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
         clock = asyncio.get_running_loop().time
         began = clock()
-        found, followed = await self._open(metadata)
-        if found.fill is not None:
-            await self._watch(found.fill)
-            self._meter.say(f"{name} is verified and stored, after {format_duration(clock() - began)}")
-        elif followed:
-            self._meter.say(f"{name} is stored, by the other process")
-        else:
+        opened = await self._mirror.library.open(metadata, self._caller)
+        if opened.fill is None:
             self._meter.say(f"{name} is stored already: nothing to do")
-
-    async def _open(self, metadata: ImageMetadata) -> tuple[Opened, bool]:
-        """Open the image, and say whether another process had to be waited for."""
-        partial = self._mirror.config.store.path / "partial" / metadata.hash
-        followed = False
-        while True:
-            if await self._is_held(partial):
-                followed = True
-                await self._follow(partial, metadata.size)
-            try:
-                return await self._mirror.library.open(metadata, self._caller), followed
-            except Busy:  # somebody was quicker than we
-                continue
+            return
+        if opened.fill.state is State.FOLLOWING:
+            self._meter.say("another process is receiving this image into the same store: following it")
+        if opened.found is not Found.PASSED:
+            await self._watch(opened.fill)
+        if opened.fill.journal.file is None:
+            raise StoreUnavailable(self._mirror.library.trouble or "the mirror's store takes no image")
+        if opened.fill.journal.ours:
+            self._meter.say(f"{name} is verified and stored, after {format_duration(clock() - began)}")
+        else:
+            self._meter.say(f"{name} is stored, by the other process")
 
     async def _watch(self, fill: Fill) -> None:
         """Show our own fill until its verdict. Raises FillFailed."""
@@ -128,45 +119,3 @@ class _Pull:
             raise
         finally:
             self._meter.stop()
-
-    async def _follow(self, partial: Path, size: int) -> None:
-        """Show what another process receives until it lets go of it, whichever way that ends."""
-        self._meter.say("another process is receiving this image into the same store: following it")
-        position = await self._length(partial)
-        self._meter.start(size, position, "following")
-        try:
-            while await self._is_held(partial):
-                position = max(position, await self._length(partial))
-                self._meter.show(position, "following")
-                await asyncio.sleep(TICK)
-        finally:
-            self._meter.stop()
-
-    async def _is_held(self, partial: Path) -> bool:
-        return await asyncio.get_running_loop().run_in_executor(self._mirror.pool, _is_locked, partial)
-
-    async def _length(self, partial: Path) -> int:
-        return await asyncio.get_running_loop().run_in_executor(self._mirror.pool, _length, partial)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether another process has the exclusive lock on a file. Blocks."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def _length(path: Path) -> int:
-    """Bytes of a file, 0 when it is not there. Blocks."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -8,7 +8,8 @@ again. A bad one is set aside, and fetched anew at the next request.
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from mirror.errors import MirrorError
@@ -43,8 +44,17 @@ class Scrubber:
         self._now = now
         self._tried: dict[str, datetime] = {}
 
-    async def run(self) -> None:
-        """Scrub until cancelled."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Scrub while the context lasts."""
+        scrubbing = asyncio.create_task(self._run(), name="scrub")
+        try:
+            yield
+        finally:
+            scrubbing.cancel()
+            await asyncio.gather(scrubbing, return_exceptions=True)
+
+    async def _run(self) -> None:
         while True:
             try:
                 pause = await self._scrub_next()

@@ -10,8 +10,7 @@ from mirror.access import Access
 from mirror.caller import Caller
 from mirror.catalog import Catalog, Current, Freshness
 from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
-from mirror.fill import FillFailed, Reason
-from mirror.http.conditional import select
+from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response
 from mirror.http.image_response import bodied, bodiless
 from mirror.http.sending import Sender
@@ -20,6 +19,7 @@ from mirror.library import Found, Library, Opened
 from mirror.listing import describe
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
+from mirror.verdict import FillFailed, Reason
 
 IMAGES = "/mirror/v1/images/"
 
@@ -36,6 +36,7 @@ _IMAGE_STATUS = {
     Found.STORED: "hit",
     Found.BEGAN: "fwd=miss; stored",
     Found.JOINED: "fwd=miss; collapsed",
+    Found.PASSED: "fwd=bypass",
 }
 
 Route = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]
@@ -143,7 +144,7 @@ class ClientApi:
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
         if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
             return answer
-        opened = await self._library.open(metadata, caller)
+        opened = await self._library.open(metadata, caller, selection.start if isinstance(selection, Part) else 0)
         await self._answered(opened)
         self._library.serving(metadata.hash)
         status = _IMAGE_STATUS[opened.found] + ("; detail=stale" if stale and opened.found is Found.STORED else "")

@@ -16,13 +16,13 @@ import struct
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from aiohttp import web
 
-from mirror.fill import FillFailed
-from mirror.store.base import BLOCK, Body
+from mirror.store.base import BLOCK, Body, FellBehind
 from mirror.store.shared_file import SharedFile
+from mirror.verdict import FillFailed
 
 log = logging.getLogger(__name__)
 
@@ -63,36 +63,40 @@ class Sender:
             await response.prepare(request)
             if request.transport is None:
                 return
+            request.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
             if request.transport.get_extra_info("sslcontext") is None:
-                await self._send_mapped(request, request.transport, body, start, stop)
+                await _headers_gone(request.transport)
+                start = await self._send_mapped(request, request.transport, body, start, stop)
             else:
-                await self._send_copied(request, response, body, start, stop)
+                start = await self._send_copied(request, response, body, start, stop)
+            if start < stop:
+                await self._send_pieces(request, response, body, start, stop)
         except ConnectionError:
-            log.debug("the client left at byte %d", start + request["sent"])
-        except FillFailed as failure:
-            log.warning("request %s: reset at byte %d: %s", request["id"], start + request["sent"], failure)
+            log.debug("the client left after %d bytes", request["sent"])
+        except (FillFailed, FellBehind) as failure:
+            log.warning("request %s: reset after %d bytes: %s", request["id"], request["sent"], failure)
             reset(request)
         except OSError as error:
-            log.error("request %s: reset at byte %d: %s", request["id"], start + request["sent"], error)
+            log.error("request %s: reset after %d bytes: %s", request["id"], request["sent"], error)
             reset(request)
 
     async def _send_mapped(
         self, request: web.BaseRequest, transport: asyncio.Transport, body: Body, start: int, stop: int
-    ) -> None:
-        while transport.get_write_buffer_size():  # the headers, and before them an earlier response
-            if transport.is_closing():
-                return
-            await asyncio.sleep(0.001)
+    ) -> int:
+        """Send what is in a file; how far that was."""
         lane = next(self._next_lane)
         position = start
         while position < stop:
             limit = min(stop, await body.available(position))
+            if (file := body.file_at(position)) is None:
+                break
             if transport.is_closing():
-                return
+                raise ConnectionResetError
             # A descriptor of its own, because the lane may still hold it when the transport has closed.
             connection = transport.get_extra_info("socket").dup()
-            await lane.run(self._push(request, connection, lane.memory, body.file, position, limit))
+            await lane.run(self._push(request, connection, lane.memory, file, position, limit))
             position = limit
+        return position
 
     async def _push(
         self,
@@ -107,7 +111,6 @@ class Sender:
         loop = asyncio.get_running_loop()
         position = start
         with connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
             connection.setblocking(False)
             while position < stop:
                 with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
@@ -124,20 +127,39 @@ class Sender:
 
     async def _send_copied(
         self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
-    ) -> None:
+    ) -> int:
+        """The same over TLS."""
         loop = asyncio.get_running_loop()
         position = start
         while position < stop:
             limit = min(stop, await body.available(position))
+            if (file := body.file_at(position)) is None:
+                break
             while position < limit:
                 with self._memory.slice(TLS_SLICE, limit - position) as size:
-                    if body.file.resident(position, position + size):
-                        piece = body.file.read(position, position + size)
+                    if file.resident(position, position + size):
+                        piece = file.read(position, position + size)
                     else:
-                        piece = await loop.run_in_executor(self._pool, body.file.read, position, position + size)
+                        piece = await loop.run_in_executor(self._pool, file.read, position, position + size)
                     await response.write(piece)
                 position += len(piece)
                 request["sent"] = position - start
+        return position
+
+    async def _send_pieces(
+        self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
+    ) -> None:
+        """Send what is in no file."""
+        async with aclosing(body.pieces(start, stop)) as pieces:
+            async for piece in pieces:
+                await response.write(piece)
+                request["sent"] += len(piece)
+
+
+async def _headers_gone(transport: asyncio.Transport) -> None:
+    """Wait until the headers, and before them an earlier response, are in the kernel's hands."""
+    while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.001)
 
 
 async def _sendfile(connection: socket.socket, file: int, start: int, size: int) -> None:

@@ -28,7 +28,8 @@ class Listener:
     """Serves `handler` on one address.
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
-    between two; `max_connections` is answered with 503 beyond. Must be made inside the running loop.
+    between two; `max_connections` is answered with 503 beyond; `share_port` lets other processes listen there as well,
+    each getting its share of the connections. Must be made inside the running loop.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Listener:
         drain: float,
         log_access: LogAccess | None = None,
         tls: ssl.SSLContext | None = None,
+        share_port: bool = False,
     ) -> None:
         server = _Server(
             _answering(handler, max_connections, log_access or (lambda *_: None)),
@@ -52,7 +54,7 @@ class Listener:
             access_log=None,
         )
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=drain)
-        self._host, self._port, self._tls = host, port, tls
+        self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
 
     @property
     def port(self) -> int:
@@ -62,7 +64,14 @@ class Listener:
     async def start(self) -> None:
         """Listen. Raises ConfigError when the address cannot be had."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls, backlog=1024)
+        site = web.TCPSite(
+            self._runner,
+            self._host,
+            self._port,
+            ssl_context=self._tls,
+            backlog=1024,
+            reuse_port=True if self._share_port else None,
+        )
         try:
             await site.start()
         except OSError as error:

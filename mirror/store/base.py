@@ -4,7 +4,8 @@ An image is named by its hash and exists only when it is whole and verified. Wha
 has one appender, any number of readers, and either gets its name (published) or stays behind to be resumed.
 """
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -22,15 +23,19 @@ class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
 
 
-class Busy(StoreUnavailable):
-    """Another process receives this image into the same store; what it receives can be followed."""
-
-
 class Corrupt(Exception):
     """The bytes received are not the image that was promised; says what was expected and what came."""
 
     def __init__(self, expected: str, received: str) -> None:
         super().__init__(f"expected sha256 {expected}, received {received}")
+
+
+class Lost(Exception):
+    """The journal that was followed is gone, and did not become the image: another process put it away."""
+
+
+class FellBehind(Exception):
+    """A reader was too slow for a journal that keeps only what came last."""
 
 
 class Body(Protocol):
@@ -40,14 +45,20 @@ class Body(Protocol):
     def metadata(self) -> ImageMetadata:
         """What is being sent; its `size` in bytes and its `hash` are the body's length and ETag."""
 
-    @property
-    def file(self) -> SharedFile:
-        """Where the bytes are; only those that `available` allows may be read from it."""
-
     async def available(self, offset: int) -> int:
         """Wait until the byte at `offset` may be sent; return how far bytes may be sent now (exclusive).
 
-        Raises FillFailed when the transfer was lost: then nothing more may be sent and the client must notice.
+        Returns at once when that byte is in no file, or will not be any more; see `file_at`. Raises FillFailed when the
+        transfer was lost: then nothing more may be sent and the client must notice.
+        """
+
+    def file_at(self, offset: int) -> SharedFile | None:
+        """Where the bytes from `offset` are, as far as `available` allows; None when they come from `pieces`."""
+
+    def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """Give the bytes [start, stop) one after another, as they become available: those that are in no file.
+
+        Raises FillFailed, or FellBehind when they were not taken in time.
         """
 
 
@@ -61,6 +72,16 @@ class StoredImage:
     async def available(self, offset: int) -> int:
         """All bytes, at once."""
         return self.metadata.size
+
+    def file_at(self, offset: int) -> SharedFile | None:
+        """See `Body.file_at`."""
+        return self.file
+
+    async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """See `Body.pieces`: there are none."""
+        nothing: tuple[bytes, ...] = ()
+        for piece in nothing:
+            yield piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +107,37 @@ class Retention(Protocol):
 class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
-    `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there.
+    `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there. A journal
+    without a file is a `mirror.store.window.Window`. While it is not `ours` another process appends to it.
     """
 
-    file: SharedFile
     position: int
     validator: str | None
 
+    @property
+    def file(self) -> SharedFile | None:
+        """Where the bytes are."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process appends."""
+
+    @property
+    def published(self) -> bool:
+        """Whether the process that we followed has published it."""
+
     async def recover(self) -> bool:
-        """Digest a further part of what an earlier process left, and move `position`; True while there is more."""
+        """Come by a further part of what others leave, and move `position`; True while there is more to come.
+
+        While another process appends, follow it; when it let go, digest what is there. In the end the journal is ours,
+        or the other process published it. Raises Lost.
+        """
 
     async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Write and digest `pieces` in order. After an error (OSError) nothing is left beyond `position`."""
 
-    def digest(self) -> str:
-        """SHA-256 in hex of the bytes up to `position`."""
+    def digest(self) -> "hashlib._Hash":
+        """Return a copy of the SHA-256 of the bytes up to `position`."""
 
     async def remember(self, validator: str | None) -> None:
         """Keep upstream's validator (a strong ETag) durably beside the bytes, for `If-Range` after a restart."""
@@ -124,12 +161,17 @@ class BlobStore(Protocol):
     async def open(self, image_hash: str) -> StoredImage | None:
         """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
-        """Begin or resume the journal of an image, having made sure there is room for all of it.
+    async def probe(self) -> None:
+        """Try to write. Raises StoreUnavailable when that fails."""
 
-        Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store),
-        or Busy.
+    async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
+        """Begin, resume or follow the journal of an image, having made sure there is room for all of it.
+
+        Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store).
         """
+
+    async def make_room(self, wanted: int) -> bool:
+        """Try to free that many bytes for a fill that found the store full; whether there is room now."""
 
     async def list(self) -> Sequence[StoredInfo]:
         """Every stored image, newest first by `created`."""

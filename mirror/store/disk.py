@@ -13,9 +13,9 @@ verified is no image but a partial, and becomes one: the next fill of its hash t
 """
 
 import asyncio
-import fcntl
 import logging
 import os
+import tempfile
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import Busy, Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Retention, StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import sync_directory
 from mirror.store.layout import Layout
-from mirror.store.partial_file import PartialFile
+from mirror.store.partial_file import PartialFile, lock
 from mirror.store.quarantine import set_aside
 from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
@@ -68,6 +68,10 @@ class DiskStore:
         """Make the directories and clear away what a crash left. Raises StoreUnavailable."""
         await self._run(self._prepare)
 
+    async def probe(self) -> None:
+        """See `BlobStore.probe`."""
+        await self._run(self._probe)
+
     async def open(self, image_hash: str) -> StoredImage | None:
         """See `BlobStore.open`. All downloads of one image share one descriptor and one mapping."""
         identity = await self._run(self._identify, image_hash)
@@ -85,11 +89,11 @@ class DiskStore:
         return await self._run(self._begin, metadata)
 
     async def make_room(self, wanted: int) -> bool:
-        """Evict for a fill that found the disk full and needs `wanted` bytes; whether that freed any.
-
-        It does nothing when it could not free enough. Raises StoreUnavailable.
-        """
-        return await self._run(self._space.make_room, wanted)
+        """See `BlobStore.make_room`. It evicts nothing when it may not evict enough."""
+        try:
+            return await self._run(self._space.make_room, wanted)
+        except StoreUnavailable:
+            return False
 
     async def list(self) -> Sequence[StoredInfo]:
         """See `BlobStore.list`."""
@@ -142,18 +146,28 @@ class DiskStore:
             try:
                 return function(*args, **kwargs)
             except OSError as error:
-                log.warning("the store at %s fails: %s", self.root, error)
+                log.debug("the store at %s fails: %s", self.root, error)
                 raise StoreUnavailable(f"the mirror's store fails: {error.strerror or 'input/output error'}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     # What follows blocks, and runs in the pool.
 
-    def _prepare(self) -> None:
+    def _make_directories(self) -> None:
         for directory in (self._images, self._partial, self._quarantine):
             directory.mkdir(parents=True, exist_ok=True)
+
+    def _prepare(self) -> None:
+        self._make_directories()
         for leftover in list(leftovers(self._layout)):
             carry_out(self._layout, leftover)
+
+    def _probe(self) -> None:
+        self._make_directories()  # the disk may have been mounted anew
+        with tempfile.TemporaryFile(dir=self._images) as file:
+            file.write(b"pps-mirror")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
         if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None:
@@ -174,28 +188,31 @@ class DiskStore:
         return StoredImage(metadata, file)
 
     def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
+        self._make_directories()
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = lock(fd)
                 # Whoever held the lock may have published or removed the file since we opened it.
                 if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                    if (image := self._open(metadata.hash)) is not None:
+                    if ours and (image := self._open(metadata.hash)) is not None:
                         path.unlink()
                         os.close(fd)
                         return image
+                    if not ours:
+                        return self._partial_file(path, fd, metadata, ours=False)
                     length = os.fstat(fd).st_size
                     if not self._adopt(metadata, length):
                         with self._space.reserved(metadata, metadata.size - length):
-                            return PartialFile(path, fd, metadata, images=self._images, quarantine=self._quarantine)
-            except BlockingIOError:
-                os.close(fd)
-                raise Busy("another process is receiving this image into the same store") from None
+                            return self._partial_file(path, fd, metadata, ours=True)
             except BaseException:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def _partial_file(self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool) -> PartialFile:
+        return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
 
     def _adopt(self, metadata: ImageMetadata, length: int) -> bool:
         """Make the partial of `length` bytes of a file that is stored and cannot be trusted; False when there is none.
@@ -235,12 +252,10 @@ class DiskStore:
 
     def _lock_for_scrubbing(self) -> int | None:
         fd = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+        if lock(fd):
+            return fd
+        os.close(fd)
+        return None
 
 
 def _keep_all(images: Sequence[StoredInfo], current: str | None, read: Collection[str]) -> Sequence[StoredInfo]:

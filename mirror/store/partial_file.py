@@ -1,5 +1,7 @@
 """The journal of a fill as a file: its length is the bytes received so far, a lock on it makes one appender of many.
 
+Who does not get the lock follows: reads along as the file grows, and takes over when the lock is free.
+
 Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest.
 """
 
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt
+from mirror.store.base import BLOCK, Corrupt, Lost
 from mirror.store.durable import sync_directory, write_durably
 from mirror.store.quarantine import set_aside
 from mirror.store.readers import withdraw
@@ -26,6 +28,9 @@ from mirror.store.trust import Identity, trust
 FLUSH = 64 << 20
 """Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
 
+FOLLOW = 0.05
+"""Seconds between two looks at a file that another process appends to."""
+
 _RECOVERY_STEP = 64 << 20
 _DIGEST_STEP = 2 << 20
 _IOV_MAX = 1024
@@ -34,11 +39,15 @@ T = TypeVar("T")
 
 
 class PartialFile:
-    """A `Partial` at `path`, through `fd`, which is locked. One thread of its own writes and digests."""
+    """A `Partial` at `path`, through `fd`, which we have locked if it is `ours`. It works in one thread of its own."""
 
-    def __init__(self, path: Path, fd: int, metadata: ImageMetadata, *, images: Path, quarantine: Path) -> None:
-        self.file = SharedFile(fd)
-        self.position = 0
+    def __init__(
+        self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool, images: Path, quarantine: Path
+    ) -> None:
+        self.file: SharedFile = SharedFile(fd)
+        self.position = 0 if ours else os.fstat(fd).st_size
+        self.ours = ours
+        self.published = False
         self._path = path
         self._note = path.with_name(path.name + ".json")
         self._metadata = metadata
@@ -49,24 +58,25 @@ class PartialFile:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flushing: Future[None] | None = None
         self._flushed = 0
-        if os.fstat(fd).st_size > metadata.size:  # nothing that we wrote
-            os.ftruncate(fd, 0)
-        self.validator = self._read_note()
+        self.validator: str | None = None
         self._named = False
-        if not self._note.exists():  # others count what we will still need
-            self._write_note()
+        if ours:
+            self._take_up()
 
     async def recover(self) -> bool:
         """See `Partial.recover`."""
-        return await self._run(self._recover)
+        if self.ours:
+            return await self._run(self._recover)
+        await asyncio.sleep(FOLLOW)
+        return await self._run(self._follow)
 
     async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
         """See `Partial.append`."""
         await self._run(self._append, pieces)
 
-    def digest(self) -> str:
+    def digest(self) -> "hashlib._Hash":
         """See `Partial.digest`."""
-        return self._digest.hexdigest()
+        return self._digest.copy()
 
     async def remember(self, validator: str | None) -> None:
         """See `Partial.remember`."""
@@ -102,6 +112,29 @@ class PartialFile:
             raise
 
     # What follows blocks, and runs in the one thread.
+
+    def _take_up(self) -> None:
+        if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
+            os.ftruncate(self.file.fd, 0)
+        self.validator = self._read_note()
+        if not self._note.exists():  # who looks for room must know what we still need
+            self._write_note()
+
+    def _follow(self) -> bool:
+        free = lock(self.file.fd)
+        file = os.fstat(self.file.fd)
+        if _is(self._path, file) and file.st_size >= self.position:
+            self.position = file.st_size
+            if free:
+                self.ours, self.position = True, 0  # to be digested by us
+                self._take_up()
+            return True
+        if free:
+            self._unlock()
+        if _is(self._images / self._metadata.hash / "image", file):
+            self.published, self.position = True, self._metadata.size
+            return False
+        raise Lost("the process that received this image has put it away")
 
     def _recover(self) -> bool:
         length = os.fstat(self.file.fd).st_size
@@ -148,10 +181,9 @@ class PartialFile:
 
     def _publish(self) -> None:
         whole = self.position == self._metadata.size == os.fstat(self.file.fd).st_size
-        if not whole or self.digest() != self._metadata.hash:
-            raise Corrupt(
-                f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{self.digest()} ({self.position} bytes)"
-            )
+        received = self._digest.hexdigest()
+        if not whole or received != self._metadata.hash:
+            raise Corrupt(f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{received} ({self.position} bytes)")
         self._check_flushed()
         os.fsync(self.file.fd)
         directory = self._images / self._metadata.hash
@@ -175,7 +207,7 @@ class PartialFile:
 
     def _unlock(self) -> None:
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
-        if not self._named:
+        if not self._named and not self.published:
             withdraw(self.file.fd)
 
     def _read_note(self) -> str | None:
@@ -206,3 +238,20 @@ def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[lis
                 block = []
     if block:
         yield block
+
+
+def lock(fd: int) -> bool:
+    """Whether we have the lock on a partial now; else another process appends to it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    """Whether `path` names that very file."""
+    try:
+        return os.path.samestat(path.stat(), file)
+    except FileNotFoundError:
+        return False

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from mirror import fill as fill_module
 from mirror.errors import BadUpstream, NotFound
-from mirror.fill import Fill, FillFailed, Reason, State
+from mirror.fill import Fill
 from mirror.metadata import ImageMetadata
 from mirror.store.base import Body, Partial, StoredImage
 from mirror.store.disk import DiskStore
 from mirror.upstream.source import Broken, Changed
+from mirror.verdict import FillFailed, Reason, State
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 
 IMAGE = bytes(range(256)) * 40 + b"the end"
@@ -33,8 +34,10 @@ async def read(body: Body, start: int, stop: int, seen: list[int] | None = None)
         limit = min(stop, await body.available(start))
         if seen is not None:
             seen.append(limit)
-        received += body.file.read(start, limit)
-        start = min(limit, start + len(body.file.read(start, limit)))
+        file = body.file_at(start)
+        assert file is not None
+        received += file.read(start, limit)
+        start = limit
     return received
 
 
@@ -114,7 +117,9 @@ async def failed(root: Path, *script: Opening, image: bytes = IMAGE, retry: floa
             nonlocal received
             while len(received) < len(IMAGE):
                 limit = await fill.available(len(received))
-                received += fill.file.read(len(received), limit)
+                file = fill.file_at(len(received))
+                assert file is not None
+                received += file.read(len(received), limit)
 
         task = asyncio.create_task(reader())
         await fill.run()

@@ -9,9 +9,10 @@ import pytest
 
 from mirror.metadata import ImageMetadata
 from mirror.store.appender import Appender
-from mirror.store.base import BLOCK, Busy, Corrupt, Partial, StoredImage, StoreUnavailable
+from mirror.store.base import BLOCK, Corrupt, Lost, StoredImage, StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.store.durable import write_durably
+from mirror.store.partial_file import PartialFile
 from tests.support.scripted import disk_store, metadata_of
 
 IMAGE = bytes(range(256)) * 5000
@@ -24,7 +25,7 @@ async def store(tmp_path: Path) -> AsyncIterator[DiskStore]:
         yield store
 
 
-async def begin(store: DiskStore, metadata: ImageMetadata = METADATA) -> Partial:
+async def begin(store: DiskStore, metadata: ImageMetadata = METADATA) -> PartialFile:
     journal = await store.begin(metadata)
     assert not isinstance(journal, StoredImage)
     return journal
@@ -83,12 +84,59 @@ async def test_a_journal_is_taken_up_with_its_validator_after_a_crash(store: Dis
     assert await store.open(METADATA.hash) is not None
 
 
-async def test_one_journal_has_one_appender(store: DiskStore) -> None:
+async def test_one_journal_has_one_appender_and_others_follow_it(store: DiskStore) -> None:
     journal = await begin(store)
-    with pytest.raises(Busy):
-        await store.begin(METADATA)
+    await journal.append([IMAGE[:1000]])
+    follower = await begin(store)
+    assert (journal.ours, follower.ours, follower.position) == (True, False, 1000)
+    await journal.append([IMAGE[1000:3000]])
+    assert await follower.recover()
+    assert follower.file.read(0, follower.position) == IMAGE[:3000]
+    await journal.append([IMAGE[3000:]])
+    await journal.publish()
+    assert not await follower.recover()
+    assert follower.published
+    assert not follower.ours
     await journal.close()
-    await (await begin(store)).close()
+    await follower.close()
+    assert await store.open(METADATA.hash) is not None
+
+
+async def test_who_follows_takes_over_and_digests_what_is_there_when_the_appender_is_gone(store: DiskStore) -> None:
+    journal, follower, other = await begin(store), await begin(store), await begin(store)
+    await journal.append([IMAGE[:3000]])
+    await journal.remember('"v1"')
+    await journal.close()
+    while await follower.recover():
+        pass
+    assert (follower.ours, follower.position, follower.validator) == (True, 3000, '"v1"')
+    assert await other.recover()
+    assert (other.ours, other.position) == (False, 3000)
+    await follower.append([IMAGE[3000:]])
+    await follower.publish()
+    await follower.close()
+    assert not await other.recover()
+    assert other.published
+    await other.close()
+
+
+@pytest.mark.parametrize("how", ["quarantined", "discarded", "begun anew", "cut off"])
+async def test_who_follows_learns_that_what_it_read_is_gone(store: DiskStore, how: str) -> None:
+    journal, follower = await begin(store), await begin(store)
+    await journal.append([IMAGE[:3000]])
+    assert await follower.recover()
+    if how == "quarantined":
+        await journal.quarantine()
+    elif how == "cut off":
+        os.ftruncate(journal.file.fd, 2000)
+    else:
+        await journal.discard()
+    again = await begin(store) if how == "begun anew" else None
+    with pytest.raises(Lost):
+        await follower.recover()
+    for each in (journal, follower, again):
+        if each is not None:
+            await each.close()
 
 
 async def test_an_image_that_another_process_has_stored_meanwhile_is_not_begun_again(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import Partial, StoredImage, StoreUnavailable
+from mirror.store.base import StoredImage, StoreUnavailable
 from mirror.store.disk import DiskStore
+from mirror.store.partial_file import PartialFile
 from mirror.store.readers import is_read
 from mirror.store.removal import Kind
 from tests.support.scripted import disk_store, metadata_of
@@ -24,7 +25,7 @@ def image(name: str, size: int = SIZE) -> bytes:
     return (name * size)[:size].encode()
 
 
-async def begin(store: DiskStore, metadata: ImageMetadata) -> Partial:
+async def begin(store: DiskStore, metadata: ImageMetadata) -> PartialFile:
     journal = await store.begin(metadata)
     assert not isinstance(journal, StoredImage)
     return journal
@@ -204,7 +205,7 @@ async def test_a_fill_that_ended_promises_nothing_although_somebody_still_reads_
         await first.append([image("a")[:10]])
         await first.close()
         await (await begin(store, metadata_of(image("b")))).close()
-        assert first.file.fd  # still open
+        assert first.file  # still open
 
 
 async def test_a_fill_that_finds_the_disk_full_has_something_evicted_or_is_told_that_nothing_helps(

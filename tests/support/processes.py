@@ -108,8 +108,9 @@ class MirrorProcess:
         try:
             with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except urllib.error.HTTPError:
-            return True
+        except urllib.error.HTTPError as error:
+            with error:
+                return b"the mirror is starting" not in error.read()
         except OSError:
             return False
 
