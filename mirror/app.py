@@ -1,5 +1,6 @@
 """One mirror, wired from a configuration. `mirror.serving` puts listeners before it."""
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from mirror.config import Config, load_token
 from mirror.errors import ConfigError
 from mirror.http.admin_api import Health
 from mirror.library import Library
+from mirror.retention import evictable
 from mirror.store.base import StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
@@ -63,7 +65,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
+        store = disk_store(config, pool)
         try:
             await store.prepare()
         except StoreUnavailable as error:
@@ -95,6 +97,17 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+
+
+def disk_store(config: Config, pool: Executor) -> DiskStore:
+    """Make the store of a configuration; it touches nothing until it is asked to."""
+    return DiskStore(
+        config.store.path,
+        min_free=config.store.min_free,
+        max_size=config.store.max_size,
+        retention=functools.partial(evictable, keep=config.store.keep),
+        pool=pool,
+    )
 
 
 async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor) -> Catalog:

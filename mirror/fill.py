@@ -191,6 +191,7 @@ class Fill:
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:
+        self._answered = self.position > 0
         more = True
         while more:
             more = await self._journal.recover()

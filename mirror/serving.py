@@ -22,6 +22,7 @@ from mirror.http.server import Listener
 from mirror.http.tls import ServerTls
 from mirror.log import log_access
 from mirror.reload import Part, reloading
+from mirror.scrub import Scrubber
 from mirror.signals import stop_requested, stop_when_left_alone
 from mirror.systemd import ServiceManager
 from mirror.workers import Workers
@@ -62,6 +63,7 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             await stack.enter_async_context(workers)
         else:
             port = await stack.enter_async_context(_client_listener(mirror, tls))
+        await stack.enter_async_context(Scrubber(mirror.store, config.store.scrub_interval).running())
         started.set()
         log.info(
             "serving %s from %s on %s://%s:%d, admin on http://%s:%d",

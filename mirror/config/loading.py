@@ -30,9 +30,6 @@ _UNBUILT: Final = frozenset(
         "upstream.proxy",
         "upstream.max_rate",
         "upstream.rollover",
-        "store.max_size",
-        "store.keep",
-        "store.scrub_interval",
         "store.s3",
         "prefetch",
     }

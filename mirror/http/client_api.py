@@ -175,6 +175,9 @@ class ClientApi:
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):
             return stored.metadata
+        for info in await self._library.list():  # also those whose bytes are to be verified first
+            if info.metadata.hash == image_hash:
+                return info.metadata
         try:
             current = await self._catalog.current(self._access.speaker(caller))
         except MirrorError:

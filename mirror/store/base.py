@@ -5,7 +5,7 @@ has one appender, any number of readers, and either gets its name (published) or
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -86,12 +86,22 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInfo:
-    """A line of the list of stored images."""
+    """A line of the list of stored images. `verified_at` is None when the file is not the one that was verified."""
 
     metadata: ImageMetadata
     stored_at: datetime
     last_served_at: datetime | None
     pinned: bool
+    verified_at: datetime | None = None
+
+
+class Retention(Protocol):
+    """Says which of some images may be evicted, the first to go first (see `mirror.retention`)."""
+
+    def __call__(
+        self, images: Sequence[StoredInfo], current: str | None, read: Collection[str]
+    ) -> Sequence[StoredInfo]:
+        """`current` and what is being `read` are hashes."""
 
 
 class Partial(Protocol):

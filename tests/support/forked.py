@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +56,7 @@ class ForkedMirror(MirrorProcess):
     steps: Steps | None = None
     _child: multiprocessing.process.BaseProcess | None = None
 
-    def start(self, *, wait: bool = True) -> Self:
+    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
         """Start it and wait until it is ready, unless told not to."""
         self._child = _FORKSERVER.Process(
             target=_serve, args=(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps)
