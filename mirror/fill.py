@@ -187,7 +187,8 @@ class Fill:
         self._moved()
 
     def _fail(self, verdict: FillFailed) -> None:
-        self.failure = verdict
+        verdict.__cause__ = verdict.__context__ = None  # what they lead to would keep us, and our journal, in memory
+        self.failure = verdict.with_traceback(None)
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:

@@ -24,7 +24,8 @@ from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
-from mirror.verdict import Reason
+from mirror.upstream.source import NoSource
+from mirror.verdict import Reason, State
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Opened:
     fill: Fill | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    fill: Fill
+    source: ImageSource | NoSource
+    task: asyncio.Task[None]
+
+
 class Library:
     """All images that can be had. `own` is the mirror's own credential, used before any client's, if it has one.
 
@@ -78,10 +86,10 @@ class Library:
         self._holdback = holdback
         self._retry = retry
         self._changed = changed
-        self._fills: dict[str, tuple[Fill, ImageSource]] = {}
+        self._fills: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._beginning = asyncio.Lock()
-        self._windows = 0
+        self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._trouble: str | None = None
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
 
@@ -118,24 +126,23 @@ class Library:
         async with self._beginning:
             if opened := await self._find(metadata, caller, start):  # somebody else began it while we waited
                 return opened
-            if self._upstream is None:
+            if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
             journal = await self._begin(metadata)
             if isinstance(journal, StoredImage):
                 return Opened(journal, Found.STORED)
-            source = ImageSource(self._upstream, metadata, self._own.lend(caller))
+            source = self._source(metadata, caller)
             fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
-            self._fills[metadata.hash] = fill, source
-            self._own_task(self._run(fill), f"fill {metadata.hash}")
+            task = self._own_task(self._run(fill), f"fill {metadata.hash}")
+            self._fills[metadata.hash] = _Running(fill, source, task)
             log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
-            source.offer(caller)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
 
     def renew(self) -> None:
         """Let the fills that run use the mirror's own credential as it is now, when upstream refuses what it was."""
-        for _, source in self._fills.values():
-            source.offer(self._own.lend(Caller(None, "pps-mirror")))
+        for running in self._fills.values():
+            running.source.offer(self._own.lend(Caller(None, "pps-mirror")))
 
     async def stop(self) -> None:
         """Stop the fills that still run; their partials stay, to be resumed."""
@@ -145,13 +152,29 @@ class Library:
 
     async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
         running = self._fills.get(metadata.hash)
-        if running and running[0].reaches(start):
-            fill, source = running
-            source.offer(caller)
-            return Opened(fill, _how(fill, Found.JOINED), fill)
+        if running and running.fill.state in {
+            State.PUBLISHED,
+            State.FAILED,
+        }:  # and it is just letting go of its journal
+            await asyncio.wait([running.task])
+            running = None
+        if running and running.fill.reaches(start):
+            running.source.offer(caller)
+            return Opened(running.fill, _how(running.fill, Found.JOINED), running.fill)
         if image := await self.stored(metadata.hash):
             return Opened(image, Found.STORED)
         return None
+
+    async def _holds(self, image_hash: str) -> bool:
+        """Whether the store has such an image, maybe one that has to be verified anew."""
+        return any(info.metadata.hash == image_hash for info in await self._store.list())
+
+    def _source(self, metadata: ImageMetadata, caller: Caller) -> ImageSource | NoSource:
+        if self._upstream is None:
+            return NoSource()
+        source = ImageSource(self._upstream, metadata, self._own.lend(caller))
+        source.offer(caller)
+        return source
 
     async def _begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
         try:
@@ -179,20 +202,17 @@ class Library:
         self._trouble = error.message
 
     def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
-        if self._windows >= WINDOWS:
+        if len(self._windows) >= WINDOWS:
             raise StoreUnavailable(f"{self._trouble}; and {WINDOWS} images are passed through already, as many as can")
         window = Window(metadata, position, digest)
-        self._windows += 1
-        weakref.finalize(window, self._window_closed)
+        self._windows.add(window)
         return window
 
-    def _window_closed(self) -> None:
-        self._windows -= 1
-
-    def _own_task(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _own_task(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run(self, fill: Fill) -> None:
         clock = asyncio.get_running_loop().time
@@ -200,7 +220,7 @@ class Library:
         try:
             await fill.run()
         finally:
-            if self._fills[fill.metadata.hash][0] is fill:  # else it was overtaken by one that others could join
+            if self._fills[fill.metadata.hash].fill is fill:  # else it was overtaken by one that others could join
                 del self._fills[fill.metadata.hash]
             self._conclude(fill, clock() - began)
 

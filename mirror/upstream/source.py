@@ -1,9 +1,12 @@
 """What a fill reads from, whatever it is: a stream of bytes from an offset, or why not."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+from mirror.caller import Caller
+from mirror.errors import NotFound
 
 
 class Broken(Exception):
@@ -58,3 +61,16 @@ class Source(Protocol):
 
         Raises Broken (try again), Changed (another object), or a MirrorError (final: what clients are told).
         """
+
+
+class NoSource:
+    """The `Source` of a mirror without upstream: what it holds must do."""
+
+    @asynccontextmanager
+    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
+        """See `Source.open`."""
+        raise NotFound("what the mirror has of this image is not whole, and there is no upstream to ask for the rest")
+        yield  # or this would be no generator
+
+    def offer(self, caller: Caller) -> None:
+        """Nobody is asked."""

@@ -10,12 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
-from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.downloads import AUTHORIZED, Download
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
@@ -140,22 +141,24 @@ def test_sigterm_lets_downloads_end_and_accepts_nothing_new(tmp_path: Path, simu
     assert (mirror.store / "images" / simulator.image_sha256("first") / "image").exists()
 
 
-def test_health_and_readiness(tmp_path: Path, simulator: Simulator) -> None:
-    with MirrorProcess(tmp_path, simulator.api_url) as mirror:
+@pytest.mark.parametrize("alone", [False, True], ids=["with an upstream", "without one"])
+def test_health_and_readiness(tmp_path: Path, simulator: Simulator, alone: bool) -> None:
+    sections = {"upstream": {"url": ""}, "auth": {"mode": "open"}} if alone else {}
+    with MirrorProcess(tmp_path, simulator.api_url, sections) as mirror:
+        ready = (200, {"ready": True, "reasons": [], "degraded": []})
         assert read(f"{mirror.admin_url}/healthz") == (200, b'{"alive": true}')
-        assert read(f"{mirror.admin_url}/readyz")[0] == 200
+        assert readiness(mirror) == ready
         (mirror.store / "images").rename(tmp_path / "gone")
-        status, body = read(f"{mirror.admin_url}/readyz")
-        assert (status, json.loads(body)["ready"]) == (503, False)
-        assert "store" in json.loads(body)["reasons"][0]
+        (mirror.store / "images").touch()  # a store that cannot be used
+        status, said = readiness(mirror)
+        assert (status, said["ready"]) == ((503, False) if alone else (200, True))
+        assert "store" in said["reasons" if alone else "degraded"][0]
+        (mirror.store / "images").unlink()
         (tmp_path / "gone").rename(mirror.store / "images")
-        assert read(f"{mirror.admin_url}/readyz")[0] == 200
+        assert readiness(mirror) == ready
         assert read(f"{mirror.admin_url}/nothing")[0] == 404
 
 
-def test_an_image_that_does_not_fit_is_a_503_that_says_so(tmp_path: Path, simulator: Simulator) -> None:
-    with MirrorProcess(tmp_path, simulator.api_url, {"store": {"min_free": "900TB"}}) as mirror:
-        status, body = read(mirror.image_url)
-        assert status == 503
-        assert "store.min_free" in json.loads(body)["message"]
-        assert fetch(mirror.metadata_url).status == 200
+def readiness(mirror: MirrorProcess) -> tuple[int, dict[str, Any]]:
+    status, body = read(f"{mirror.admin_url}/readyz")
+    return status, json.loads(body)
