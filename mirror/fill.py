@@ -115,9 +115,6 @@ class Fill:
         try:
             while not await self._went_well():
                 pass
-        except asyncio.CancelledError:
-            self._fail(FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping")))
-            raise
         except Exception as error:
             if isinstance(error, Corrupt):
                 await self._put_away(self._journal.quarantine)
@@ -128,6 +125,8 @@ class Fill:
         else:
             self._enter(State.PUBLISHED)
         finally:
+            if self.failure is None and self.state is not State.PUBLISHED:  # cancelled, maybe while it put bytes away
+                self._fail(FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping")))
             await self._journal.close()
 
     async def _went_well(self) -> bool:
