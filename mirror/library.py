@@ -195,7 +195,9 @@ class Library:
         try:
             await fill.run()
         finally:
-            if self._fills[fill.metadata.hash][0] is fill:  # else it was overtaken by one that others could join
+            if (
+                self._fills.get(fill.metadata.hash, (None,))[0] is fill
+            ):  # else it was overtaken by one that others could join
                 del self._fills[fill.metadata.hash]
             self._conclude(fill, clock() - began)
 
