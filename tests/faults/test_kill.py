@@ -1,5 +1,6 @@
 """Guarantee 3: kill -9 or a power cut at any instant leaves the image or a resumable partial, never a wrong image."""
 
+import http.client
 import json
 import os
 import random
@@ -89,7 +90,7 @@ class PatientClient:
                 assert download.status == (206 if self.body else 200)
                 download.read_all()
                 self.body += download.body
-        except (ConnectionError, TimeoutError):
+        except (ConnectionError, http.client.HTTPException):
             return
 
 
