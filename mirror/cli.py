@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mirror import __version__, app, checks, config, log
-from mirror.errors import ConfigError, MirrorError
-from mirror.listing import describe
+from mirror import __version__, checks, config, log, serving
+from mirror.errors import ConfigError, MirrorError, UsageError
+from mirror.listing import describe, describe_removal, describe_verified
+from mirror.store.verification import Verdict
+from mirror.units import format_size
 
 _EPILOG = """\
 examples:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = command(options)
         sys.stdout.flush()
-    except ConfigError as error:
+    except (ConfigError, UsageError) as error:
         return _complain(str(error), 2)
     except MirrorError as error:
         return _complain(error.message, 1)
@@ -94,6 +96,36 @@ def _parser() -> argparse.ArgumentParser:
         "What a running mirror is receiving already is followed, not fetched again.",
     )
     add_json(add("ls", _ls, "list the stored images", "Needs neither upstream nor a running mirror."))
+
+    def add_image(command: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
+        command.add_argument(
+            "hash", metavar="HASH", nargs=nargs, help="6 or more digits of an image's hash, or: current"
+        )
+
+    verify = add(
+        "verify",
+        _verify,
+        "hash stored images again",
+        "Without HASH all of them. A bad one is set aside and fetched anew at the next request; then the exit status "
+        "is 1. Works beside a running mirror.",
+    )
+    add_image(verify, nargs="?")
+    verify.add_argument("--all", action="store_true", help="all images, as without HASH")
+    add_json(verify)
+    add_image(add("pin", _pin, "keep an image from being evicted", "Whatever room is needed, a pinned image stays."))
+    add_image(add("unpin", _unpin, "let an image be evicted again", "It goes when room is needed and its turn comes."))
+    rm = add("rm", _rm, "remove an image", "Downloads that run go on. Not a pinned or the current one without --force.")
+    add_image(rm)
+    rm.add_argument("--force", action="store_true", help="also when it is pinned or current")
+    gc = add(
+        "gc",
+        _gc,
+        "clear away what nobody will miss",
+        "What crashes left, partials that nobody resumes, wrong bytes looked at long enough; and images, those least "
+        "recently served first, as far as store.max_size and store.min_free demand. Exit status 1 if that did not do.",
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    add_json(gc)
     demo = add(
         "demo",
         _demo,
@@ -132,12 +164,13 @@ def _settings(options: argparse.Namespace, *, serving: bool = False) -> config.C
         changes["level"] = options.log_level
     if not serving and settings.log.format == "auto":
         changes["format"] = "console"
-    log.set_up(settings.log.model_copy(update=changes))
+    settings = settings.model_copy(update={"log": settings.log.model_copy(update=changes)})
+    log.set_up(settings.log)
     return settings
 
 
 def _serve(options: argparse.Namespace) -> int:
-    asyncio.run(app.serve(_settings(options, serving=True), os.environ))
+    asyncio.run(serving.serve(_settings(options, serving=True), os.environ))
     return 0
 
 
@@ -171,6 +204,55 @@ def _ls(options: argparse.Namespace) -> int:
         print(json.dumps([describe(line.info, current=line.current) for line in lines], indent=2))
     else:
         ls.write(lines, settings, sys.stdout)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mirror import keeping, progress  # as above
+
+    if options.hash is not None and options.all:
+        raise UsageError("verify takes a HASH or --all, not both")
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    outcome = keeping.verify(_settings(options), options.hash, meter)
+    if options.json:
+        print(json.dumps([describe_verified(each) for each in outcome], indent=2))
+    return 0 if all(each.verdict is Verdict.GOOD for each in outcome) else 1
+
+
+def _pin(options: argparse.Namespace) -> int:
+    from mirror import keeping  # as above
+
+    print(f"pinned {keeping.pin(_settings(options), options.hash, pinned=True)[:12]}")
+    return 0
+
+
+def _unpin(options: argparse.Namespace) -> int:
+    from mirror import keeping  # as above
+
+    print(f"unpinned {keeping.pin(_settings(options), options.hash, pinned=False)[:12]}")
+    return 0
+
+
+def _rm(options: argparse.Namespace) -> int:
+    from mirror import keeping  # as above
+
+    print(f"removed {keeping.remove(_settings(options), options.hash, force=options.force)[:12]}")
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from mirror import keeping  # as above
+
+    collected = keeping.collect(_settings(options), dry_run=options.dry_run)
+    if options.json:
+        print(json.dumps([describe_removal(each) for each in collected.removals], indent=2))
+    else:
+        done = "would remove" if options.dry_run else "removed"
+        for each in collected.removals:
+            print(f"{done} {each.kind} {each.path.name} ({format_size(each.size)}): {each.reason}")
+        if not collected.removals:
+            print("nothing to remove")
+    keeping.complain_of_excess(collected)
     return 0
 
 

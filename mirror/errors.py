@@ -11,6 +11,10 @@ class ConfigError(Exception):
     """The configuration cannot be used; `str()` is the one line the user reads. Exit status 2."""
 
 
+class UsageError(Exception):
+    """The command line cannot be used; `str()` is the one line the user reads. Exit status 2."""
+
+
 class MirrorError(Exception):
     """A request that cannot be answered as asked.
 

@@ -89,9 +89,9 @@ class Fill:
 
     async def available(self, offset: int) -> int:
         """See `Body.available`."""
-        while (limit := self._limit()) <= offset:
+        while self._limit() <= offset < self._in_file:
             await self._wait(offset)
-        return min(limit, self._in_file) if offset < self._in_file else limit
+        return min(self._limit(), self._in_file)
 
     def file_at(self, offset: int) -> SharedFile | None:
         """See `Body.file_at`."""
@@ -102,7 +102,9 @@ class Fill:
         assert isinstance(self._journal, Window)  # noqa: S101 - the bytes would be in a file
         with self._journal.reader(start) as reader:
             while reader.position < stop:
-                yield reader.take(min(stop, await self.available(reader.position)))
+                while (limit := self._limit()) <= reader.position:
+                    await self._wait(reader.position)
+                yield reader.take(min(stop, limit))
 
     async def answered(self) -> None:
         """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
@@ -153,6 +155,7 @@ class Fill:
         broken, self._journal = self._journal, await self._rescue(self, error)
         if self._journal is not broken:
             self._in_file = min(self._in_file, self.position) if error.errno in OUT_OF_SPACE else 0
+            self._moved(everybody=True)
             await broken.close()
 
     def _limit(self) -> int:
@@ -171,9 +174,9 @@ class Fill:
         finally:
             self._waiting.pop(waiter, None)
 
-    def _moved(self) -> None:
-        """Wake the readers whose byte is there, and all of them on a verdict."""
-        limit = self.metadata.size if self.failure is not None else self._limit()
+    def _moved(self, *, everybody: bool = False) -> None:
+        """Wake the readers whose byte is there, or all of them: on a verdict, or when they have to look elsewhere."""
+        limit = self.metadata.size if everybody or self.failure is not None else self._limit()
         for waiter in [waiter for waiter, offset in self._waiting.items() if offset < limit]:
             del self._waiting[waiter]
             if not waiter.done():
@@ -190,6 +193,7 @@ class Fill:
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:
+        self._answered = self.position > 0
         more = True
         while more:
             more = await self._journal.recover()

@@ -1,8 +1,10 @@
-"""One stored image as the list of them shows it to machines: the same over HTTP and on the command line."""
+"""What is listed, as machines see it: the same over HTTP and on the command line."""
 
 import json
 
 from mirror.store.base import StoredInfo
+from mirror.store.removal import Removal
+from mirror.store.verification import Verdict, Verified
 
 
 def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
@@ -13,4 +15,24 @@ def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
         "lastServedAt": info.last_served_at.isoformat() if info.last_served_at else None,
         "pinned": info.pinned,
         "current": current,
+    }
+
+
+def describe_verified(verified: Verified) -> dict[str, object]:
+    """Return what became of one image's verification."""
+    return {
+        "hash": verified.image_hash,
+        "good": verified.verdict is Verdict.GOOD,
+        "verdict": verified.verdict,
+        "detail": verified.detail,
+    }
+
+
+def describe_removal(removal: Removal) -> dict[str, object]:
+    """Return what was removed and how many bytes that freed."""
+    return {
+        "kind": removal.kind,
+        "path": str(removal.path),
+        "size": removal.size,
+        "reason": removal.reason,
     }

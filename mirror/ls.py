@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirror.app import loaded_catalog
+from mirror.app import disk_store, loaded_catalog
 from mirror.config import Config
 from mirror.store.base import StoredInfo
 from mirror.store.disk import DiskStore
@@ -39,7 +39,11 @@ def read(config: Config) -> Sequence[Line]:
 
 
 async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
-    store = DiskStore(config.store.path, min_free=config.store.min_free, pool=pool)
+    return await lines(config, disk_store(config, pool), pool)
+
+
+async def lines(config: Config, store: DiskStore, pool: ThreadPoolExecutor) -> Sequence[Line]:
+    """List the images of a store that exists, newest first. Raises StoreUnavailable."""
     url = config.upstream.url
     upstream = Upstream(config.upstream, url) if url else None  # never opened: nothing here asks it
     catalog = await loaded_catalog(config, upstream, store, pool)

@@ -38,6 +38,22 @@ def meter(stream: TextIO) -> Meter:
     return Bar(console) if stream.isatty() and not console.is_dumb_terminal else Lines(stream)
 
 
+class Silence:
+    """A `Meter` for machines, which read the outcome only."""
+
+    def say(self, text: str) -> None:
+        """See `Meter.say`."""
+
+    def start(self, size: int, position: int, doing: str) -> None:
+        """See `Meter.start`."""
+
+    def show(self, position: int, doing: str) -> None:
+        """See `Meter.show`."""
+
+    def stop(self) -> None:
+        """See `Meter.stop`."""
+
+
 class Lines:
     """A `Meter` for pipes and logs: the first position, then at most a line every `LINE_SECONDS`."""
 

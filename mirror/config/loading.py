@@ -27,15 +27,9 @@ PREFIX: Final = "PPS_MIRROR__"
 
 _UNBUILT: Final = frozenset(
     {
-        "server.workers",
         "upstream.proxy",
         "upstream.max_rate",
         "upstream.rollover",
-        "auth.mode=tokens",
-        "auth.tokens_file",
-        "store.max_size",
-        "store.keep",
-        "store.scrub_interval",
         "store.s3",
         "prefetch",
     }

@@ -1,7 +1,8 @@
 """The admin listener: is it alive, is it able to serve."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -9,11 +10,19 @@ from mirror.errors import NotFound
 from mirror.http.errors import JSON, message_response
 
 
-class AdminApi:
-    """Answers the requests of the admin listener. `reasons` says in words why the mirror cannot serve, if it cannot."""
+@dataclass(frozen=True, slots=True)
+class Health:
+    """In words: what keeps the mirror from serving, and what it has to do without meanwhile."""
 
-    def __init__(self, reasons: Callable[[], Awaitable[list[str]]]) -> None:
-        self._reasons = reasons
+    reasons: Sequence[str] = ()
+    degraded: Sequence[str] = ()
+
+
+class AdminApi:
+    """Answers the requests of the admin listener. `health` finds out how the mirror is."""
+
+    def __init__(self, health: Callable[[], Awaitable[Health]]) -> None:
+        self._health = health
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -26,8 +35,9 @@ class AdminApi:
             return response
         if path == "/healthz":
             return _json(200, {"alive": True})
-        reasons = await self._reasons()
-        return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
+        health = await self._health()
+        said = {"ready": not health.reasons, "reasons": list(health.reasons), "degraded": list(health.degraded)}
+        return _json(503 if health.reasons else 200, said)
 
 
 def _json(status: int, value: object) -> web.Response:

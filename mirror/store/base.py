@@ -5,7 +5,7 @@ has one appender, any number of readers, and either gets its name (published) or
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -48,7 +48,8 @@ class Body(Protocol):
     async def available(self, offset: int) -> int:
         """Wait until the byte at `offset` may be sent; return how far bytes may be sent now (exclusive).
 
-        Raises FillFailed when the transfer was lost: then nothing more may be sent and the client must notice.
+        Returns at once when that byte is in no file, or will not be any more; see `file_at`. Raises FillFailed when the
+        transfer was lost: then nothing more may be sent and the client must notice.
         """
 
     def file_at(self, offset: int) -> SharedFile | None:
@@ -85,12 +86,22 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInfo:
-    """A line of the list of stored images."""
+    """A line of the list of stored images. `verified_at` is None when the file is not the one that was verified."""
 
     metadata: ImageMetadata
     stored_at: datetime
     last_served_at: datetime | None
     pinned: bool
+    verified_at: datetime | None = None
+
+
+class Retention(Protocol):
+    """Says which of some images may be evicted, the first to go first (see `mirror.retention`)."""
+
+    def __call__(
+        self, images: Sequence[StoredInfo], current: str | None, read: Collection[str]
+    ) -> Sequence[StoredInfo]:
+        """`current` and what is being `read` are hashes."""
 
 
 class Partial(Protocol):
@@ -149,6 +160,9 @@ class BlobStore(Protocol):
 
     async def open(self, image_hash: str) -> StoredImage | None:
         """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+
+    async def probe(self) -> None:
+        """Try to write. Raises StoreUnavailable when that fails."""
 
     async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
         """Begin, resume or follow the journal of an image, having made sure there is room for all of it.

@@ -2,61 +2,76 @@
 
     images/<hash>/image            the bytes
     images/<hash>/metadata.json    upstream's body
+    images/<hash>/verified         which file that was when its bytes were last verified (see `mirror.store.trust`)
     images/<hash>/served           its time is when the image was last served
     images/<hash>/pinned           there when the image is pinned
     partial/<hash>, .json          a fill in progress or to be resumed (see `mirror.store.partial_file`)
     quarantine/<hash>-<time>       wrong bytes, for a person to look at; never served
 
-Nothing gets a name below `images/` before it is whole, verified and fsynced. What a crash left is cleared away: files
-that were being written, notes without their partial, and a partial that nobody has added to for a week; younger ones
-wait to be resumed, whatever is current by now.
+Nothing gets a name below `images/` before it is whole, verified and fsynced. A file there that is not the one that was
+verified is no image but a partial, and becomes one: the next fill of its hash takes it up, digests it, and goes on.
+What a crash left is cleared away (see `mirror.store.removal`); partials wait for a week to be resumed.
 """
 
 import asyncio
 import logging
 import os
-import shutil
-import time
+import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import StoredImage, StoredInfo, StoreUnavailable
-from mirror.store.durable import SUFFIX, sync_directory
-from mirror.store.partial_file import PartialFile, lock, quarantined_at
+from mirror.store.base import Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.durable import sync_directory
+from mirror.store.layout import Layout
+from mirror.store.partial_file import PartialFile, lock
+from mirror.store.quarantine import set_aside
+from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
-from mirror.units import format_size
+from mirror.store.space import Collected, Space
+from mirror.store.trust import Identity, verified_at
+from mirror.store.verification import Verification, Verified
 
 log = logging.getLogger(__name__)
-
-QUARANTINE_SECONDS = 86_400
-LEFTOVER_SECONDS = 3600
-PARTIAL_SECONDS = 7 * 86_400
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class DiskStore:
-    """A `BlobStore` in the directory `root`, leaving `min_free` bytes of its file system to others."""
+    """A `BlobStore` in the directory `root`; when it needs room it evicts what `retention` says.
 
-    def __init__(self, root: Path, *, min_free: int, pool: Executor) -> None:
+    It takes `max_size` bytes at most, and leaves `min_free` bytes of its file system to others.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        min_free: int,
+        pool: Executor,
+        max_size: int | None = None,
+        retention: Retention | None = None,
+    ) -> None:
         self.root = root
-        self._images = root / "images"
-        self._partial = root / "partial"
-        self._quarantine = root / "quarantine"
-        self._min_free = min_free
+        self._layout = Layout(root)
+        self._images = self._layout.images
+        self._partial = self._layout.partial
+        self._quarantine = self._layout.quarantine
+        self._space = Space(self._layout, max_size=max_size, min_free=min_free, retention=retention or _keep_all)
         self._pool = pool
         self._in_use: weakref.WeakValueDictionary[tuple[object, ...], StoredImage] = weakref.WeakValueDictionary()
 
     async def prepare(self) -> None:
         """Make the directories and clear away what a crash left. Raises StoreUnavailable."""
         await self._run(self._prepare)
+
+    async def probe(self) -> None:
+        """See `BlobStore.probe`."""
+        await self._run(self._probe)
 
     async def open(self, image_hash: str) -> StoredImage | None:
         """See `BlobStore.open`. All downloads of one image share one descriptor and one mapping."""
@@ -75,16 +90,55 @@ class DiskStore:
         return await self._run(self._begin, metadata)
 
     async def make_room(self, wanted: int) -> bool:
-        """See `BlobStore.make_room`."""
-        return False
+        """See `BlobStore.make_room`. It evicts nothing when it may not evict enough."""
+        try:
+            return await self._run(self._space.make_room, wanted)
+        except StoreUnavailable:
+            return False
 
     async def list(self) -> Sequence[StoredInfo]:
         """See `BlobStore.list`."""
-        return await self._run(self._list)
+        return await self._run(self._layout.list)
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
         await asyncio.get_running_loop().run_in_executor(self._pool, self._touch, image_hash)
+
+    async def verify(
+        self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
+    ) -> Verified:
+        """Hash an image again, reading `rate` bytes per second at most; one that is bad is set aside.
+
+        `progress` is called with the bytes digested so far. Raises StoreUnavailable.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        verification = await self._run(Verification, self._layout, image_hash)
+        while await self._run(verification.step):
+            progress(verification.position)
+            if rate is not None:
+                await asyncio.sleep(began + verification.position / rate - clock())
+        return await self._run(verification.conclude)
+
+    async def sizes(self) -> Mapping[str, int]:
+        """The bytes of all that lies where an image does, by hash: also what is not whole. Raises StoreUnavailable."""
+        return await self._run(self._layout.sizes)
+
+    async def pin(self, image_hash: str, *, pinned: bool) -> None:
+        """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
+        await self._run(self._pin, image_hash, pinned)
+
+    async def remove(self, image_hash: str) -> bool:
+        """Remove an image; downloads that run keep what they read. False when it is being verified anew just now."""
+        return await self._run(self._remove, image_hash)
+
+    async def collect(self, *, dry_run: bool) -> Collected:
+        """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
+        return await self._run(self._space.collect, dry_run=dry_run)
+
+    async def scrubbing(self) -> int | None:
+        """Take the part of the one process that scrubs: a descriptor, to be closed; None when another has it."""
+        return await self._run(self._lock_for_scrubbing)
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking code in the pool; the store's troubles come out as StoreUnavailable, in words."""
@@ -93,91 +147,52 @@ class DiskStore:
             try:
                 return function(*args, **kwargs)
             except OSError as error:
-                log.warning("the store at %s fails: %s", self.root, error)
+                log.debug("the store at %s fails: %s", self.root, error)
                 raise StoreUnavailable(f"the mirror's store fails: {error.strerror or 'input/output error'}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     # What follows blocks, and runs in the pool.
 
-    def _prepare(self) -> None:
+    def _make_directories(self) -> None:
         rooms = (self._images, self._partial, self._quarantine)
         if not all(directory.exists() for directory in rooms):
             for directory in rooms:
                 directory.mkdir(parents=True, exist_ok=True)
             sync_directory(self.root)
-        for leftover in (
-            *self.root.glob(f"*{SUFFIX}"),
-            *self._partial.glob(f"*{SUFFIX}"),
-            *self._images.glob(f"*/*{SUFFIX}"),
-        ):
-            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
-                leftover.unlink(missing_ok=True)
-        self._clear_partials()
-        for wrong in self._quarantine.iterdir():
-            if quarantined_at(wrong) < time.time() - QUARANTINE_SECONDS:
-                shutil.rmtree(wrong) if wrong.is_dir() else wrong.unlink(missing_ok=True)
 
-    def _clear_partials(self) -> None:
-        """Remove partials that nobody resumes any more, and notes that are left of one."""
-        for path in sorted(self._partial.iterdir()):  # a partial before its note
-            try:
-                if is_hash(path.name) and _older(path.stat(), PARTIAL_SECONDS):
-                    self._clear_partial(path)
-                elif is_hash(path.stem) and path.suffix == ".json" and not path.with_suffix("").exists():
-                    path.unlink()  # if it is being written at this very moment: a fill resumes without it, too
-            except FileNotFoundError:  # another process was first
-                continue
-            except OSError as error:
-                log.warning("%s cannot be cleared away: %s", path, error)
+    def _prepare(self) -> None:
+        self._make_directories()
+        for leftover in list(leftovers(self._layout)):
+            carry_out(self._layout, leftover)
 
-    def _clear_partial(self, path: Path) -> None:
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            free = lock(file.fileno())  # else another process is adding to it
-            if free and os.path.samestat(path.stat(), stat) and _older(stat, PARTIAL_SECONDS):
-                path.unlink()
-                log.info("%s is removed: nobody has added to it for a week", path)
+    def _probe(self) -> None:
+        self._make_directories()  # the disk may have been mounted anew
+        with tempfile.TemporaryFile(dir=self._images) as file:
+            file.write(b"pps-mirror")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
-        if not is_hash(image_hash):
+        if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None:
             return None
-        try:
-            stat = (self._images / image_hash / "image").stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return image_hash, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return image_hash, Identity.of(file)
 
     def _open(self, image_hash: str) -> StoredImage | None:
-        directory = self._images / image_hash
-        metadata = self._metadata(directory)
+        metadata = self._layout.metadata(image_hash)
         if metadata is None:
             return None
         try:
-            file = SharedFile(os.open(directory / "image", os.O_RDONLY | os.O_CLOEXEC))
+            file = SharedFile(os.open(self._images / image_hash / "image", os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
-        size = os.fstat(file.fd).st_size
-        if size != metadata.size:
-            log.warning("%s is %d bytes and should be %d: it will be fetched anew", directory, size, metadata.size)
+        found = Identity.of(os.fstat(file.fd))
+        if found.size != metadata.size or verified_at(self._images / image_hash, found) is None:
             return None
         return StoredImage(metadata, file)
 
-    def _metadata(self, directory: Path) -> ImageMetadata | None:
-        try:
-            metadata = ImageMetadata.parse((directory / "metadata.json").read_bytes())
-        except FileNotFoundError:
-            return None
-        except BadUpstream as error:
-            log.warning("%s is left alone: %s", directory, error)
-            return None
-        if metadata.hash != directory.name:
-            log.warning("%s is left alone: its metadata names %s", directory, metadata.hash)
-            return None
-        return metadata
-
     def _begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
-        self._partial.mkdir(parents=True, exist_ok=True)
+        self._make_directories()
         path = self._partial / metadata.hash
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -189,22 +204,35 @@ class DiskStore:
                         path.unlink()
                         os.close(fd)
                         return image
-                    if ours:
-                        self._reserve(metadata.size - os.fstat(fd).st_size)
-                    return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
+                    if not ours:
+                        return self._partial_file(path, fd, metadata, ours=False)
+                    length = os.fstat(fd).st_size
+                    if not self._adopt(metadata, length):
+                        with self._space.reserved(metadata, metadata.size - length):
+                            return self._partial_file(path, fd, metadata, ours=True)
             except BaseException:
                 os.close(fd)
                 raise
             os.close(fd)
 
-    def _reserve(self, wanted: int) -> None:
-        stat = os.statvfs(self.root)
-        free = stat.f_bavail * stat.f_frsize
-        if free - wanted < self._min_free:
-            raise StoreUnavailable(
-                f"the mirror's store has {format_size(free)} free; this image needs {format_size(max(wanted, 0))} more "
-                f"and store.min_free keeps {format_size(self._min_free)}: free some space"
-            )
+    def _partial_file(self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool) -> PartialFile:
+        return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
+
+    def _adopt(self, metadata: ImageMetadata, length: int) -> bool:
+        """Make the partial of `length` bytes of a file that is stored and cannot be trusted; False when there is none.
+
+        We hold the partial's lock.
+        """
+        image = self._images / metadata.hash / "image"
+        if (file := self._layout.file(metadata.hash)) is None:
+            return False
+        if length < file.st_size <= metadata.size:
+            log.warning("%s is not the file that was verified: it is verified again", image)
+            image.rename(self._partial / metadata.hash)
+            return True
+        log.warning("%s has %d bytes and should have %d: it is set aside", image, file.st_size, metadata.size)
+        set_aside(image, self._quarantine, metadata.hash)
+        return False
 
     def _touch(self, image_hash: str) -> None:
         try:
@@ -212,26 +240,27 @@ class DiskStore:
         except OSError as error:
             log.debug("cannot note that %s was served: %s", image_hash, error)
 
-    def _list(self) -> Sequence[StoredInfo]:
-        found = []
-        for directory in self._images.iterdir():
-            if self._identify(directory.name) is None or (metadata := self._metadata(directory)) is None:
-                continue
-            served = directory / "served"
-            found.append(
-                StoredInfo(
-                    metadata,
-                    stored_at=_modified(directory / "metadata.json"),
-                    last_served_at=_modified(served) if served.exists() else None,
-                    pinned=(directory / "pinned").exists(),
-                )
-            )
-        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+    def _pin(self, image_hash: str, pinned: bool) -> None:
+        marker = self._images / image_hash / "pinned"
+        if pinned:
+            marker.touch()
+        else:
+            marker.unlink(missing_ok=True)
+        sync_directory(marker.parent)
+
+    def _remove(self, image_hash: str) -> bool:
+        if self._layout.file(image_hash) is None and not remove_partial(self._partial / image_hash):
+            return False
+        remove_image(self._layout, image_hash)
+        return True
+
+    def _lock_for_scrubbing(self) -> int | None:
+        fd = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if lock(fd):
+            return fd
+        os.close(fd)
+        return None
 
 
-def _older(stat: os.stat_result, seconds: float) -> bool:
-    return stat.st_mtime < time.time() - seconds
-
-
-def _modified(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+def _keep_all(images: Sequence[StoredInfo], current: str | None, read: Collection[str]) -> Sequence[StoredInfo]:
+    return ()

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,10 @@ from typing import TypeVar
 from mirror.metadata import ImageMetadata
 from mirror.store.base import BLOCK, Corrupt, Lost
 from mirror.store.durable import sync_directory, write_durably
+from mirror.store.quarantine import set_aside
+from mirror.store.readers import withdraw
 from mirror.store.shared_file import SharedFile
+from mirror.store.trust import Identity, trust
 
 FLUSH = 64 << 20
 """Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
@@ -57,6 +59,7 @@ class PartialFile:
         self._flushing: Future[None] | None = None
         self._flushed = 0
         self.validator: str | None = None
+        self._named = False
         if ours:
             self._take_up()
 
@@ -114,6 +117,8 @@ class PartialFile:
         if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
             os.ftruncate(self.file.fd, 0)
         self.validator = self._read_note()
+        if not self._note.exists():  # who looks for room must know what we still need
+            self._write_note()
 
     def _follow(self) -> bool:
         free = lock(self.file.fd)
@@ -185,15 +190,15 @@ class PartialFile:
         directory.mkdir(exist_ok=True)
         sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
         write_durably(directory / "metadata.json", self._metadata.raw)
+        trust(directory, Identity.of(os.fstat(self.file.fd)))  # the same before and after it gets its name
         self._path.rename(directory / "image")
+        self._named = True
         sync_directory(directory)
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.parent)
 
     def _set_aside(self) -> None:
-        for older in self._quarantine.glob(f"{self._metadata.hash}-*"):
-            older.unlink()
-        self._path.rename(self._quarantine / f"{self._metadata.hash}-{int(time.time())}")
+        set_aside(self._path, self._quarantine, self._metadata.hash)
         self._note.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -202,6 +207,8 @@ class PartialFile:
 
     def _unlock(self) -> None:
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
+        if not self._named and not self.published:
+            withdraw(self.file.fd)
 
     def _read_note(self) -> str | None:
         try:
@@ -249,9 +256,3 @@ def _is(path: Path, file: os.stat_result) -> bool:
         return os.path.samestat(path.stat(), file)
     except FileNotFoundError:
         return False
-
-
-def quarantined_at(path: Path) -> float:
-    """When a file was set aside, in seconds since the epoch, as its name says; 0 for a name that does not."""
-    time_part = path.name.rpartition("-")[2]
-    return float(time_part) if time_part.isdigit() else 0.0

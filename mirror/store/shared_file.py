@@ -9,6 +9,8 @@ import mmap
 import os
 import weakref
 
+from mirror.store.readers import announce
+
 SEGMENT = 256 << 20
 """Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""
 
@@ -24,13 +26,17 @@ SCRATCH = 128 << 10
 
 
 class SharedFile:
-    """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it."""
+    """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it.
+
+    While it is open all processes can see that the file is read.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._segments: dict[int, mmap.mmap] = {}
         self._handed_out = 0
         weakref.finalize(self, os.close, fd)
+        announce(fd)
 
     def fileno(self) -> int:
         """The descriptor, for `os.sendfile` and what is built on it."""

@@ -113,7 +113,7 @@ def lay_out(store: Path, image: bytes = b"an image", **fields: Any) -> str:
 # The command line itself
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "pull", "ls"])
+@pytest.mark.parametrize("command", ["serve", "check", "pull", "ls", "verify", "pin abcdef", "rm abcdef", "gc"])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_configuration_error_is_one_line_and_status_2_wherever_the_file_is_named(
     tmp_path: Path, command: str, before: bool
@@ -121,7 +121,7 @@ def test_a_configuration_error_is_one_line_and_status_2_wherever_the_file_is_nam
     config = tmp_path / "config.toml"
     config.write_text("[server]\nprot = 1\n")
     place = ["-c", str(config)]
-    done = run(*place, command) if before else run(command, *place)
+    done = run(*place, *command.split()) if before else run(*command.split(), *place)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "did you mean server.port?" in one_line(done.stderr)
@@ -146,7 +146,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
 def test_help_names_every_command_and_shows_examples() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("serve", "check", "pull", "ls", "demo"):
+    for command in ("serve", "check", "pull", "ls", "verify", "pin", "unpin", "rm", "gc", "demo"):
         assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
         assert run(command, "--help").returncode == 0
     assert "  pps-mirror serve -c config.toml" in done.stdout

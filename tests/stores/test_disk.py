@@ -178,6 +178,91 @@ async def test_a_damaged_image_counts_as_not_there_and_can_be_stored_anew(
     assert image.file.read(0, len(IMAGE)) == IMAGE
 
 
+async def adopted(store: DiskStore, metadata: ImageMetadata = METADATA) -> int:
+    """Verify anew what is stored and not trusted, as a fill does; how many bytes were there."""
+    journal = await begin(store, metadata)
+    while await journal.recover():
+        pass
+    taken = journal.position
+    if taken == metadata.size:
+        await journal.publish()
+    await journal.close()
+    return taken
+
+
+@pytest.mark.parametrize("change", ["touched", "copied over", "older version"])
+async def test_a_file_that_is_not_the_one_that_was_verified_is_a_partial_until_it_is_verified_again(
+    store: DiskStore, tmp_path: Path, change: str
+) -> None:
+    await put(store)
+    directory = tmp_path / "images" / METADATA.hash
+    file = (directory / "image").stat()
+    match change:
+        case "touched":
+            os.utime(directory / "image", ns=(file.st_atime_ns, file.st_mtime_ns + 1))
+        case "copied over":
+            (tmp_path / "copy").write_bytes(IMAGE)
+            os.utime(tmp_path / "copy", ns=(file.st_atime_ns, file.st_mtime_ns))
+            (tmp_path / "copy").rename(directory / "image")
+        case _:
+            (directory / "verified").unlink()
+    (directory / "pinned").touch()
+    assert await store.open(METADATA.hash) is None
+    assert [info.verified_at for info in await store.list()] == [None]
+    assert await adopted(store) == len(IMAGE)
+    assert await store.open(METADATA.hash) is not None
+    (info,) = await store.list()
+    assert info.pinned
+    assert info.verified_at is not None
+    assert not list((tmp_path / "partial").iterdir())
+
+
+async def test_an_image_that_is_being_verified_anew_is_listed_all_the_while(store: DiskStore, tmp_path: Path) -> None:
+    await put(store)
+    (tmp_path / "images" / METADATA.hash / "verified").write_text("{")
+    journal = await begin(store)
+    assert [info.metadata for info in await store.list()] == [METADATA]
+    await journal.close()
+
+
+async def test_wrong_bytes_laid_out_by_hand_never_become_an_image(store: DiskStore, tmp_path: Path) -> None:
+    directory = tmp_path / "images" / METADATA.hash
+    directory.mkdir()
+    (directory / "metadata.json").write_bytes(METADATA.raw)
+    (directory / "image").write_bytes(IMAGE[:-1] + b"x")
+    with pytest.raises(Corrupt):
+        await adopted(store)
+    assert await store.open(METADATA.hash) is None
+
+
+async def test_a_truncated_image_is_continued_from_its_end(store: DiskStore, tmp_path: Path) -> None:
+    await put(store)
+    os.truncate(tmp_path / "images" / METADATA.hash / "image", 4000)
+    assert await store.list() == []
+    assert await adopted(store) == 4000
+    assert (tmp_path / "partial" / METADATA.hash).stat().st_size == 4000
+
+
+@pytest.mark.parametrize(("stored", "partial"), [(len(IMAGE) + 1, 0), (4000, 5000)])
+async def test_a_stored_file_that_is_too_long_or_of_less_use_than_the_partial_is_set_aside(
+    store: DiskStore, tmp_path: Path, stored: int, partial: int
+) -> None:
+    await put(store)
+    os.truncate(tmp_path / "images" / METADATA.hash / "image", stored)
+    (tmp_path / "partial" / METADATA.hash).write_bytes(IMAGE[:partial])
+    assert await adopted(store) == partial
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert aside.stat().st_size == stored
+
+
+async def test_a_file_that_is_verified_anew_needs_no_room(tmp_path: Path) -> None:
+    async with disk_store(tmp_path) as store:
+        await put(store)
+    (tmp_path / "images" / METADATA.hash / "verified").unlink()
+    async with disk_store(tmp_path, min_free=1 << 60) as store:
+        assert await adopted(store) == len(IMAGE)
+
+
 async def test_a_name_that_is_no_hash_opens_nothing(store: DiskStore) -> None:
     for name in ("..", "../images/" + METADATA.hash, METADATA.hash.upper(), "", "\0"):
         assert await store.open(name) is None
@@ -202,9 +287,26 @@ async def test_a_start_clears_away_old_leftovers_only(store: DiskStore, tmp_path
     recent = tmp_path / "quarantine" / f"{METADATA.hash}-{int(time.time())}"
     for path in (old, fresh, aside, recent):
         path.touch()
-    os.utime(old, (1, 1))
+    half, empty, mine = (tmp_path / "images" / name for name in (f"{'a' * 64}.1.tmp", "b" * 64, "c" * 64))
+    for directory in (half, empty, mine):
+        directory.mkdir()
+        (directory / "metadata.json").touch()
+    (mine / "pinned").touch()
+    note, stale, young = (tmp_path / "partial" / name for name in ("d" * 64 + ".json", "e" * 64, "f" * 64))
+    for path in (note, stale, young):
+        path.touch()
+    for path in (old, half, empty, mine, note, stale):
+        os.utime(path, (1, 1))
     await store.prepare()
     assert [path.exists() for path in (old, fresh, aside, recent)] == [False, True, False, True]
+    assert [path.exists() for path in (half, empty, mine, note, stale, young)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 async def test_a_start_removes_partials_that_nobody_has_added_to_for_a_week_and_notes_without_one(

@@ -10,9 +10,7 @@ import os
 import signal
 import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +56,7 @@ class ForkedMirror(MirrorProcess):
     steps: Steps | None = None
     _child: multiprocessing.process.BaseProcess | None = None
 
-    def start(self, *, wait: bool = True) -> Self:
+    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
         """Start it and wait until it is ready, unless told not to."""
         self._child = _FORKSERVER.Process(
             target=_serve, args=(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps)
@@ -68,15 +66,6 @@ class ForkedMirror(MirrorProcess):
             eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
             assert self.alive() or self.steps, self.log()
         return self
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
 
     def alive(self) -> bool:
         """Whether it runs."""
@@ -162,6 +151,8 @@ class _Watched:
 
     def _name(self, what: Any) -> str:
         path = str(Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else what)
+        if path.endswith(" (deleted)"):  # a file without a name, by which the mirror tries whether it can write
+            return ""
         if path != self._store and not path.startswith(self._store + "/"):
             return ""
         parts = os.path.relpath(path, self._store).split(".")

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 from mirror.metadata import ImageMetadata
+from mirror.retention import evictable
 from mirror.store.disk import DiskStore
 from mirror.upstream.source import Broken, Stream
 
@@ -73,11 +75,14 @@ class ScriptedSource:
 
 
 @asynccontextmanager
-async def disk_store(root: Path, min_free: int = 0) -> AsyncIterator[DiskStore]:
+async def disk_store(
+    root: Path, min_free: int = 0, *, max_size: int | None = None, keep: int = 0
+) -> AsyncIterator[DiskStore]:
     """A real store on the disk."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
-        store = DiskStore(root, min_free=min_free, pool=pool)
+        retention = partial(evictable, keep=keep)
+        store = DiskStore(root, min_free=min_free, max_size=max_size, retention=retention, pool=pool)
         await store.prepare()
         yield store

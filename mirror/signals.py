@@ -1,0 +1,42 @@
+"""Signals as calls in the event loop."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
+    """Call `callback` in the running loop, once for each such signal.
+
+    asyncio alone may lose one: what it learns of a signal by is a byte in the pipe that wakes its loop for threads too,
+    and when hundreds of downloads end at once that pipe is full. So asyncio's part is to wake the loop, which a full
+    pipe does as well, and Python's own handler calls.
+    """
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(number, lambda: None)
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+
+
+async def stop_requested() -> None:
+    """Wait for the first SIGTERM or SIGINT; from then on another one has its default effect."""
+    stop = asyncio.Event()
+    for number in STOPPING:
+        on_signal(number, stop.set)
+    await stop.wait()
+    for number in STOPPING:
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stop_when_left_alone() -> None:
+    """Take the end of standard input for a SIGTERM: whoever started this process is no more."""
+    loop = asyncio.get_running_loop()
+
+    def left_alone() -> None:
+        loop.remove_reader(sys.stdin)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sys.stdin, left_alone)

@@ -1,0 +1,162 @@
+"""Taking things out of a disk store, each so that a crash leaves it whole, or as a leftover for a later start to clear.
+
+What is removed here is not asked about again: which images may go is decided in `mirror.retention`. All of it blocks.
+"""
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mirror.metadata import is_hash
+from mirror.store.durable import SUFFIX, sync_directory
+from mirror.store.layout import Layout, entries, file_at
+from mirror.store.quarantine import KEPT_SECONDS, quarantined_at, remove
+from mirror.store.readers import is_read
+
+LEFTOVER_SECONDS = 3600
+"""Age from which what a crash may have left is no longer being written by somebody."""
+
+STALE_SECONDS = 7 * 86_400
+"""Age from which a partial that nobody resumes is given up."""
+
+
+class Kind(StrEnum):
+    """What is removed."""
+
+    LEFTOVER = "leftover"
+    QUARANTINED = "quarantined"
+    PARTIAL = "partial"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One thing that can be removed: its place, the bytes that frees, and why it may go."""
+
+    kind: Kind
+    path: Path
+    size: int
+    reason: str
+
+
+def carry_out(layout: Layout, removal: Removal) -> bool:
+    """Remove it; False when it is in use by now, or an image that was pinned meanwhile."""
+    match removal.kind:
+        case Kind.PARTIAL:
+            return remove_partial(removal.path)
+        case Kind.IMAGE:
+            image_hash = removal.path.name
+            if layout.is_pinned(image_hash) or is_read(removal.path / "image"):
+                return False
+            remove_image(layout, image_hash)
+        case Kind.LEFTOVER | Kind.QUARANTINED:
+            remove(removal.path)
+    return True
+
+
+def remove_image(layout: Layout, image_hash: str) -> None:
+    """Take the image out as one step, then free its space; whoever reads it keeps what is open."""
+    directory = layout.images / image_hash
+    aside = directory.with_name(f"{image_hash}.{secrets.token_hex(8)}{SUFFIX}")
+    try:
+        directory.rename(aside)
+    except FileNotFoundError:  # another process was quicker
+        return
+    sync_directory(layout.images)
+    remove(aside)
+
+
+def remove_partial(path: Path) -> bool:
+    """Remove a partial and its note; False when somebody is at work on it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_read(path) or not os.path.samestat(path.stat(), os.fstat(fd)):
+            return False
+        path.unlink()
+        path.with_name(path.name + ".json").unlink(missing_ok=True)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def leftovers(layout: Layout) -> Iterator[Removal]:
+    """What nobody will miss: what a crash left, partials that nobody resumes, wrong bytes looked at long enough."""
+    now = time.time()
+    for path, reason in _left_by_crashes(layout):
+        if _is_older(path, now - LEFTOVER_SECONDS):
+            yield Removal(Kind.LEFTOVER, path, _size(path), reason)
+    for removal in partials(layout, spare=()):
+        if _is_older(removal.path, now - STALE_SECONDS):
+            yield removal
+    for removal in quarantined(layout):
+        if quarantined_at(removal.path) < now - KEPT_SECONDS:
+            yield removal
+
+
+def _left_by_crashes(layout: Layout) -> Iterator[tuple[Path, str]]:
+    directories = [path for path in entries(layout.images) if is_hash(path.name)]
+    for place in (layout.root, layout.images, layout.partial, layout.quarantine, *directories):
+        for path in place.glob(f"*{SUFFIX}"):
+            yield path, "left by a crash"
+    for directory in directories:
+        if _is_empty(layout, directory):
+            yield directory, "has no image"
+    for note in layout.partial.glob("*.json"):
+        if not note.with_suffix("").exists():
+            yield note, "has no partial"
+
+
+def quarantined(layout: Layout) -> list[Removal]:
+    """All that was set aside, oldest first."""
+    found = sorted(entries(layout.quarantine), key=quarantined_at)
+    return [Removal(Kind.QUARANTINED, path, _size(path), "wrong bytes") for path in found]
+
+
+def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
+    """The partials that nobody is at work on, the one untouched for longest first, but for those to `spare`.
+
+    A stored image that lies among them to be verified anew is none.
+    """
+    found = []
+    for path in entries(layout.partial):
+        if not is_hash(path.name) or path.name in spare or (file := file_at(path)) is None or is_read(path):
+            continue
+        if layout.file(path.name) is None and layout.info(path.name) is not None:
+            continue
+        found.append((file.st_mtime, Removal(Kind.PARTIAL, path, file.st_size, "nobody resumes it")))
+    return [removal for _, removal in sorted(found, key=lambda each: (each[0], each[1].path))]
+
+
+def _is_empty(layout: Layout, directory: Path) -> bool:
+    """Whether this is an image's directory that has lost its image for good."""
+    image_hash = directory.name
+    return (
+        is_hash(image_hash)
+        and not (directory / "image").exists()
+        and not (layout.partial / image_hash).exists()
+        and not layout.is_pinned(image_hash)
+    )
+
+
+def _is_older(path: Path, time: float) -> bool:
+    try:
+        return path.lstat().st_mtime < time
+    except FileNotFoundError:
+        return False
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files in `path`, or of the file that it is."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(found.st_size for file in files if (found := file_at(file)))

@@ -1,0 +1,37 @@
+"""One of several processes that serve clients; see `mirror.workers`, which starts it."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+
+from mirror import log
+from mirror.config import Config
+from mirror.errors import ConfigError, MirrorError
+from mirror.serving import serve_as_worker
+from mirror.workers import READY
+
+
+def main() -> int:
+    """Serve until told to stop, or until nobody keeps us any more; the exit status."""
+    config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
+    log.set_up(config.log)
+    try:
+        asyncio.run(serve_as_worker(config, os.environ, _say_ready))
+    except ConfigError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return 2
+    except MirrorError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return 1
+    return 0
+
+
+def _say_ready() -> None:
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Several processes that serve clients from one port and one store, and the one that keeps them running.
+
+Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
+`mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
+tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping, Sequence
+
+from mirror.config import Config
+from mirror.errors import ConfigError
+
+RESTART = (0.1, 10.0)
+"""Seconds before a worker that died is replaced, the first time in a row and at most."""
+
+SETTLED = 10.0
+"""Seconds after which a worker that dies did not die of its start."""
+
+GRACE = 5.0
+"""Seconds beyond `server.drain` that workers may take to stop."""
+
+READY = b"ready\n"
+
+_OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""Variables that the service manager gave to this process alone."""
+
+log = logging.getLogger(__name__)
+
+
+class Workers:
+    """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self.count = config.server.workers
+        self._config = config
+        self._environ = {name: value for name, value in environ.items() if name not in _OURS}
+        self._processes: dict[int, Process] = {}
+        self._serving: set[int] = set()
+        self._outdated: set[int] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    @property
+    def missing(self) -> int:
+        """How many of them do not serve just now."""
+        return self.count - len(self._serving)
+
+    async def __aenter__(self) -> "Workers":
+        started = [asyncio.Event() for _ in range(self.count)]
+        self._keepers = [
+            asyncio.create_task(self._keep(number, event), name=f"worker {number}")
+            for number, event in enumerate(started, 1)
+        ]
+        starting = asyncio.create_task(_all(started))
+        try:
+            await asyncio.wait([starting, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                raise ConfigError("a worker cannot start; it has said why")
+        except BaseException:
+            await self._stop()
+            raise
+        finally:
+            starting.cancel()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send all of them a signal."""
+        for process in self._processes.values():
+            _send(process, number)
+
+    async def reload(self) -> None:
+        """Have all of them read again what can be: those that start just now once they serve."""
+        self._outdated = set(self._processes) - self._serving
+        for number in self._serving:
+            _send(self._processes[number], signal.SIGHUP)
+
+    async def _stop(self) -> None:
+        self._stopping.set()
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._config.server.drain + GRACE):
+                await asyncio.gather(*self._keepers, return_exceptions=True)
+        except TimeoutError:
+            log.error("workers do not stop: killing them")
+            self.signal(signal.SIGKILL)
+            await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _keep(self, number: int, started: asyncio.Event) -> None:
+        """Run one worker after another until we stop, or until the first one cannot start."""
+        clock = asyncio.get_running_loop().time
+        first, most = RESTART
+        delay = first
+        while True:
+            began = clock()
+            status = await self._run(number, started)
+            if self._stopping.is_set() or (status == 2 and not started.is_set()):
+                return
+            delay = first if clock() - began > SETTLED else min(most, delay * 2)
+            log.error("worker %d ended with status %d; another one starts in %.1f s", number, status, delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
+                    return
+
+    async def _run(self, number: int, started: asyncio.Event) -> int:
+        """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "mirror.worker"),
+            stdin=PIPE,
+            stdout=PIPE,
+            env=self._environ,
+            process_group=0,  # what a terminal sends comes from us, once
+        )
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        self._processes[number] = process
+        if self._stopping.is_set():
+            process.terminate()
+        try:
+            process.stdin.write(self._config.model_dump_json().encode() + b"\n")
+            if await process.stdout.readline() == READY:
+                log.info("worker %d serves, process %d", number, process.pid)
+                self._serving.add(number)
+                started.set()
+                if number in self._outdated:
+                    self._outdated.remove(number)
+                    _send(process, signal.SIGHUP)
+            return await process.wait()
+        finally:
+            self._serving.discard(number)
+            del self._processes[number]
+
+
+async def _all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
+
+
+def _send(process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)

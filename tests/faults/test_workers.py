@@ -1,0 +1,180 @@
+"""Several processes, one port, one store: one fetch among them all, whoever of them dies."""
+
+import re
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mirror.simulator.client import Fault, ImageSpec, Simulator
+from tests.support.downloads import Download, at_once, fetch
+from tests.support.processes import MirrorProcess, eventually
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+WORKERS = 3
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator.start([ImageSpec("first", size=SIZE)]) as simulator:
+        yield simulator
+
+
+def mirror_with(tmp_path: Path, simulator: Simulator, workers: int = WORKERS, **server: object) -> MirrorProcess:
+    return MirrorProcess(tmp_path / "mirror", simulator.api_url, {"server": {"workers": workers} | server})
+
+
+def workers_of(mirror: MirrorProcess) -> dict[int, int]:
+    """The process of each worker that runs now."""
+    return {int(number): int(pid) for number, pid in re.findall(r"worker (\d+) serves, process (\d+)", mirror.log())}
+
+
+def filler(mirror: MirrorProcess) -> int:
+    """The process that has begun the fill: the one that locks the partial (proc_locks(5))."""
+    partial = next(path for path in (mirror.store / "partial").iterdir() if not path.suffix)
+    inode = partial.stat().st_ino
+    holders = [
+        int(fields[4])
+        for fields in map(str.split, Path("/proc/locks").read_text().splitlines())
+        if fields[1] == "FLOCK" and fields[3] == "WRITE" and fields[5].endswith(f":{inode}")
+    ]
+    (holder,) = holders
+    return holder
+
+
+def listeners(mirror: MirrorProcess) -> set[int]:
+    """Which processes have a connection of a client."""
+    said = subprocess.run(
+        ["ss", "-Htnp", f"( sport = :{mirror.port} )"], capture_output=True, text=True, check=True
+    ).stdout
+    return {int(pid) for pid in re.findall(r"pid=(\d+)", said)}
+
+
+def replaced(mirror: MirrorProcess, before: int) -> bool:
+    """Whether worker 1 is another process by now."""
+    return workers_of(mirror)[1] != before
+
+
+def test_clients_of_all_workers_stream_from_one_fetch(tmp_path: Path, simulator: Simulator) -> None:
+    simulator.fault(Fault("store", hang_after=8 * MIB))
+    with mirror_with(tmp_path, simulator) as mirror, ExitStack() as clients:
+        downloads = [clients.enter_context(Download(mirror.image_url)) for _ in range(24)]
+        for download in downloads:
+            assert download.read(8 * MIB - 65536) == simulator.read("first", 0, 8 * MIB - 65536)
+        simulator.wait_held()
+        simulator.release()
+        for download in downloads:
+            assert download.read_all().body == simulator.read("first")
+        statuses = [download.header("Cache-Status") for download in downloads]
+        assert statuses.count("pps-mirror; fwd=miss; stored") == 1
+        assert set(statuses) == {"pps-mirror; fwd=miss; stored", "pps-mirror; fwd=miss; collapsed"}
+        assert simulator.counters().store_gets == 1
+        began = set(re.findall(r"fill of \w+ \S+ \S+ began", mirror.log()))
+        assert began
+        assert {fetch(mirror.image_url).cache_status for _ in range(12)} == {"pps-mirror; hit"}
+        assert len(workers_of(mirror)) == WORKERS
+
+
+def test_a_fill_whose_process_is_killed_is_taken_over_by_another_and_its_clients_notice_a_pause(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    simulator.fault(Fault("store", hang_after=8 * MIB, times=1))
+    with mirror_with(tmp_path, simulator) as mirror, ExitStack() as clients:
+        downloads = [clients.enter_context(Download(mirror.image_url)) for _ in range(24)]
+        for download in downloads:
+            download.read(MIB)
+        simulator.wait_held()
+        subprocess.run(["kill", "-KILL", str(filler(mirror))], check=True)
+        outcomes = [download.read_all() for download in downloads]
+        survivors = [outcome for outcome in outcomes if outcome.ended == "complete"]
+        assert survivors
+        assert {outcome.body for outcome in survivors} == {simulator.read("first")}
+        assert {outcome.ended for outcome in outcomes} <= {"complete", "reset", "cut"}
+        first, second = simulator.log("store")
+        assert first.range is None
+        assert int((second.range or "bytes=0-").removeprefix("bytes=").rstrip("-")) >= 8 * MIB - 4 * MIB
+        eventually(lambda: mirror.log().count(" serves, process ") == WORKERS + 1, what="another worker")
+        assert {fetch(mirror.image_url).sha256 for _ in range(8)} == {simulator.image_sha256("first")}
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly_while_the_others_serve(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        assert fetch(mirror.image_url).ended == "complete"
+        for _ in range(3):
+            before = workers_of(mirror)[1]
+            subprocess.run(["kill", "-KILL", str(before)], check=True)
+            eventually(partial(replaced, mirror, before), what="another worker")
+        delays = re.findall(r"worker 1 ended with status -9; another one starts in ([\d.]+) s", mirror.log())
+        assert delays == ["0.2", "0.4", "0.8"]
+        assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
+
+
+def test_wrong_bytes_reset_the_clients_of_every_worker(tmp_path: Path, simulator: Simulator) -> None:
+    simulator.fault(Fault("store", corrupt_at=SIZE // 2, times=1))
+    with mirror_with(tmp_path, simulator) as mirror:
+        outcomes = at_once(24, lambda: fetch(mirror.image_url))
+        right = simulator.image_sha256("first")
+        assert all(
+            outcome.sha256 == right for outcome in outcomes if outcome.ended == "complete" and outcome.status == 200
+        )
+        assert "reset" in {outcome.ended for outcome in outcomes}
+        eventually(lambda: fetch(mirror.image_url).sha256 == right)
+
+
+def test_a_stop_lets_downloads_of_all_workers_end_and_leaves_no_process(tmp_path: Path, simulator: Simulator) -> None:
+    simulator.fault(Fault("store", hang_after=8 * MIB))
+    with mirror_with(tmp_path, simulator, drain="30s") as mirror, ExitStack() as clients:
+        downloads = [clients.enter_context(Download(mirror.image_url)) for _ in range(12)]
+        for download in downloads:
+            download.read(MIB)
+        simulator.wait_held()
+        processes = workers_of(mirror).values()
+        assert mirror.process is not None
+        mirror.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "stopping" in mirror.log())
+        simulator.release()
+        assert {download.read_all().body for download in downloads} == {simulator.read("first")}
+        assert mirror.process.wait(20) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+def test_workers_end_when_the_process_that_keeps_them_is_killed(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        processes = workers_of(mirror).values()
+        mirror.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), what="the workers' end")
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_2(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path / "one", simulator, 2) as mirror:
+        other = MirrorProcess(tmp_path / "two", simulator.api_url, {"server": {"workers": 2, "port": mirror.port}})
+        with pytest.raises(AssertionError, match="cannot listen on"):
+            other.start()
+        assert other.process is not None
+        assert other.process.wait() == 2
+
+
+def test_the_admin_listener_speaks_for_all_workers(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        for pid in workers_of(mirror).values():
+            subprocess.run(["kill", "-STOP", str(pid)], check=True)
+            subprocess.run(["kill", "-KILL", str(pid)], check=True)
+        eventually(lambda: b"workers do not serve" in ready(mirror), what="a word of what is missing")
+        eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
+
+
+def ready(mirror: MirrorProcess) -> bytes:
+    try:
+        with urllib.request.urlopen(f"{mirror.admin_url}/readyz", timeout=10) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read()
