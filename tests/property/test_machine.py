@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from multidict import CIMultiDict
 
 from mirror import fill as fill_module
-from mirror.caller import Caller
+from mirror.caller import Caller, Own
 from mirror.errors import MirrorError
 from mirror.library import Library
 from mirror.store import partial_file
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         store = DiskStore(self.root, min_free=0, pool=self.pool)
         await store.prepare()
         upstream = cast("Upstream", self.upstream)
-        return Library(store, upstream, own=None, holdback=HOLDBACK, retry=3600, changed=lambda: None)
+        return Library(store, upstream, own=Own(None), holdback=HOLDBACK, retry=3600, changed=lambda: None)
 
     # Clients
 
