@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format bench install clean
+.PHONY: demo test check soak format bench install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -19,6 +19,9 @@ check: $(VENV)/dev.ok       ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 format: $(VENV)/dev.ok
 	$(BIN)/ruff format .

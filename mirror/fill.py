@@ -114,23 +114,25 @@ class Fill:
 
     async def run(self) -> None:
         """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
+        verdict = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))
         try:
             while not await self._went_well():
                 pass
-        except asyncio.CancelledError:
-            self._fail(FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping")))
-            raise
         except Exception as error:
             if isinstance(error, Corrupt):
                 await self._put_away(self._journal.quarantine)
             if isinstance(error, Changed):
                 # What we hold may still be right, and the hash decides; unless upstream has just shown that it is not.
                 await self._put_away(self._journal.discard if error.ours_is_wrong else self._forget_validator)
-            self._fail(verdict_on(error))
+            verdict = verdict_on(error)
         else:
             self._enter(State.PUBLISHED)
         finally:
-            await self._journal.close()
+            try:
+                await self._journal.close()
+            finally:
+                if self.state is not State.PUBLISHED:
+                    self._fail(verdict)  # last of all, so that whoever hears it and asks again finds the way free
 
     async def _went_well(self) -> bool:
         """Bring the image into the journal; False when that failed and there is another one to go on with."""

@@ -220,7 +220,8 @@ class Library:
         try:
             await fill.run()
         finally:
-            if self._fills[fill.metadata.hash].fill is fill:  # else it was overtaken by one that others could join
+            running = self._fills.get(fill.metadata.hash)
+            if running is not None and running.fill is fill:  # else it was overtaken by one that others could join
                 del self._fills[fill.metadata.hash]
             self._conclude(fill, clock() - began)
 
