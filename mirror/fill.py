@@ -193,8 +193,8 @@ class Fill:
     async def _recover(self) -> None:
         more = True
         while more:
-            self._answered |= self.position > 0
             more = await self._journal.recover()
+            self._answered |= self.position > 0
             self._enter(State.RECEIVING if self._journal.ours else State.FOLLOWING)
         if self.position and self._journal.ours:
             log.info("fill of %s goes on from byte %d", self.metadata.hash, self.position)

@@ -7,7 +7,9 @@
     partial/<hash>, .json          a fill in progress or to be resumed (see `mirror.store.partial_file`)
     quarantine/<hash>-<time>       wrong bytes, for a person to look at; never served
 
-Nothing gets a name below `images/` before it is whole, verified and fsynced.
+Nothing gets a name below `images/` before it is whole, verified and fsynced. What a crash left is cleared away: files
+that were being written, notes without their partial, and a partial that nobody has added to for a week; younger ones
+wait to be resumed, whatever is current by now.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ from typing import ParamSpec, TypeVar
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.store.base import StoredImage, StoredInfo, StoreUnavailable
-from mirror.store.durable import SUFFIX
+from mirror.store.durable import SUFFIX, sync_directory
 from mirror.store.partial_file import PartialFile, lock, quarantined_at
 from mirror.store.shared_file import SharedFile
 from mirror.units import format_size
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 QUARANTINE_SECONDS = 86_400
 LEFTOVER_SECONDS = 3600
+PARTIAL_SECONDS = 7 * 86_400
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -103,15 +106,22 @@ class DiskStore:
     # What follows blocks, and runs in the pool.
 
     def _make_directories(self) -> None:
-        for directory in (self._images, self._partial, self._quarantine):
-            directory.mkdir(parents=True, exist_ok=True)
+        rooms = (self._images, self._partial, self._quarantine)
+        if not all(directory.exists() for directory in rooms):
+            for directory in rooms:
+                directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.root)
 
     def _prepare(self) -> None:
         self._make_directories()
-        for directory in (self._images, self._partial, self._quarantine):
-            for leftover in directory.glob(f"**/*{SUFFIX}"):
-                if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
-                    leftover.unlink(missing_ok=True)
+        for leftover in (
+            *self.root.glob(f"*{SUFFIX}"),
+            *self._partial.glob(f"*{SUFFIX}"),
+            *self._images.glob(f"*/*{SUFFIX}"),
+        ):
+            if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:  # else another process may be writing it
+                leftover.unlink(missing_ok=True)
+        self._clear_partials()
         for wrong in self._quarantine.iterdir():
             if quarantined_at(wrong) < time.time() - QUARANTINE_SECONDS:
                 shutil.rmtree(wrong) if wrong.is_dir() else wrong.unlink(missing_ok=True)
@@ -122,6 +132,27 @@ class DiskStore:
             file.write(b"pps-mirror")
             file.flush()
             os.fsync(file.fileno())
+
+    def _clear_partials(self) -> None:
+        """Remove partials that nobody resumes any more, and notes that are left of one."""
+        for path in sorted(self._partial.iterdir()):  # a partial before its note
+            try:
+                if is_hash(path.name) and _older(path.stat(), PARTIAL_SECONDS):
+                    self._clear_partial(path)
+                elif is_hash(path.stem) and path.suffix == ".json" and not path.with_suffix("").exists():
+                    path.unlink()  # if it is being written at this very moment: a fill resumes without it, too
+            except FileNotFoundError:  # another process was first
+                continue
+            except OSError as error:
+                log.warning("%s cannot be cleared away: %s", path, error)
+
+    def _clear_partial(self, path: Path) -> None:
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            free = lock(file.fileno())  # else another process is adding to it
+            if free and os.path.samestat(path.stat(), stat) and _older(stat, PARTIAL_SECONDS):
+                path.unlink()
+                log.info("%s is removed: nobody has added to it for a week", path)
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
         if not is_hash(image_hash):
@@ -211,6 +242,10 @@ class DiskStore:
                 )
             )
         return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+
+
+def _older(stat: os.stat_result, seconds: float) -> bool:
+    return stat.st_mtime < time.time() - seconds
 
 
 def _modified(path: Path) -> datetime:

@@ -105,8 +105,9 @@ class MirrorProcess:
 
     def _ready_or_dead(self) -> bool:
         assert self.process is not None
-        if self.process.poll() is not None:
-            return True
+        return self.process.poll() is not None or self._is_ready()
+
+    def _is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
