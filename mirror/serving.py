@@ -7,6 +7,7 @@ and this process keeps them running and has the admin listener.
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 async def serve(config: Config, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
+    _take_descriptors()
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
@@ -150,6 +152,12 @@ async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port:
             await clients.stop()
     finally:
         sender.close()
+
+
+def _take_descriptors() -> None:
+    """Take as many file descriptors as are allowed: the usual 1024 are fewer than `server.max_connections`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager

@@ -102,6 +102,15 @@ def test_connections_beyond_the_limit_get_an_honest_503(tmp_path: Path, simulato
         eventually(served)
 
 
+def test_connections_may_be_more_than_the_descriptors_a_shell_gives(tmp_path: Path, simulator: Simulator) -> None:
+    mirror = MirrorProcess(tmp_path, simulator.api_url)
+    mirror.through = ["sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh"]
+    with mirror, contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", mirror.port)))
+        assert fetch(mirror.image_url).status == 200
+
+
 def test_a_connection_without_a_whole_request_is_closed_after_header_timeout(
     tmp_path: Path, simulator: Simulator
 ) -> None:

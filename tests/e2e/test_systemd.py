@@ -176,7 +176,8 @@ def test_with_the_watchdog_pid_of_the_mirror_it_is_asked(
 ) -> None:
     """A shell that knows its own process id and then becomes the mirror, as systemd's child does."""
     mirror = MirrorProcess(tmp_path / "mirror", simulator.api_url, environ=environ(manager, WATCHDOG_USEC="20000"))
-    mirror.start(wait=False, through=["sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh"])
+    mirror.through = ["sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh"]
+    mirror.start(wait=False)
     try:
         assert hear(manager) == ["READY=1"]
         assert manager.recv(4096) == b"WATCHDOG=1"

@@ -70,6 +70,8 @@ class MirrorProcess:
             name: value for name, value in os.environ.items() if not name.startswith(("PPS_MIRROR", "DATAROBOT"))
         } | dict(environ or {})
         self.process: subprocess.Popen[bytes] | None = None
+        self.through: Sequence[str] = ()
+        """What is put before its own command: one that ends in becoming it."""
 
     @property
     def url(self) -> str:
@@ -88,11 +90,11 @@ class MirrorProcess:
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin_port}"
 
-    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
-        """Start it, by a command that ends in becoming it if `through` is one, and wait until it says it is ready."""
+    def start(self, *, wait: bool = True) -> Self:
+        """Start it, by the command `through` if there is one, and wait until it says that it is ready."""
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*through, sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
+                [*self.through, sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
                 stdout=log,
                 stderr=log,
                 env=self._environ,

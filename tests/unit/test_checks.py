@@ -13,6 +13,7 @@ from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
 from tests.support.processes import free_port
+from tests.support.tokens import write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,16 @@ def test_an_upstream_that_asks_for_a_token_is_reachable(tmp_path: Path, simulato
     assert failed(found) == []
     assert found["upstream"].message.endswith("reachable, asked for a token (401)")
     assert found["token"].note
+
+
+def test_the_list_of_tokens_is_read_and_its_names_are_shown(tmp_path: Path) -> None:
+    file = write_tokens(tmp_path / "tokens", ops="x", ci="y")
+    given = Config.model_validate({"auth": {"mode": "tokens", "tokens_file": str(file)}, "server": {"port": 0}})
+    found = {finding.check: finding for finding in checks.run(given, {}, None)}
+    assert found["tokens"] == Finding("tokens", True, f"auth.tokens_file = '{file}' lets in ci, ops")
+    file.write_text("")
+    found = {finding.check: finding for finding in checks.run(given, {}, None)}
+    assert (found["tokens"].ok, "nobody may read" in found["tokens"].message) == (False, True)
 
 
 def test_without_a_token_of_its_own_a_mirror_that_lets_everybody_in_has_nothing_to_ask_with(
