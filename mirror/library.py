@@ -61,7 +61,6 @@ class Opened:
 class _Running:
     fill: Fill
     source: ImageSource | NoSource
-    task: asyncio.Task[None]
 
 
 class Library:
@@ -134,8 +133,8 @@ class Library:
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
             fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
-            task = self._own_task(self._run(fill), f"fill {metadata.hash}")
-            self._fills[metadata.hash] = _Running(fill, source, task)
+            self._fills[metadata.hash] = _Running(fill, source)
+            self._own_task(self._run(fill), f"fill {metadata.hash}")
             log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
             return Opened(fill, _how(fill, Found.BEGAN), fill)
 
@@ -208,11 +207,10 @@ class Library:
         self._windows.add(window)
         return window
 
-    def _own_task(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    def _own_task(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _run(self, fill: Fill) -> None:
         clock = asyncio.get_running_loop().time
