@@ -1,7 +1,7 @@
-"""Who may read: upstream decides by answering the caller's own metadata call, or nobody has to ask (mode open).
+"""Who may read: upstream decides by answering the caller's own metadata call, a list of tokens does, or all may.
 
-A decision is remembered under a keyed hash of the credential, never the credential. The yeses outlive a restart in
-`access.json`, so that a site goes on being served while upstream is away.
+A decision of upstream is remembered under a keyed hash of the credential, never the credential. The yeses outlive a
+restart in `access.json`, so that a site goes on being served while upstream is away.
 """
 
 import asyncio
@@ -19,10 +19,11 @@ from typing import Protocol, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
-from mirror.caller import Caller
+from mirror.caller import Caller, Own
 from mirror.catalog import Away, Catalog, Current
-from mirror.errors import UpstreamRefused
+from mirror.errors import Unauthorized, UpstreamRefused
 from mirror.store.durable import write_durably
+from mirror.tokens import Tokens
 
 T = TypeVar("T")
 
@@ -47,8 +48,11 @@ class Access(Protocol):
     def speaker(self, caller: Caller) -> Caller:
         """Whose credential upstream sees when the mirror asks it something for this caller."""
 
+    def outside(self, caller: Caller) -> Caller:
+        """The caller as upstream may see it: without its credential when that is meant for the mirror alone."""
+
     async def load(self) -> None:
-        """Take up what an earlier process knew."""
+        """Take up what is on the disk, at start and when asked to again. Raises ConfigError, having changed nothing."""
 
     async def close(self) -> None:
         """Wait until what was learnt last is on the disk."""
@@ -57,7 +61,7 @@ class Access(Protocol):
 class OpenAccess:
     """Mode open: everybody may read. Upstream is asked with the mirror's own credential, when it has one."""
 
-    def __init__(self, own: Caller | None) -> None:
+    def __init__(self, own: Own) -> None:
         self._own = own
 
     async def admit(self, caller: Caller) -> Current | None:
@@ -66,10 +70,54 @@ class OpenAccess:
 
     def speaker(self, caller: Caller) -> Caller:
         """See `Access.speaker`."""
-        return self._own or caller
+        return self._own.lend(caller)
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`: a credential that nobody asked for can only be meant for upstream."""
+        return caller
 
     async def load(self) -> None:
         """Nothing to take up."""
+
+    async def close(self) -> None:
+        """Nothing to wait for."""
+
+
+class TokensAccess:
+    """Mode tokens: who sends a token that is in `file` may read.
+
+    The tokens are the site's own and upstream never sees one; it is asked with the mirror's credential, or without any.
+    """
+
+    def __init__(self, own: Own, file: Path, pool: Executor) -> None:
+        self._own = own
+        self._file = file
+        self._pool = pool
+        self._tokens = Tokens()
+
+    async def load(self) -> None:
+        """Read the file; when it cannot be used the tokens stay what they are. Raises ConfigError."""
+        self._tokens = await asyncio.get_running_loop().run_in_executor(self._pool, Tokens.read, self._file)
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """Let the caller in or raise Unauthorized."""
+        scheme, _, token = (caller.authorization or "").partition(" ")
+        if scheme.lower() not in {"bearer", "token"} or not (token := token.strip()):
+            raise Unauthorized(
+                "this mirror wants a token of its own: ask whoever runs it for one and send Authorization: Bearer TOKEN"
+            )
+        if (name := self._tokens.name_of(token)) is None:
+            raise Unauthorized("this token is none of the mirror's own; ask whoever runs the mirror for one")
+        log.debug("request %s: let in as %s", caller.request_id, name)
+        return None
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`."""
+        return self._own.lend(caller.stripped())
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
+        return caller.stripped()
 
     async def close(self) -> None:
         """Nothing to wait for."""
@@ -162,6 +210,10 @@ class UpstreamAccess:
 
     def speaker(self, caller: Caller) -> Caller:
         """See `Access.speaker`: what upstream tells a caller is the caller's own business."""
+        return caller
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
         return caller
 
     async def close(self) -> None:

@@ -2,16 +2,15 @@
 
 import functools
 import logging
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from mirror.access import Access, OpenAccess, UpstreamAccess
-from mirror.caller import Caller
+from mirror.access import Access, OpenAccess, TokensAccess, UpstreamAccess
+from mirror.caller import Own
 from mirror.catalog import Catalog
-from mirror.config import Config, Server, load_token
+from mirror.config import Config, load_token
 from mirror.errors import ConfigError
 from mirror.http.admin_api import Health
 from mirror.library import Library
@@ -28,10 +27,10 @@ BLOCKING_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The rooms of one mirror, open. `own` is its own credential, None when it has none."""
+    """The rooms of one mirror, open. `own` is its own credential."""
 
     config: Config
-    own: Caller | None
+    own: Own
     pool: ThreadPoolExecutor
     store: DiskStore
     upstream: Upstream | None
@@ -57,8 +56,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
-    token = load_token(config, environ)
-    own = Caller(f"Bearer {token}", "pps-mirror") if token else None
+    own = Own(load_token(config, environ))
     url = config.upstream.url
     if url is None and config.auth.mode == "upstream":
         raise ConfigError(
@@ -85,6 +83,8 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
                 note=config.store.path / "access.json",
                 pool=pool,
             )
+        elif config.auth.tokens_file is not None:
+            access = TokensAccess(own, config.auth.tokens_file, pool)
         await access.load()
         stack.push_async_callback(access.close)
         library = Library(
@@ -122,24 +122,3 @@ async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskS
     )
     await catalog.load()
     return catalog
-
-
-def server_tls(config: Server) -> ssl.SSLContext | None:
-    """The listener's TLS, None for plain HTTP. Raises ConfigError naming what is wrong with the pair."""
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for key, path in (("server.tls_cert", config.tls_cert), ("server.tls_key", config.tls_key)):
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{key} = {str(path)!r} cannot be read: {error.strerror}") from None
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"server.tls_cert = {str(config.tls_cert)!r} and server.tls_key are not a PEM certificate chain and its "
-            f"unencrypted key: {error.reason or 'not PEM'}"
-        ) from None
-    return context

@@ -1,6 +1,6 @@
 """Who asks: the credential and the ids that travel with a request to upstream, and nowhere else."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +14,22 @@ class Caller:
     authorization: str | None = field(repr=False)
     request_id: str
     trace: str | None = None
+
+    def stripped(self) -> "Caller":
+        """The caller without its credential: as upstream knows one whose token is none of upstream's business."""
+        return replace(self, authorization=None)
+
+
+class Own:
+    """The mirror's own credential. All who use it hold this one object, so that it can be exchanged while they do."""
+
+    def __init__(self, token: str | None) -> None:
+        self.take(token)
+
+    def take(self, token: str | None) -> None:
+        """From now on this is the token; None: the mirror has none."""
+        self._authorization = f"Bearer {token}" if token else None
+
+    def lend(self, caller: Caller) -> Caller:
+        """The caller with the mirror's credential in place of its own; as it is when the mirror has none."""
+        return replace(caller, authorization=self._authorization) if self._authorization else caller

@@ -18,12 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.app import server_tls
 from mirror.caller import Caller
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
+from mirror.http.tls import ServerTls
 from mirror.metadata import ImageMetadata
+from mirror.tokens import Tokens
 from mirror.units import DAY, format_size
 from mirror.upstream.client import Upstream
 
@@ -55,6 +56,8 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
     answer = asyncio.run(_ask(config.upstream, config.upstream.url, token)) if config.upstream.url else None
     yield _upstream(config, answer, has_token=token is not None)
     yield bad_token or _token(config, answer, has_token=token is not None)
+    if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
+        yield _tokens(config.auth.tokens_file)
     yield _store(config.store, answer if isinstance(answer, ImageMetadata) else None)
     yield _tls(config.server)
     yield _listener("server", config.server.host, config.server.port, tls=config.server.tls_cert is not None)
@@ -121,6 +124,16 @@ def _token(config: Config, answer: ImageMetadata | MirrorError | None, *, has_to
     return Finding("token", True, f"the one in {source} could not be tried", note=True)
 
 
+def _tokens(path: Path) -> Finding:
+    try:
+        names = {name for name, _ in Tokens.read(path).entries}
+    except ConfigError as error:
+        return Finding("tokens", False, str(error))
+    if not names:
+        return Finding("tokens", False, f"auth.tokens_file = {str(path)!r} has no token: nobody may read")
+    return Finding("tokens", True, f"auth.tokens_file = {str(path)!r} lets in {', '.join(sorted(names))}")
+
+
 # The store
 
 
@@ -167,13 +180,13 @@ def _still_wanted(root: Path, metadata: ImageMetadata) -> int:
 
 def _tls(config: Server) -> Finding:
     try:
-        context = server_tls(config)
+        tls = ServerTls.of(config)
     except ConfigError as error:
         return Finding("tls", False, str(error))
-    if context is None or config.tls_cert is None:
+    if tls is None or config.tls_cert is None:
         return Finding("tls", True, "off: clients are served plain HTTP", note=True)
     try:
-        expires = _handshake(context, config.tls_cert)
+        expires = _handshake(tls.context, config.tls_cert)
     except ssl.SSLCertVerificationError as error:
         return Finding("tls", False, f"server.tls_cert = {str(config.tls_cert)!r}: {error.verify_message}")
     days = int((expires - time.time()) // DAY)

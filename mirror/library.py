@@ -15,7 +15,7 @@ from enum import Enum
 
 from cachetools import TTLCache
 
-from mirror.caller import Caller
+from mirror.caller import Caller, Own
 from mirror.errors import BadUpstream, NotFound
 from mirror.fill import OUT_OF_SPACE, Fill
 from mirror.metadata import ImageMetadata
@@ -67,7 +67,7 @@ class Library:
         store: BlobStore,
         upstream: Upstream | None,
         *,
-        own: Caller | None,
+        own: Own,
         holdback: int,
         retry: float,
         changed: Callable[[], None],
@@ -109,8 +109,9 @@ class Library:
     async def open(self, metadata: ImageMetadata, caller: Caller, start: int = 0) -> Opened:
         """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
 
-        Raises NotFound (there is no upstream), BadUpstream (upstream's bytes were wrong too often), StoreUnavailable
-        (the store fails and too much is passed through already).
+        A fill may show the caller's credential to upstream. Raises NotFound (there is no upstream), BadUpstream
+        (upstream's bytes were wrong too often), StoreUnavailable (the store fails and too much is passed through
+        already).
         """
         if opened := await self._find(metadata, caller, start):
             return opened
@@ -123,14 +124,18 @@ class Library:
             journal = await self._begin(metadata)
             if isinstance(journal, StoredImage):
                 return Opened(journal, Found.STORED)
-            source = ImageSource(self._upstream, metadata, self._own or caller)
+            source = ImageSource(self._upstream, metadata, self._own.lend(caller))
             fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             self._fills[metadata.hash] = fill, source
             self._own_task(self._run(fill), f"fill {metadata.hash}")
             log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
-            if self._own is not None:
-                source.offer(caller)
+            source.offer(caller)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
+
+    def renew(self) -> None:
+        """Let the fills that run use the mirror's own credential as it is now, when upstream refuses what it was."""
+        for _, source in self._fills.values():
+            source.offer(self._own.lend(Caller(None, "pps-mirror")))
 
     async def stop(self) -> None:
         """Stop the fills that still run; their partials stay, to be resumed."""

@@ -45,7 +45,7 @@ class _Pull:
     def __init__(self, mirror: Mirror, meter: Meter) -> None:
         self._mirror = mirror
         self._meter = meter
-        self._caller = mirror.own or Caller(None, "pps-mirror")
+        self._caller = mirror.own.lend(Caller(None, "pps-mirror"))
 
     async def run(self) -> None:
         """Pull what is current, and what is current then when upstream rolled over meanwhile."""
@@ -73,7 +73,7 @@ class _Pull:
     def _explain(self, status: int) -> str:
         if status == 404:
             return "upstream has no image (it answered 404)"
-        if self._mirror.own is None:
+        if self._caller.authorization is None:
             return f"upstream wants a token (it answered {status}): set upstream.token_file or {TOKEN_VARIABLE}"
         source = "in upstream.token_file" if self._mirror.config.upstream.token_file else f"in {TOKEN_VARIABLE}"
         return f"upstream refuses the token {source} (it answered {status})"

@@ -8,20 +8,23 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
-from mirror.app import Mirror, opened, server_tls
-from mirror.config import Config, Server
+from mirror.app import Mirror, opened
+from mirror.config import Config, Server, load_token
 from mirror.errors import ConfigError
 from mirror.http.admin_api import AdminApi, Health
 from mirror.http.client_api import ClientApi
 from mirror.http.sending import Sender
 from mirror.http.server import Listener
+from mirror.http.tls import ServerTls
 from mirror.log import log_access
+from mirror.reload import Part, reloading
 from mirror.scrub import Scrubber
 from mirror.signals import stop_requested, stop_when_left_alone
+from mirror.systemd import ServiceManager
 from mirror.workers import Workers
 
 SENDING_THREADS = 2
@@ -31,9 +34,10 @@ log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, environ: Mapping[str, str]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
-    tls = server_tls(config.server)
-    async with contextlib.AsyncExitStack() as stack:
+    """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
+    tls = ServerTls.of(config.server)
+    manager = ServiceManager.of(environ)
+    async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         mirror = await stack.enter_async_context(opened(config, environ, needs_store=config.upstream.url is None))
         workers: Workers | None = None
         if config.server.workers > 1:
@@ -41,11 +45,13 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             own_port = config.server.model_copy(update={"port": port})
             workers = Workers(config.model_copy(update={"server": own_port}), environ)
 
-        started = asyncio.Event()
+        started, stopping = asyncio.Event(), asyncio.Event()
 
         async def health() -> Health:
             if not started.is_set():
                 return Health(["the mirror is starting"])
+            if stopping.is_set():
+                return Health(["the mirror is stopping"])
             return _with_workers(await mirror.health(), workers)
 
         operators = Listener(
@@ -69,26 +75,51 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             config.admin.host,
             operators.port,
         )
-        await stop_requested()
+        parts = _parts(mirror, tls, environ)
+        if workers is not None:
+            parts["server.workers"] = workers.reload
+        async with reloading(parts, manager):
+            manager.ready()
+            await alive.enter_async_context(manager.watched())
+            await stop_requested()
+        stopping.set()
+        manager.stopping()
         log.info("stopping: downloads have %g s to end", config.server.drain)
 
 
 async def serve_as_worker(config: Config, environ: Mapping[str, str], say_ready: Callable[[], None]) -> None:
     """Serve clients until told to stop or left alone, then drain."""
-    tls = server_tls(config.server)
+    tls = ServerTls.of(config.server)
     async with (
         opened(config, environ, needs_store=config.upstream.url is None) as mirror,
         _client_listener(mirror, tls, share_port=True),
     ):
-        say_ready()
-        stop_when_left_alone()
-        await stop_requested()
+        async with reloading(_parts(mirror, tls, environ), ServiceManager.of(environ)):
+            say_ready()
+            stop_when_left_alone()
+            await stop_requested()
+
+
+def _parts(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]) -> dict[str, Part]:
+    """What SIGHUP reads again, by the key that names the file."""
+    parts: dict[str, Part] = {}
+    if mirror.config.auth.mode == "tokens":
+        parts["auth.tokens_file"] = mirror.access.load
+    if mirror.config.upstream.token_file is not None:
+
+        async def load_own() -> None:
+            loop = asyncio.get_running_loop()
+            mirror.own.take(await loop.run_in_executor(mirror.pool, load_token, mirror.config, environ))
+            mirror.library.renew()
+
+        parts["upstream.token_file"] = load_own
+    if tls is not None:
+        parts["server.tls_cert"] = partial(tls.load, mirror.pool)
+    return parts
 
 
 @asynccontextmanager
-async def _client_listener(
-    mirror: Mirror, tls: ssl.SSLContext | None, *, share_port: bool = False
-) -> AsyncIterator[int]:
+async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port: bool = False) -> AsyncIterator[int]:
     """Serve clients; on which port."""
     server = mirror.config.server
     sender = Sender(mirror.pool, SENDING_THREADS)
@@ -108,7 +139,7 @@ async def _client_listener(
         max_connections=server.max_connections,
         drain=server.drain,
         log_access=log_access,
-        tls=tls,
+        tls=tls.context if tls else None,
         share_port=share_port,
     )
     try:

@@ -9,13 +9,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
-    """Call `callback` in the running loop, once or twice for each such signal.
+    """Call `callback` in the running loop, once for each such signal.
 
-    asyncio alone may lose one: what wakes its loop for a signal is a byte in the pipe that wakes it for threads too,
-    and when hundreds of downloads end at once that pipe is full. So Python's own handler calls as well.
+    asyncio alone may lose one: what it learns of a signal by is a byte in the pipe that wakes its loop for threads too,
+    and when hundreds of downloads end at once that pipe is full. So asyncio's part is to wake the loop, which a full
+    pipe does as well, and Python's own handler calls.
     """
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(number, callback)
+    loop.add_signal_handler(number, lambda: None)
     signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 

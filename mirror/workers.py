@@ -42,6 +42,7 @@ class Workers:
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
         self._serving: set[int] = set()
+        self._outdated: set[int] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
@@ -74,8 +75,13 @@ class Workers:
     def signal(self, number: signal.Signals) -> None:
         """Send all of them a signal."""
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+            _send(process, number)
+
+    async def reload(self) -> None:
+        """Have all of them read again what can be: those that start just now once they serve."""
+        self._outdated = set(self._processes) - self._serving
+        for number in self._serving:
+            _send(self._processes[number], signal.SIGHUP)
 
     async def _stop(self) -> None:
         self._stopping.set()
@@ -125,6 +131,9 @@ class Workers:
                 log.info("worker %d serves, process %d", number, process.pid)
                 self._serving.add(number)
                 started.set()
+                if number in self._outdated:
+                    self._outdated.remove(number)
+                    _send(process, signal.SIGHUP)
             return await process.wait()
         finally:
             self._serving.discard(number)
@@ -134,3 +143,8 @@ class Workers:
 async def _all(events: Sequence[asyncio.Event]) -> None:
     for event in events:
         await event.wait()
+
+
+def _send(process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)

@@ -30,8 +30,6 @@ _UNBUILT: Final = frozenset(
         "upstream.proxy",
         "upstream.max_rate",
         "upstream.rollover",
-        "auth.mode=tokens",
-        "auth.tokens_file",
         "store.s3",
         "prefetch",
     }

@@ -107,7 +107,10 @@ class ClientApi:
             raise NotFound("the mirror has no upstream to pass this on to")
         path = request.path if request.path.endswith("/") else request.path + "/"
         query = request.rel_url.raw_query_string
-        answer = await self._upstream.forward(request.method, path, query, self._access.speaker(caller))
+        speaker = self._access.speaker(caller)
+        if speaker is not caller:  # upstream judges a caller by its own credential; by another one it cannot
+            await self._access.admit(caller)
+        answer = await self._upstream.forward(request.method, path, query, speaker)
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     # Images
@@ -144,7 +147,8 @@ class ClientApi:
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
         if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
             return answer
-        opened = await self._library.open(metadata, caller, selection.start if isinstance(selection, Part) else 0)
+        outside = self._access.outside(caller)
+        opened = await self._library.open(metadata, outside, selection.start if isinstance(selection, Part) else 0)
         await self._answered(opened)
         self._library.serving(metadata.hash)
         status = _IMAGE_STATUS[opened.found] + ("; detail=stale" if stale and opened.found is Found.STORED else "")

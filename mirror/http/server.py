@@ -1,11 +1,15 @@
 """A listener: connections, their limits and timeouts, request ids, and the one place where errors become answers."""
 
+import asyncio
 import logging
 import re
 import secrets
+import socket
 import ssl
+import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +25,9 @@ LogAccess = Callable[[web.BaseRequest, web.StreamResponse | None, float], None]
 BEYOND = 256
 """Connections above the limit that are told so; those above these are closed without a word."""
 
+RESET_SECONDS = 5.0
+"""How long, at most, requests may take to end after their connections were reset."""
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
@@ -28,8 +35,9 @@ class Listener:
     """Serves `handler` on one address.
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
-    between two; `max_connections` is answered with 503 beyond; `share_port` lets other processes listen there as well,
-    each getting its share of the connections. Must be made inside the running loop.
+    between two, and before them its TLS handshake; `max_connections` is answered with 503 beyond; `drain` in seconds is
+    what requests under way have to end when it stops; `share_port` lets other processes listen there as well, each
+    getting its share of the connections. Must be made inside the running loop.
     """
 
     def __init__(
@@ -45,7 +53,7 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         share_port: bool = False,
     ) -> None:
-        server = _Server(
+        self._server = _Server(
             _answering(handler, max_connections, log_access or (lambda *_: None)),
             handler_cancellation=True,
             keepalive_timeout=header_timeout,
@@ -53,33 +61,38 @@ class Listener:
             max_connections=max_connections,
             access_log=None,
         )
-        self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=drain)
         self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
+        self._header_timeout, self._drain = header_timeout, drain
+        self._listening: asyncio.Server | None = None
 
     @property
     def port(self) -> int:
         """The port it listens on, also when port 0 was asked for."""
-        return int(self._runner.addresses[0][1])
+        assert self._listening is not None  # noqa: S101 - it has been started
+        return int(self._listening.sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the address cannot be had."""
-        await self._runner.setup()
-        site = web.TCPSite(
-            self._runner,
-            self._host,
-            self._port,
-            ssl_context=self._tls,
-            backlog=1024,
-            reuse_port=True if self._share_port else None,
-        )
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                self._server,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._header_timeout if self._tls else None,
+                backlog=1024,
+                reuse_port=self._share_port or None,
+            )
         except OSError as error:
             raise ConfigError(f"cannot listen on {self._host} port {self._port}: {error.strerror}") from None
 
     async def stop(self) -> None:
-        """Accept nothing new, let what is under way end for `drain` seconds, then cut it off."""
-        await self._runner.cleanup()
+        """Accept nothing new, close what is idle, let requests under way end for `drain` seconds, then reset them."""
+        if self._listening is not None:
+            self._listening.close()
+        await asyncio.sleep(0)  # what was accepted last gets to be known
+        self._server.pre_shutdown()
+        await self._server.shutdown(self._drain)
 
 
 def _answering(handler: Handler, max_connections: int, log_access: LogAccess) -> Handler:
@@ -90,10 +103,15 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
         given = request.headers.get("X-Request-ID", "")
         request["id"] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         response: web.StreamResponse | None = None
+        connection = request.protocol
+        assert isinstance(connection, _Connection)  # noqa: S101 - the server makes no others
         try:
-            if isinstance(request.protocol, _Connection) and request.protocol.one_too_many:
-                raise Unavailable(f"the mirror has {max_connections} connections open already (server.max_connections)")
-            response = await handler(request)
+            with connection.server.answering(connection):
+                if connection.one_too_many:
+                    raise Unavailable(
+                        f"the mirror has {max_connections} connections open already (server.max_connections)"
+                    )
+                response = await handler(request)
         except MirrorError as error:
             response = error_response(error)
         except Exception:
@@ -120,30 +138,73 @@ def finish_headers(request: web.BaseRequest, response: web.StreamResponse) -> No
 class _Server(web.Server):
     def __init__(self, handler: Handler, *, max_connections: int, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self.max_connections = max_connections
-        self.open = 0
+        self._max_connections = max_connections
+        self._open: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._busy: set[web.RequestHandler] = set()
+        self._at_rest = asyncio.Event()
+        self._stopping = False
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
-        self.open += 1
+        self._open[handler] = transport
         if isinstance(handler, _Connection):
-            handler.one_too_many = self.open > self.max_connections
-        if self.open > self.max_connections + BEYOND:
+            handler.one_too_many = len(self._open) > self._max_connections
+        if self._stopping or len(self._open) > self._max_connections + BEYOND:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self.open -= 1
+        self._open.pop(handler, None)
+        self._rest(handler)
+
+    @contextmanager
+    def answering(self, handler: web.RequestHandler) -> Iterator[None]:
+        """Mark a connection as one that stopping waits for, from then on until the last byte is with the kernel."""
+        if handler in self._open:  # else it was lost while the handler was about to begin
+            self._busy.add(handler)
+        try:
+            yield
+        finally:
+            if not self._stopping:
+                self._rest(handler)
+
+    def _rest(self, handler: web.RequestHandler) -> None:
+        self._busy.discard(handler)
+        if not self._busy:
+            self._at_rest.set()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close what is idle, each other connection when its answer has been sent; reset what is left after `timeout`.
+
+        Not aiohttp's way alone: it does not wait for what it has yet to send, waits for handlers twice that long, and
+        then ends connections with a plain close, which some clients take for the end of a whole body.
+        """
+        self._stopping = True
+        self._at_rest.clear()
+        resetting = self._loop.call_later(timeout or 0.0, self._reset_all)
+        try:
+            await super().shutdown((timeout or 0.0) + RESET_SECONDS)
+            if self._busy:
+                await self._at_rest.wait()
+        finally:
+            resetting.cancel()
+
+    def _reset_all(self) -> None:
+        linger = struct.pack("ii", 1, 0)
+        for transport in tuple(self._open.values()):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            transport.abort()
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("one_too_many",)
+    __slots__ = ("one_too_many", "server")
 
-    def __init__(self, manager: web.Server, **kwargs: Any) -> None:
+    def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
+        self.server = manager
         self.one_too_many = False
 
     def handle_error(

@@ -10,6 +10,7 @@
 
 Nothing gets a name below `images/` before it is whole, verified and fsynced. A file there that is not the one that was
 verified is no image but a partial, and becomes one: the next fill of its hash takes it up, digests it, and goes on.
+What a crash left is cleared away (see `mirror.store.removal`); partials wait for a week to be resumed.
 """
 
 import asyncio
@@ -154,8 +155,11 @@ class DiskStore:
     # What follows blocks, and runs in the pool.
 
     def _make_directories(self) -> None:
-        for directory in (self._images, self._partial, self._quarantine):
-            directory.mkdir(parents=True, exist_ok=True)
+        rooms = (self._images, self._partial, self._quarantine)
+        if not all(directory.exists() for directory in rooms):
+            for directory in rooms:
+                directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.root)
 
     def _prepare(self) -> None:
         self._make_directories()

@@ -188,12 +188,12 @@ class PartialFile:
         os.fsync(self.file.fd)
         directory = self._images / self._metadata.hash
         directory.mkdir(exist_ok=True)
+        sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
         write_durably(directory / "metadata.json", self._metadata.raw)
         trust(directory, Identity.of(os.fstat(self.file.fd)))  # the same before and after it gets its name
         self._path.rename(directory / "image")
         self._named = True
         sync_directory(directory)
-        sync_directory(self._images)
         self._note.unlink(missing_ok=True)
         sync_directory(self._path.parent)
 
@@ -215,7 +215,8 @@ class PartialFile:
             validator = json.loads(self._note.read_bytes())["validator"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return validator if isinstance(validator, str) else None
+        plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
+        return validator if plain else None  # anything else would make the next request impossible, again and again
 
     def _write_note(self) -> None:
         note = {"metadata": self._metadata.raw.decode(), "validator": self.validator}

@@ -29,8 +29,9 @@ class ImageSource:
         self._resumable = True
 
     def offer(self, caller: Caller) -> None:
-        """Take a waiting client's credential as a spare, for when upstream refuses the one in use."""
-        if len(self._callers) < 8 and all(caller.authorization != known.authorization for known in self._callers):
+        """Take a waiting client's credential, if it has one, as a spare for when upstream refuses the one in use."""
+        known = {known.authorization for known in self._callers}
+        if len(self._callers) < 8 and caller.authorization is not None and caller.authorization not in known:
             self._callers.append(caller)
 
     @asynccontextmanager

@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -85,34 +84,6 @@ def test_over_tls_a_corrupt_fill_ends_in_a_reset_without_close_notify(
                 pass
 
 
-def test_tls_1_1_is_refused(tls_mirror: MirrorProcess) -> None:
-    done = subprocess.run(
-        ["openssl", "s_client", "-connect", f"127.0.0.1:{tls_mirror.port}", "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode != 0
-
-
-def test_a_key_that_does_not_fit_stops_the_start_with_one_line(tmp_path: Path, simulator: Simulator) -> None:
-    cert, _ = certificate(tmp_path / "one")
-    _, key = certificate(tmp_path / "two")
-    sections = {"server": {"tls_cert": str(cert), "tls_key": str(key)}}
-    mirror = MirrorProcess(tmp_path, simulator.api_url, sections)
-    done = subprocess.run(
-        [sys.executable, "-m", "mirror.cli", "serve", "-c", str(mirror.config_file)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "server.tls_key" in done.stderr
-
-
 def test_connections_beyond_the_limit_get_an_honest_503(tmp_path: Path, simulator: Simulator) -> None:
     sections = {"server": {"max_connections": 3}}
     with MirrorProcess(tmp_path, simulator.api_url, sections) as mirror, contextlib.ExitStack() as stack:
@@ -167,28 +138,6 @@ def test_sigterm_lets_downloads_end_and_accepts_nothing_new(tmp_path: Path, simu
             assert download.read_all().body == simulator.read("first")
         assert mirror.process.wait(20) == 0
     assert (mirror.store / "images" / simulator.image_sha256("first") / "image").exists()
-
-
-def test_the_drain_ends_and_the_partial_stays(tmp_path: Path, simulator: Simulator) -> None:
-    simulator.fault(Fault("store", hang_after=SIZE // 2))
-    with MirrorProcess(tmp_path, simulator.api_url, {"server": {"drain": "1s"}}) as mirror:
-        with Download(mirror.image_url) as download:
-            download.read(SIZE // 2)
-            assert mirror.stop() == 0
-            assert download.read_all().ended in {"reset", "cut"}
-    assert (mirror.store / "partial" / simulator.image_sha256("first")).stat().st_size == SIZE // 2
-
-
-def test_a_second_signal_ends_at_once(tmp_path: Path, simulator: Simulator) -> None:
-    simulator.fault(Fault("store", hang_after=SIZE // 2))
-    with MirrorProcess(tmp_path, simulator.api_url, {"server": {"drain": "10m"}}) as mirror:
-        with Download(mirror.image_url) as download:
-            download.read(SIZE // 2)
-            assert mirror.process is not None
-            mirror.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "stopping" in mirror.log())
-            mirror.process.send_signal(signal.SIGTERM)
-            assert mirror.process.wait(5) != 0
 
 
 def test_health_and_readiness(tmp_path: Path, simulator: Simulator) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from datarobot.rest import RESTClientObject
 from mirror.simulator.client import TOKEN, Fault, Simulator, fingerprint
 from tests.support.fixtures import SIZE, Canary, FreshMirror
 from tests.support.processes import MirrorProcess
+from tests.support.tokens import write_tokens
 
 IMAGE = "mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
@@ -158,3 +160,19 @@ def test_a_wrong_byte_raises_in_the_client_instead_of_ending_cleanly(
         assert type(broken.value).__module__ == "requests.exceptions"
         assert received <= SIZE - HOLDBACK
         assert client.get(IMAGE).content == simulator.read("first")
+
+
+def test_a_token_of_the_sites_own_list_is_a_token_to_it(
+    tmp_path: Path, fresh_mirror: FreshMirror, simulator: Simulator, canary: Canary
+) -> None:
+    canary.hide(local := "a-token-of-this-site")
+    file = write_tokens(tmp_path / "tokens", ci=local)
+    sections = {"auth": {"mode": "tokens", "tokens_file": str(file)}}
+    mirror = fresh_mirror(sections, environ={"DATAROBOT_API_TOKEN": TOKEN})
+    with closing(connect(mirror, local)) as client:
+        assert client.get(METADATA).json() == simulator.metadata("first")
+        with client.get(IMAGE, stream=True) as answer:
+            assert b"".join(answer.iter_content(1 << 16)) == simulator.read("first")
+    with pytest.raises(ClientError):
+        connect(mirror, TOKEN)
+    assert fingerprint(f"Token {local}") not in {asked.authorization for asked in simulator.log()}

@@ -1,5 +1,6 @@
 """The disk store alone: what survives, what is noticed, what two processes may do to each other."""
 
+import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator
@@ -318,6 +319,28 @@ async def test_a_start_clears_away_old_leftovers_only(store: DiskStore, tmp_path
         False,
         True,
     ]
+
+
+async def test_a_start_removes_partials_that_nobody_has_added_to_for_a_week_and_notes_without_one(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    week = 7 * 86_400
+    old, recent, in_use, orphan = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+    locked = await begin(store, dataclasses.replace(METADATA, hash=in_use))
+    for name, age in ((old, week + 60), (recent, week - 60), (in_use, week + 60), ("stranger", week + 60)):
+        for path in (tmp_path / "partial" / name, tmp_path / "partial" / f"{name}.json"):
+            path.touch()
+            os.utime(path, (time.time(), time.time() - age))
+    (tmp_path / "partial" / f"{orphan}.json").touch()
+
+    def left() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "partial").iterdir())
+
+    await store.prepare()
+    assert left() == [name for kept in (recent, in_use, "stranger") for name in (kept, f"{kept}.json")]
+    await locked.close()
+    await store.prepare()
+    assert left() == [name for kept in (recent, "stranger") for name in (kept, f"{kept}.json")]
 
 
 async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,23 +88,26 @@ class MirrorProcess:
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin_port}"
 
-    def start(self) -> Self:
-        """Start it and wait until it says that it is ready."""
+    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
+        """Start it, by a command that ends in becoming it if `through` is one, and wait until it says it is ready."""
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
+                [*through, sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
                 stdout=log,
                 stderr=log,
                 env=self._environ,
             )
+        if not wait:
+            return self
         eventually(self._ready_or_dead, START_SECONDS, "the mirror's start")
         assert self.process.poll() is None, self.log()
         return self
 
     def _ready_or_dead(self) -> bool:
         assert self.process is not None
-        if self.process.poll() is not None:
-            return True
+        return self.process.poll() is not None or self._is_ready()
+
+    def _is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)

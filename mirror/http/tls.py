@@ -1,0 +1,75 @@
+"""TLS of the client listener: one certificate chain and its key, which can be exchanged while connections run."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+
+from mirror.config import Server
+from mirror.errors import ConfigError
+
+
+class ServerTls:
+    """TLS 1.2 and later with the pair at `cert` and `key`, PEM both. Raises ConfigError naming what is wrong with it.
+
+    `context` is what connections are greeted with, always the same object.
+    """
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert, self._key = cert, key
+        self.context = _context()
+        self._use(self.context, *self._read())
+
+    @classmethod
+    def of(cls, config: Server) -> "ServerTls | None":
+        """The listener's TLS, None for plain HTTP. Raises ConfigError."""
+        if config.tls_cert is None or config.tls_key is None:
+            return None
+        return cls(config.tls_cert, config.tls_key)
+
+    async def load(self, pool: Executor) -> None:
+        """Greet new connections with the pair as it is on the disk now. Raises ConfigError, having changed nothing."""
+        pair = await asyncio.get_running_loop().run_in_executor(pool, self._read)
+        self._use(_context(), *pair)  # a context may keep the certificate of a pair whose key it then refuses
+        self._use(self.context, *pair)
+
+    def _read(self) -> tuple[bytes, bytes]:
+        return _read("server.tls_cert", self._cert), _read("server.tls_key", self._key)
+
+    def _use(self, context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
+        try:
+            with _as_file(cert) as cert_file, _as_file(key) as key_file:
+                context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"server.tls_cert = {str(self._cert)!r} and server.tls_key are not a PEM certificate chain and its "
+                f"unencrypted key: {error.reason or 'not PEM'}"
+            ) from None
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _read(key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{key} = {str(path)!r} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """A name for bytes in memory: `ssl` takes nothing else, and what is tried must be what is used."""
+    fd = os.memfd_create("pem")
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)

@@ -1,0 +1,170 @@
+"""A mirror that starts in a tenth of the time: forked from a process that has imported it, else as real as any.
+
+It also tells, or ends at, each step that it takes to make something durable: see `Steps`.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.processes import START_SECONDS, MirrorProcess, eventually
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["mirror.cli", "tests.support.forked"])
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Step:
+    """A system call about names or durability, on `path` (and `target`), seen from the store's directory.
+
+    Random parts of names are written as `*`; `turn` counts equal steps of one process from 0.
+    """
+
+    call: str
+    path: str
+    target: str = ""
+    turn: int = 0
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.call, self.path, self.target, str(self.turn or "")) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Write every step to the file `log`, one JSON list a line; die as by kill -9 just before `die_at`."""
+
+    log: Path
+    die_at: Step | None = None
+
+    def read(self) -> list[Step]:
+        """All steps so far, in order, each as the kernel was asked for it."""
+        return [Step(*json.loads(line)) for line in self.log.read_text().splitlines()]
+
+
+class ForkedMirror(MirrorProcess):
+    """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given."""
+
+    steps: Steps | None = None
+    _child: multiprocessing.process.BaseProcess | None = None
+
+    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
+        """Start it and wait until it is ready, unless told not to."""
+        self._child = _FORKSERVER.Process(
+            target=_serve, args=(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps)
+        )
+        self._child.start()
+        if wait:
+            eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
+            assert self.alive() or self.steps, self.log()
+        return self
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._child is not None and self._child.is_alive()
+
+    def wait_dead(self, seconds: float = 30.0) -> None:
+        """Wait until it has ended by itself."""
+        assert self._child is not None
+        self._child.join(seconds)
+        assert not self._child.is_alive(), self.log()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self._child is not None
+        self._child.kill()
+        self._child.join()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """End it with SIGTERM; its exit status."""
+        assert self._child is not None
+        self._child.terminate()
+        self._child.join(seconds)
+        if self._child.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"the mirror did not end: {self.log()}")
+        return self._child.exitcode
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.alive():
+            self.stop()
+
+
+def _serve(config: str, log: str, environ: Mapping[str, str], store: str, steps: Steps | None) -> None:
+    """Become the mirror."""
+    with Path(log).open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environ)
+    if steps is not None:
+        _Watched(Path(store), steps).interpose()
+    from mirror import cli
+
+    sys.exit(cli.main(["serve", "-c", config]))
+
+
+class _Watched:
+    """The `os` layer between the mirror and the kernel: tells each step before it is taken."""
+
+    def __init__(self, store: Path, steps: Steps) -> None:
+        self._store = str(store)
+        self._steps = steps
+        self._log = os.open(steps.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._taken: dict[tuple[str, str, str], int] = {}
+        self._turn = threading.Lock()
+
+    def interpose(self) -> None:
+        """Put it there."""
+        for call in ("rename", "replace", "mkdir", "unlink", "rmdir", "truncate"):
+            self._wrap(call)
+        for call in ("fsync", "fdatasync", "pwrite", "pwritev", "ftruncate"):
+            self._wrap(call)
+        really_open = os.open
+
+        def watched_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & os.O_CREAT:
+                self._tell("create", self._name(path))
+            return really_open(path, flags, *args, **kwargs)
+
+        os.open = watched_open
+
+    def _wrap(self, call: str) -> None:
+        real: Callable[..., Any] = getattr(os, call)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            targets = 2 if call in {"rename", "replace"} else 1
+            self._tell(call, *(self._name(each) for each in args[:targets]))
+            return real(*args, **kwargs)
+
+        setattr(os, call, watched)
+
+    def _name(self, what: Any) -> str:
+        path = str(Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else what)
+        if path.endswith(" (deleted)"):  # a file without a name, by which the mirror tries whether it can write
+            return ""
+        if path != self._store and not path.startswith(self._store + "/"):
+            return ""
+        parts = os.path.relpath(path, self._store).split(".")
+        return ".".join("*" if len(part) == 16 and part.isalnum() else part for part in parts)
+
+    def _tell(self, call: str, path: str, target: str = "") -> None:
+        if not path and not target:
+            return
+        key = (call, path, target)
+        with self._turn:
+            turn = self._taken.get(key, 0)
+            self._taken[key] = turn + 1
+            if Step(*key, turn) == self._steps.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.write(self._log, json.dumps([*key, turn]).encode() + b"\n")
