@@ -164,7 +164,8 @@ class DiskStore:
     def _prepare(self) -> None:
         self._make_directories()
         for leftover in list(leftovers(self._layout)):
-            carry_out(self._layout, leftover)
+            if carry_out(self._layout, leftover):
+                log.info("removed %s %s: %s", leftover.kind, leftover.path.name, leftover.reason)
 
     def _probe(self) -> None:
         self._make_directories()  # the disk may have been mounted anew

@@ -96,6 +96,9 @@ def leftovers(layout: Layout) -> Iterator[Removal]:
     for path, reason in _left_by_crashes(layout):
         if _is_older(path, now - LEFTOVER_SECONDS):
             yield Removal(Kind.LEFTOVER, path, _size(path), reason)
+    for note in layout.partial.glob("*.json"):  # if it is being written at this very moment: a fill goes on without it
+        if is_hash(note.stem) and not note.with_suffix("").exists():
+            yield Removal(Kind.LEFTOVER, note, 0, "has no partial")
     for removal in partials(layout, spare=()):
         if _is_older(removal.path, now - STALE_SECONDS):
             yield removal
@@ -112,9 +115,6 @@ def _left_by_crashes(layout: Layout) -> Iterator[tuple[Path, str]]:
     for directory in directories:
         if _is_empty(layout, directory):
             yield directory, "has no image"
-    for note in layout.partial.glob("*.json"):
-        if not note.with_suffix("").exists():
-            yield note, "has no partial"
 
 
 def quarantined(layout: Layout) -> list[Removal]:

@@ -86,11 +86,16 @@ class Space:
     def _make_room(self, metadata: ImageMetadata, wanted: int) -> None:
         room = self._room(metadata.hash)
         short = wanted - self._left(room)
+        refused: set[Path] = set()
         while short > 0:
-            plan = self._plan(short, spare=(metadata.hash,))
+            plan = self._plan(short, spare=(metadata.hash,), without=refused)
             if sum(removal.size for removal in plan) < short:
                 raise StoreUnavailable(self._explain(metadata, wanted, room, short))
-            short -= sum(removal.size for removal in plan if self._evict(removal))
+            for removal in plan:
+                if self._evict(removal):
+                    short -= removal.size
+                else:  # somebody has begun to use it meanwhile
+                    refused.add(removal.path)
 
     def _evict(self, removal: Removal) -> bool:
         done = carry_out(self._layout, removal)

@@ -225,6 +225,18 @@ async def test_an_image_that_is_being_verified_anew_is_listed_all_the_while(stor
     await journal.close()
 
 
+async def test_an_image_whose_verification_was_interrupted_is_not_cleared_away_and_is_taken_up_again(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    await put(store)
+    os.utime(tmp_path / "images" / METADATA.hash / "image", (1, 1))
+    await (await begin(store)).close()
+    await store.prepare()
+    assert not (await store.collect(dry_run=False)).removals
+    assert [info.metadata for info in await store.list()] == [METADATA]
+    assert await adopted(store) == len(IMAGE)
+
+
 async def test_wrong_bytes_laid_out_by_hand_never_become_an_image(store: DiskStore, tmp_path: Path) -> None:
     directory = tmp_path / "images" / METADATA.hash
     directory.mkdir()

@@ -13,7 +13,7 @@ import pytest
 from mirror.metadata import ImageMetadata
 from mirror.store.base import StoredImage, StoreUnavailable
 from mirror.store.disk import DiskStore
-from mirror.store.partial_file import PartialFile
+from mirror.store.partial_file import PartialFile, lock
 from mirror.store.readers import is_read
 from mirror.store.removal import Kind
 from tests.support.scripted import disk_store, metadata_of
@@ -148,6 +148,20 @@ async def test_what_serves_nobody_goes_before_any_image(tmp_path: Path) -> None:
         assert not (tmp_path / "partial" / metadata_of(image("x")).hash).exists()
         assert not (tmp_path / "partial" / f"{metadata_of(image('x')).hash}.json").exists()
         assert await names(store) == {"a", "c"}
+
+
+async def test_what_turns_out_to_be_in_use_is_left_and_something_else_taken(tmp_path: Path) -> None:
+    async with disk_store(tmp_path, max_size=3 * SIZE) as store:
+        make_current(store, "z")
+        await put(store, "a")
+        await put(store, "b")
+        locked = tmp_path / "partial" / metadata_of(image("x")).hash
+        locked.write_bytes(image("x"))
+        with locked.open("rb") as file:
+            assert lock(file.fileno())
+            await put(store, "z")
+            assert locked.exists()
+        assert len(await names(store)) == 2
 
 
 async def test_the_partial_of_the_current_image_is_never_taken(tmp_path: Path) -> None:
