@@ -151,13 +151,7 @@ class Library:
 
     async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
         running = self._fills.get(metadata.hash)
-        if running and running.fill.state in {
-            State.PUBLISHED,
-            State.FAILED,
-        }:  # and it is just letting go of its journal
-            await asyncio.wait([running.task])
-            running = None
-        if running and running.fill.reaches(start):
+        if running and running.fill.state is not State.PUBLISHED and running.fill.reaches(start):
             running.source.offer(caller)
             return Opened(running.fill, _how(running.fill, Found.JOINED), running.fill)
         if image := await self.stored(metadata.hash):

@@ -16,7 +16,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
-from tests.support.downloads import AUTHORIZED, Download
+from tests.support.downloads import AUTHORIZED, Download, fetch
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
