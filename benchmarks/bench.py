@@ -124,24 +124,26 @@ class Bench:
         self._details: list[list[str]] = []
 
     @contextmanager
-    def caches(self, *names: str, line: Line = Line.PLAIN, tls: bool = False) -> Iterator[dict[str, Cache]]:
+    def caches(
+        self, *names: str, line: Line = Line.PLAIN, tls: bool = False, workers: int = 1
+    ) -> Iterator[dict[str, Cache]]:
         """Start those of `names` that take part, side by side and cold; they end with the block."""
         self.image.warm()  # a case before this one may have dropped the page cache
         with ExitStack() as stack:
             yield {
-                name: stack.enter_context(self._cache(name, line, self.certificate if tls else None))
+                name: stack.enter_context(self._cache(name, line, self.certificate if tls else None, workers))
                 for name in names
                 if name in self.contestants
             }
 
-    def _cache(self, name: str, line: Line, certificate: Certificate | None) -> Cache:
+    def _cache(self, name: str, line: Line, certificate: Certificate | None, workers: int) -> Cache:
         directory, origin = self.directory / name, self.upstream.origins[line]
         if name == NGINX:
-            return NginxCache(directory, origin, certificate)
+            return NginxCache(directory, origin, certificate, workers)
         if name == VARNISH:
             return Varnish(directory, origin, self.image.size)
         if name == MIRROR:
-            return Mirror(directory, origin, self.certificate, certificate)
+            return Mirror(directory, origin, self.certificate, certificate, workers)
         raise ValueError(name)
 
     def interleave(

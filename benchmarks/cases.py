@@ -50,6 +50,17 @@ def hot_8(bench: Bench) -> list[Row]:
     ]
 
 
+def hot_8_workers(bench: Bench) -> list[Row]:
+    """The same with two workers each: nginx and the mirror, on a machine of two cores or more."""
+    with bench.caches(MIRROR, NGINX, workers=2) as caches:
+        runs = _hot(bench, "hot, 8 clients, 2 workers", caches, clients=8)
+    case = "hot, 8 clients, 2 workers"
+    return [
+        Row(case, "GB/s", medians(runs, lambda s: s.rate), [Goal("≥", 1.0, NGINX)]),
+        Row(case, "CPU-s/GB", medians(runs, lambda s: s.machine_cpu_per_gb), []),
+    ]
+
+
 def tls_8(bench: Bench) -> list[Row]:
     """Eight clients at once download a stored image over TLS."""
     with bench.caches(MIRROR, NGINX, tls=True) as caches:
@@ -177,6 +188,7 @@ def slow_rate(image_size: int) -> int:
 CASES: Mapping[str, Case] = {
     "hot-1": hot_1,
     "hot-8": hot_8,
+    "hot-8-workers": hot_8_workers,
     "cold-1": cold_1,
     "cold-8": cold_8,
     "cold-https": cold_https,

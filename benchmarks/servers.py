@@ -90,6 +90,7 @@ _MIRROR = """
 [server]
 host = "127.0.0.1"
 port = {port}
+workers = {workers}
 tls_cert = "{cert}"
 tls_key = "{key}"
 
@@ -141,7 +142,7 @@ class Origin:
         return f"{self.scheme}://127.0.0.1:{self.object_port}/object"
 
 
-def _nginx_command(directory: Path, workers: str, http: str) -> list[str]:
+def _nginx_command(directory: Path, workers: int, http: str) -> list[str]:
     config = directory / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
     config.write_text(_NGINX.format(directory=directory, workers=workers, http=http, user=user))
@@ -172,7 +173,7 @@ class Upstream(Server):
         """Write the two JSON answers and a pair of virtual servers for each line."""
         (self.directory / "metadata.json").write_bytes(self._image.metadata())
         (self.directory / "version.json").write_text('{"major": 2, "minor": 36, "versionString": "2.36.0"}')
-        return _nginx_command(self.directory, "1", "".join(map(self._servers, Line)))
+        return _nginx_command(self.directory, 1, "".join(map(self._servers, Line)))
 
     def _servers(self, line: Line) -> str:
         origin = self.origins[line]
@@ -200,11 +201,14 @@ class Cache(Server):
 
     image_route: ClassVar[str] = "/object"
 
-    def __init__(self, directory: Path, origin: Origin, certificate: Certificate | None = None) -> None:
-        """Stand in front of `origin`, and speak TLS to clients if given a certificate."""
+    def __init__(
+        self, directory: Path, origin: Origin, certificate: Certificate | None = None, workers: int = 1
+    ) -> None:
+        """Stand in front of `origin`, speak TLS to clients if given a certificate, in `workers` processes."""
         super().__init__(directory)
         self.origin = origin
         self.certificate = certificate
+        self.workers = workers
         self.port = free_port()
 
     @property
@@ -230,7 +234,6 @@ class NginxCache(Cache):
     """nginx with `proxy_cache` and `proxy_cache_lock`, in a process apart from the upstream's."""
 
     name = "nginx"
-    workers: ClassVar[str] = "1"  # the mirror is one process as well
 
     def prepare(self) -> list[str]:
         """Write the configuration."""
@@ -268,16 +271,21 @@ class Varnish(Cache):
 
 
 class Mirror(Cache):
-    """The mirror, one process; what it must verify and ask for permission, it does here too."""
+    """The mirror; what it must verify and ask for permission, it does here too."""
 
     name = "mirror"
     image_route = IMAGE_ROUTE
 
     def __init__(
-        self, directory: Path, origin: Origin, upstream_ca: Certificate, certificate: Certificate | None = None
+        self,
+        directory: Path,
+        origin: Origin,
+        upstream_ca: Certificate,
+        certificate: Certificate | None = None,
+        workers: int = 1,
     ) -> None:
         """Trust `upstream_ca` when the line to upstream is TLS."""
-        super().__init__(directory, origin, certificate)
+        super().__init__(directory, origin, certificate, workers)
         self._upstream_ca = upstream_ca
         self._admin_port = free_port()
 
@@ -289,6 +297,7 @@ class Mirror(Cache):
             _MIRROR.format(
                 directory=self.directory,
                 port=self.port,
+                workers=self.workers,
                 admin_port=self._admin_port,
                 cert=self.certificate.cert if self.certificate else "",
                 key=self.certificate.key if self.certificate else "",
