@@ -6,6 +6,7 @@ Nothing is changed by looking: no directory is made, no file stays behind, no im
 import asyncio
 import errno
 import fcntl
+import functools
 import http.client
 import os
 import shutil
@@ -24,6 +25,9 @@ from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
 from mirror.http.tls import ServerTls
 from mirror.metadata import ImageMetadata
+from mirror.retention import evictable
+from mirror.store.layout import Layout
+from mirror.store.space import Space
 from mirror.tokens import Tokens
 from mirror.units import DAY, format_size
 from mirror.upstream.client import Upstream
@@ -151,11 +155,21 @@ def _store(config: Store, current: ImageMetadata | None) -> Finding:
     free = shutil.disk_usage(root).free
     space = f"{format_size(free)} free, store.min_free = {format_size(config.min_free)}"
     wanted = _still_wanted(config.path, current) if current else 0
-    if free - wanted < config.min_free:
+    lacking = None
+    if current and (config.path / "images").is_dir():
+        lacking = _space(config).lacking(current, wanted) if wanted else None
+    elif free - wanted < config.min_free:
         wants = f"the current image needs {format_size(wanted)} more" if wanted else "no image has room"
-        return Finding("store", False, f"{config.path}: {space}: {wants}; free some space")
+        lacking = f"{wants}; free some space"
+    if lacking:
+        return Finding("store", False, f"{config.path}: {space}: {lacking}")
     state = "writable" if root == config.path else f"does not exist yet, can be made in {root}"
     return Finding("store", True, f"{config.path}: {state} by user id {os.geteuid()}; {space}")
+
+
+def _space(config: Store) -> Space:
+    keep = functools.partial(evictable, keep=config.keep)
+    return Space(Layout(config.path), max_size=config.max_size, min_free=config.min_free, retention=keep)
 
 
 def _try_to_write(directory: Path) -> None:

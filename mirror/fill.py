@@ -45,7 +45,8 @@ class Fill:
     """The transfer of one image into its `journal`, and the `Body` of those who read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
-    which it gives up. `resumes` counts how often the source was opened anew.
+    which it gives up. `resumes` counts how often the source was opened anew,
+    `asked` says whether it gave anything at all.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Fill:
         self.state = State.RECEIVING if journal.ours else State.FOLLOWING
         self.failure: FillFailed | None = None
         self.resumes = 0
+        self.asked = False
         self._source = source
         self._journal = journal
         self._holdback = holdback
@@ -232,7 +234,7 @@ class Fill:
     async def _receive(self) -> None:
         """Open the source where the journal ends and append what it gives, until it ends. Raises Broken and others."""
         async with self._source.open(self.position, self._journal.validator) as stream:
-            self._answered = True
+            self._answered = self.asked = True
             self._moved()
             restarted = stream.offset < self.position
             digest = self._journal.digest().hexdigest()
@@ -247,7 +249,7 @@ class Fill:
                     await appender.put(piece)
             except Broken as cut:
                 if restarted and received == self.position:  # all that work for no further byte: not for long
-                    raise Ended(str(cut), definitive_after=4) from cut
+                    raise Broken(str(cut), definitive_after=4) from cut
                 raise
             finally:
                 await appender.finish()

@@ -237,7 +237,7 @@ class Library:
             fill.position,
             fill.failure,
         )
-        if fill.failure.reason is Reason.WRONG_BYTES:
+        if fill.failure.reason is Reason.WRONG_BYTES and fill.asked:  # else they lay in the store
             self._wrong[image_hash] = deque((*self._wrong.get(image_hash, ()), self._wrong.timer()), DOOMED_FAILURES)
         if fill.failure.reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
             self._changed()

@@ -56,7 +56,7 @@ def verdict_on(error: Exception) -> FillFailed:
         case Changed():
             return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1))
         case Corrupt():
-            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"upstream sent wrong bytes: {error}"))
+            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"wrong bytes came in: {error}; ask again"))
         case Lost():
             return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1))
         case Abandoned():

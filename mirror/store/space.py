@@ -70,6 +70,13 @@ class Space:
                 return False
             return sum(self._evict(removal) for removal in plan) > 0
 
+    def lacking(self, metadata: ImageMetadata, wanted: int) -> str | None:
+        """Say why `wanted` more bytes of an image would have no room, even if all was evicted that may be; or None."""
+        room = self._room(metadata.hash)
+        short = wanted - self._left(room)
+        evictable = sum(removal.size for removal in self._plan(short, spare=(metadata.hash,)))
+        return self._explain(metadata, wanted, room, short) if short > evictable else None
+
     def collect(self, *, dry_run: bool) -> Collected:
         """Clear away what nobody will miss, and evict down to the bounds, as far as that is allowed."""
         with self._alone():

@@ -330,7 +330,7 @@ def test_pull_of_wrong_bytes_fails_and_stores_nothing(mirror: MirrorProcess, sim
     simulator.fault(Fault("store", corrupt_at=SIZE - 1, times=None))
     done = pull(mirror)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("pps-mirror: upstream sent wrong bytes: expected sha256 ")
+    assert done.stderr.splitlines()[-1].startswith("pps-mirror: wrong bytes came in: expected sha256 ")
     assert "Traceback" not in done.stderr
     assert list((mirror.store / "images").iterdir()) == []
     assert simulator.counters().image_requests == 1

@@ -48,14 +48,6 @@ def filler(mirror: MirrorProcess) -> int:
     return holder
 
 
-def listeners(mirror: MirrorProcess) -> set[int]:
-    """Which processes have a connection of a client."""
-    said = subprocess.run(
-        ["ss", "-Htnp", f"( sport = :{mirror.port} )"], capture_output=True, text=True, check=True
-    ).stdout
-    return {int(pid) for pid in re.findall(r"pid=(\d+)", said)}
-
-
 def replaced(mirror: MirrorProcess, before: int) -> bool:
     """Whether worker 1 is another process by now."""
     return workers_of(mirror)[1] != before

@@ -189,6 +189,9 @@ def test_a_disk_without_room_for_the_current_image_fails_until_the_image_is_ther
     assert "the current image needs 5.0 TiB more" in found.message
     stored = tmp_path / "store" / "images" / simulator.image_sha256("first")
     stored.mkdir(parents=True)
+    found = check(tmp_path, with_token, upstream={"url": simulator.api_url})["store"]
+    assert not found.ok
+    assert "this image needs 5.0 TiB more" in found.message
     (stored / "image").touch()
     assert check(tmp_path, with_token, upstream={"url": simulator.api_url})["store"].ok
 
