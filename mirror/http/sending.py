@@ -30,8 +30,13 @@ LEAST_SLICE = 64 << 10
 LANE_MEMORY = 12 << 20
 """Bytes of the smallest slice, and of all larger ones together that one lane sends at a time."""
 
-TLS_SLICE = 1 << 20
-"""Bytes encrypted at once, at most; they exist three times over until they are sent."""
+TLS_SLICE = 256 << 10
+TLS_MEMORY = 2 << 20
+"""Bytes of the largest slice over TLS, and of those of all downloads together as long as LEAST_SLICE allows: what is
+encrypted exists several times over until it is sent, and the buffers that it was in stay with the connection."""
+
+PIECES_PENDING = 16 << 10
+"""Bytes that may wait in memory for a client when the next piece of what is in no file is made."""
 
 STALLED = 600_000
 """Milliseconds after which a client that takes nothing is cut off by the kernel (TCP_USER_TIMEOUT)."""
@@ -44,7 +49,7 @@ class Sender:
         self._pool = pool
         self._lanes = [_Lane(f"send-{number}") for number in range(lanes)]
         self._next_lane = itertools.cycle(self._lanes)
-        self._memory = _Memory(LANE_MEMORY)
+        self._encrypted = 0
 
     def close(self) -> None:
         """End the threads; nothing may be under way any more."""
@@ -68,6 +73,7 @@ class Sender:
                 await _headers_gone(request.transport)
                 start = await self._send_mapped(request, request.transport, body, start, stop)
             else:
+                request.transport.set_write_buffer_limits(LEAST_SLICE)  # asyncio would keep half a megabyte for each
                 start = await self._send_copied(request, response, body, start, stop)
             if start < stop:
                 await self._send_pieces(request, response, body, start, stop)
@@ -131,25 +137,32 @@ class Sender:
         """The same over TLS."""
         loop = asyncio.get_running_loop()
         position = start
-        while position < stop:
-            limit = min(stop, await body.available(position))
-            if (file := body.file_at(position)) is None:
-                break
-            while position < limit:
-                with self._memory.slice(TLS_SLICE, limit - position) as size:
-                    if file.resident(position, position + size):
-                        piece = file.read(position, position + size)
+        self._encrypted += 1
+        try:
+            while position < stop:
+                limit = min(stop, await body.available(position))
+                if (file := body.file_at(position)) is None:
+                    break
+                while position < limit:
+                    size = max(LEAST_SLICE, min(TLS_SLICE, TLS_MEMORY // self._encrypted))
+                    end = min(limit, position + size)
+                    if file.resident(position, end):
+                        piece = file.read(position, end)
                     else:
-                        piece = await loop.run_in_executor(self._pool, file.read, position, position + size)
+                        piece = await loop.run_in_executor(self._pool, file.read, position, end)
                     await response.write(piece)
-                position += len(piece)
-                request["sent"] = position - start
+                    position += len(piece)
+                    request["sent"] = position - start
+        finally:
+            self._encrypted -= 1
         return position
 
     async def _send_pieces(
         self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> None:
         """Send what is in no file."""
+        if request.transport is not None:
+            request.transport.set_write_buffer_limits(PIECES_PENDING)
         async with aclosing(body.pieces(start, stop)) as pieces:
             async for piece in pieces:
                 await response.write(piece)

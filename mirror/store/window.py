@@ -25,7 +25,7 @@ PATIENCE = 5.0
 LONELY = 10.0
 """Seconds without any reader after which nobody seems to want the rest."""
 
-SLICE = 64 << 10
+SLICE = 32 << 10
 """Bytes given to a reader at once, at most: each exists twice until it is sent."""
 
 

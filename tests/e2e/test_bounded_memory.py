@@ -1,11 +1,18 @@
 """Guarantee 9: memory depends neither on the image's size nor on clients that read slowly or not at all."""
 
+import hashlib
 import re
 import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
+from tests.support.certificates import certificate
 from tests.support.downloads import fetch
 from tests.support.processes import IMAGE, MirrorProcess
 
@@ -52,3 +59,32 @@ def test_two_hundred_clients_that_stall_anywhere_in_the_image_cost_less_than_100
                 simulator.release()
             assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")  # and they slow nobody
         assert peak_memory(mirror) < LIMIT
+
+
+@pytest.mark.parametrize(("tls", "limit"), [(False, LIMIT), (True, 2 * LIMIT)], ids=["plain", "over TLS"])
+def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little(
+    tmp_path: Path, tls: bool, limit: int
+) -> None:
+    sections: dict[str, dict[str, Any]] = {"store": {"min_free": "900TB"}}
+    if tls:
+        cert, key = certificate(tmp_path / "tls")
+        sections["server"] = {"tls_cert": str(cert), "tls_key": str(key)}
+    with (
+        Simulator.start([ImageSpec("first", size=SIZE)]) as simulator,
+        MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
+        command = ["curl", "-ksS", "-H", f"Authorization: Bearer {TOKEN}", mirror.image_url]
+        quick = [pool.submit(digest_of, command) for _ in range(20)]
+        slow = [pool.submit(digest_of, [*command, "--limit-rate", "100k", "--max-time", "10"]) for _ in range(180)]
+        assert {each.result() for each in quick} == {simulator.image_sha256("first")}
+        assert simulator.image_sha256("first") not in {each.result() for each in slow}
+        assert simulator.counters().store_gets <= 4
+        assert peak_memory(mirror) < limit
+
+
+def digest_of(command: list[str]) -> str:
+    """The SHA-256 of what a command writes."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        return hashlib.file_digest(process.stdout, "sha256").hexdigest()  # type: ignore[arg-type] # a pipe will do
