@@ -1,7 +1,7 @@
 """The line toward upstream and to where it redirects: one request at a time, directly or through a proxy.
 
-Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could. A proxy's
-credential goes to the proxy only. Nothing is taken from the environment here: a ~/.netrc stays unread.
+Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and of what it
+answers there by itself only a 407 can be told from upstream's own answers. A proxy's credential goes to the proxy only. Nothing is taken from the environment here: a ~/.netrc stays unread.
 """
 
 import asyncio
@@ -81,19 +81,21 @@ class Line:
             return await session.request(method, url, headers=headers, allow_redirects=False, timeout=timeout)
         if elsewhere:
             await self._judge_from_here(url)
+        own = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
+        tunnel = url.scheme == "https"
         try:
             response = await self._proxied.request(
                 method,
                 url,
-                headers=headers,
+                headers=headers if tunnel else {**headers, **own},
                 allow_redirects=False,
                 timeout=timeout,
                 proxy=proxy.url,
-                proxy_auth=proxy.auth,
+                proxy_headers=own if tunnel else None,
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _blame(proxy, url, error) or error from None
-        if response.status == 407 and url.scheme == "http":  # in a tunnel it would not be the proxy's
+        if response.status == 407 and not tunnel:
             response.close()
             raise proxy.refused(407, str(url.raw_host))
         return response

@@ -3,11 +3,11 @@
 A proxy's user and password are sent to that proxy only; nothing here shows them.
 """
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aiohttp import BasicAuth
 from pydantic import ValidationError
 from yarl import URL
 
@@ -32,11 +32,14 @@ class ProxyFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, its `url` without user info; `source` is the key or variable that names it."""
+    """A proxy, its `url` without user info; `source` is the key or variable that names it.
+
+    `authorization` is the value of Proxy-Authorization (RFC 7617), None without a user.
+    """
 
     url: URL
     source: str
-    auth: BasicAuth | None = field(default=None, repr=False)
+    authorization: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"the proxy {self.url} ({self.source})"
@@ -48,7 +51,7 @@ class Proxy:
     def refused(self, status: int, host: str) -> ProxyFailed:
         """Say that it answered a request for a connection to `host` with `status`."""
         reason = f"the proxy ({self.source}) answered {status} when asked for {host}"
-        if status == 407:
+        if status in {401, 407}:  # tinyproxy answers 401 to a wrong password
             reason += ": it wants a user and password, or others than those in its URL"
         elif status < 500:
             reason += ": it has to allow that"
@@ -129,7 +132,12 @@ def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str]:
 def _proxy(text: str, source: str) -> Proxy:
     try:
         url = URL(text)
-        auth = None if url.user is None else BasicAuth(url.user, url.password or "", encoding="utf-8")
-        return Proxy(url.with_user(None).origin(), source, auth)
-    except ValueError:  # a port that is none, a colon in the user's name
+        user = url.user
+        if user is None:
+            return Proxy(url.origin(), source)
+        if ":" in user:
+            raise ValueError("RFC 7617 has no way to say that")
+    except ValueError:  # or a port that is none
         raise ConfigError(f"{source}: expected a proxy such as http://user:password@proxy.example.com:3128") from None
+    credentials = base64.b64encode(f"{user}:{url.password or ''}".encode()).decode()
+    return Proxy(url.with_user(None).origin(), source, f"Basic {credentials}")
