@@ -1,9 +1,11 @@
 """Toward upstream through a real proxy, and with a private authority: contract section 4, guarantee 6."""
 
 import base64
+import http.server
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -183,6 +185,32 @@ def test_user_and_password_go_to_the_proxy_and_are_seen_nowhere(
     assert ask(mirror.image_url).body == upstream.read("first")
     assert_credential_stayed_home(upstream)
     assert len(guarded.asked()) >= 3
+
+
+def test_in_the_tunnel_upstream_sees_nothing_that_is_for_the_proxy(
+    started: Started, authority: tuple[Path, Path], guarded: TinyProxy, ask: Ask
+) -> None:
+    seen: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.extend(self.headers)
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*authority)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        with ThreadPoolExecutor(1) as pool:
+            answered = pool.submit(server.handle_request)
+            mirror = started(f"https://127.0.0.1:{server.server_port}", proxy=guarded.url(USER))
+            assert ask(mirror.metadata_url).status == 401
+            answered.result()
+    assert "Authorization" in seen
+    assert not [name for name in seen if name.lower().startswith("proxy")]
 
 
 def test_a_netrc_file_is_not_read(
