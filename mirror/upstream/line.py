@@ -1,8 +1,8 @@
 """The line toward upstream and to where it redirects: one request at a time, directly or through a proxy.
 
 Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and what it
-answers there by itself looks like upstream's answer, but for a 407. A proxy's credential goes to the proxy only. Nothing
-is taken from the environment here: a ~/.netrc stays unread.
+answers there by itself looks like upstream's, but for a 407. A proxy's credential goes to the proxy only. Nothing is
+taken from the environment here: a ~/.netrc stays unread.
 """
 
 import asyncio

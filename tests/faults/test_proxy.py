@@ -203,6 +203,7 @@ def test_in_the_tunnel_upstream_sees_nothing_that_is_for_the_proxy(
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority)
+        server.timeout = 60
         server.socket = context.wrap_socket(server.socket, server_side=True)
         with ThreadPoolExecutor(1) as pool:
             answered = pool.submit(server.handle_request)
