@@ -1,5 +1,6 @@
 """Toward upstream through a real proxy, and with a private authority: contract section 4, guarantee 6."""
 
+import asyncio
 import base64
 import http.server
 import json
@@ -8,9 +9,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -223,6 +225,58 @@ def test_a_netrc_file_is_not_read(
     environ = {"HOME": str(tmp_path), "NETRC": str(netrc), "HTTP_PROXY": proxy.url()}
     assert ask(started(simulator.api_url, environ).metadata_url, token=None).status == 401
     assert [asked.authorization for asked in simulator.log()] == [None]
+
+
+@contextmanager
+def behind_tls(proxy: TinyProxy, authority: tuple[Path, Path]) -> Iterator[str]:
+    """The URL of a proxy that takes TLS off and is otherwise that one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writers.extend((writer, inner_writer))
+        await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer))
+
+    async def end() -> None:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        await asyncio.sleep(0.01)  # a transport is closed some turns of the loop later
+
+    writers: list[asyncio.StreamWriter] = []
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(accept, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"https://{USER}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(end())
+        loop.close()
+
+
+def test_a_proxy_may_be_spoken_to_over_tls(
+    started: Started, upstream: Simulator, guarded: TinyProxy, authority: tuple[Path, Path], tmp_path: Path, ask: Ask
+) -> None:
+    with behind_tls(guarded, authority) as url:
+        assert ask(started(upstream.api_url, proxy=url).image_url).body == upstream.read("first")
+        assert len(guarded.asked()) >= 2
+        other, _ = certificate(tmp_path / "other")
+        said = message(ask(started(upstream.api_url, proxy=url, ca_file=str(other)).image_url), 503)
+    assert said == (
+        "the proxy (upstream.proxy) cannot be reached: its certificate is not trusted; see upstream.ca_file"
+    )
 
 
 # A proxy that does not do it
