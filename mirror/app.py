@@ -7,6 +7,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from yarl import URL
+
 from mirror.access import Access, OpenAccess, TokensAccess, UpstreamAccess
 from mirror.caller import Own
 from mirror.catalog import Catalog
@@ -18,6 +20,7 @@ from mirror.retention import evictable
 from mirror.store.base import StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
+from mirror.upstream.proxies import Proxies
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             if needs_store:
                 raise
             log.error("%s", error)
-        upstream = await stack.enter_async_context(Upstream(config.upstream, url)) if url else None
+        upstream = await stack.enter_async_context(_upstream(config, url, environ)) if url else None
         catalog = await loaded_catalog(config, upstream, store, pool)
         access: Access = OpenAccess(own)
         if config.auth.mode == "upstream":
@@ -97,6 +100,13 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+
+
+def _upstream(config: Config, url: str, environ: Mapping[str, str]) -> Upstream:
+    proxies = Proxies.of(config.upstream, environ)
+    if proxy := proxies.for_url(URL(url)):
+        log.info("upstream is asked through %s", proxy)
+    return Upstream(config.upstream, url, proxies)
 
 
 def disk_store(config: Config, pool: Executor) -> DiskStore:

@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from yarl import URL
+
 from mirror.caller import Caller
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
 from mirror.config import Upstream as UpstreamConfig
@@ -31,6 +33,7 @@ from mirror.store.space import Space
 from mirror.tokens import Tokens
 from mirror.units import DAY, format_size
 from mirror.upstream.client import Upstream
+from mirror.upstream.proxies import Proxies
 
 EXPIRES_SOON = 14
 """Days before its end from which a certificate is worth a note."""
@@ -57,8 +60,10 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
         token = load_token(config, environ)
     except ConfigError as error:
         bad_token = Finding("token", False, str(error))
-    answer = asyncio.run(_ask(config.upstream, config.upstream.url, token)) if config.upstream.url else None
-    yield _upstream(config, answer, has_token=token is not None)
+    answer, through = None, ""
+    if url := config.upstream.url:
+        answer, through = asyncio.run(_ask(config.upstream, url, token, environ))
+    yield _upstream(config, answer, through, has_token=token is not None)
     yield bad_token or _token(config, answer, has_token=token is not None)
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)
@@ -78,19 +83,26 @@ def _configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
 # Upstream and the token
 
 
-async def _ask(config: UpstreamConfig, url: str, token: str | None) -> ImageMetadata | MirrorError:
+async def _ask(
+    config: UpstreamConfig, url: str, token: str | None, environ: Mapping[str, str]
+) -> tuple[ImageMetadata | MirrorError, str]:
+    """Ask for metadata; the answer, and through which proxy it came."""
+    through = ""
     try:
-        async with Upstream(config, url) as upstream:
-            return await upstream.metadata(Caller(f"Bearer {token}" if token else None, "pps-mirror-check"))
+        proxies = Proxies.of(config, environ)
+        if proxy := proxies.for_url(URL(url)):
+            through = f" through {proxy}"
+        async with Upstream(config, url, proxies) as upstream:
+            return await upstream.metadata(Caller(f"Bearer {token}" if token else None, "pps-mirror-check")), through
     except MirrorError as error:
-        return error
+        return error, through
     except ConfigError as error:
-        return BadUpstream(str(error))
+        return BadUpstream(str(error)), through
 
 
-def _upstream(config: Config, answer: ImageMetadata | MirrorError | None, *, has_token: bool) -> Finding:
+def _upstream(config: Config, answer: ImageMetadata | MirrorError | None, through: str, *, has_token: bool) -> Finding:
     def found(ok: bool, message: str, *, note: bool = False) -> Finding:
-        return Finding("upstream", ok, f"{config.upstream.url}: {message}", note)
+        return Finding("upstream", ok, f"{config.upstream.url}{through}: {message}", note)
 
     match answer:
         case None if config.auth.mode == "upstream":

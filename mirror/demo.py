@@ -105,6 +105,8 @@ class _Demo:
             "PPS_MIRROR__LOG__LEVEL": "warning",
             **environ,
             "PPS_MIRROR__UPSTREAM__URL": simulator.api_url,
+            "PPS_MIRROR__UPSTREAM__PROXY": "",
+            "no_proxy": "*",
         }
         self._config: Config = config.load(None, self._environ)
         server = self._config.server

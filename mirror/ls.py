@@ -17,6 +17,7 @@ from mirror.store.base import StoredInfo
 from mirror.store.disk import DiskStore
 from mirror.units import format_size
 from mirror.upstream.client import Upstream
+from mirror.upstream.proxies import Proxies
 
 PIPE_WIDTH = 200
 """Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
@@ -45,7 +46,7 @@ async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
 async def lines(config: Config, store: DiskStore, pool: ThreadPoolExecutor) -> Sequence[Line]:
     """List the images of a store that exists, newest first. Raises StoreUnavailable."""
     url = config.upstream.url
-    upstream = Upstream(config.upstream, url) if url else None  # never opened: nothing here asks it
+    upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
     catalog = await loaded_catalog(config, upstream, store, pool)
     current = await catalog.known_hash()
     return [Line(info, current=info.metadata.hash == current) for info in await store.list()]

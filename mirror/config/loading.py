@@ -27,7 +27,6 @@ PREFIX: Final = "PPS_MIRROR__"
 
 _UNBUILT: Final = frozenset(
     {
-        "upstream.proxy",
         "upstream.max_rate",
         "upstream.rollover",
         "store.s3",

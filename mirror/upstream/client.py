@@ -4,8 +4,6 @@ A client's `Authorization` goes to the upstream origin and to nothing that a red
 as they carry a query, so messages and logs name hosts only.
 """
 
-import os
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,11 +13,12 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from mirror import __version__
 from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, ConfigError, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.upstream.line import Line, reason
+from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
 
 API = "/api/v2/"
@@ -31,7 +30,6 @@ MAX_FORWARDED = 16 << 20
 
 PASSED_THROUGH = frozenset({401, 403, 404, 429})
 
-_MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
 _KEPT = ("Content-Type", "Retry-After", "WWW-Authenticate")
 _NOT_FORWARDED = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"}  # hop by hop
@@ -51,37 +49,20 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`."""
 
-    def __init__(self, config: UpstreamConfig, url: str) -> None:
+    def __init__(self, config: UpstreamConfig, url: str, proxies: Proxies) -> None:
         self._config = config
         self._base = URL(url)
         self.policy = RedirectPolicy(self._base, config.redirect_hosts)
+        self._line = Line(config, self._base, proxies, self.policy)
 
     async def __aenter__(self) -> "Upstream":
-        tls = _tls(self._config)
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._config.connect_timeout, sock_read=self._config.read_timeout
-        )
-
-        def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(
-                connector=connector,
-                timeout=timeout,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"},
-                max_line_size=_MAX_FIELD,
-                max_field_size=_MAX_FIELD,
-            )
-
-        self._api = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self.policy.upstream_socket))
-        self._elsewhere = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self.policy.redirect_socket))
+        await self._line.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._api.close()
-        await self._elsewhere.close()
+        await self._line.close()
 
     async def metadata(self, caller: Caller) -> ImageMetadata:
         """Ask for the current image's metadata with the caller's credential.
@@ -111,19 +92,19 @@ class Upstream:
     async def image(self, caller: Caller, headers: Mapping[str, str]) -> AsyncIterator["ImageResponse"]:
         """Request the image and follow its redirects; `headers` (Range, If-Range) travel with every hop.
 
-        Raises BadUpstream for a refused hop, and aiohttp's ClientError, TimeoutError or OSError for a broken line.
+        Raises BadUpstream for a refused hop, ProxyFailed, and aiohttp's ClientError, TimeoutError or OSError for a
+        broken line.
         """
         url = self._url(IMAGE, "")
-        response = await self._api.get(url, headers={**headers, **_identity(caller)}, allow_redirects=False)
+        response = await self._line.send("GET", url, {**headers, **_identity(caller)})
         hop = 0
         try:
             while response.status in FOLLOWED and (location := response.headers.get("Location")):
                 response.release()
                 hop += 1
                 url = self.policy.next_hop(url, location, hop)
-                session = self._api if self.policy.same_origin(url) else self._elsewhere
                 try:
-                    response = await session.get(url, headers=headers, allow_redirects=False)
+                    response = await self._line.send("GET", url, headers, elsewhere=not self.policy.same_origin(url))
                 except aiohttp.ClientConnectorError as error:
                     if isinstance(error.os_error, ForbiddenAddress):
                         raise forbidden(str(url.host), error.os_error) from None
@@ -135,14 +116,14 @@ class Upstream:
             response.close()
 
     async def _ask(self, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
-        timeout = aiohttp.ClientTimeout(
-            total=2 * self._config.connect_timeout, sock_connect=self._config.connect_timeout
-        )
+        total = 2 * self._config.connect_timeout
         try:
-            async with self._api.request(
-                method, self._url(path, query), headers=_identity(caller), allow_redirects=False, timeout=timeout
+            async with await self._line.send(
+                method, self._url(path, query), _identity(caller), total=total
             ) as response:
                 body = b"".join([piece async for piece in _limited(response.content, limit)])
+        except ProxyFailed as error:
+            raise error.told() from None
         except aiohttp.ConnectionTimeoutError:
             raise Unavailable("upstream cannot be reached: connecting timed out") from None
         except TimeoutError:
@@ -183,20 +164,6 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
     return min(int(text), 3600) if text.isdigit() and len(text) < 9 else None
 
 
-def reason(error: BaseException) -> str:
-    """Say in a few ASCII words what went wrong on the line, without URL, path or credential."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name does not resolve"
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-        return "the connection ended too early"
-    if isinstance(error, TimeoutError):
-        return "no byte came in time"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno).lower()  # asyncio's own text has the address in it
-    return type(error).__name__
-
-
 def _identity(caller: Caller) -> dict[str, str]:
     headers = {"X-Request-ID": caller.request_id}
     if caller.authorization is not None:
@@ -223,15 +190,3 @@ async def _limited(content: aiohttp.StreamReader, limit: int) -> AsyncIterator[b
         if left < 0:
             raise BadUpstream(f"upstream's answer is longer than {limit} bytes")
         yield piece
-
-
-def _tls(config: UpstreamConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if config.ca_file is not None:
-        try:
-            context.load_verify_locations(config.ca_file)
-        except ssl.SSLError:
-            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} has no PEM certificates") from None
-        except OSError as error:
-            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} cannot be read: {error.strerror}") from None
-    return context

@@ -9,11 +9,15 @@ import aiohttp
 from mirror.caller import Caller
 from mirror.errors import BadUpstream
 from mirror.metadata import MAX_BODY, ImageMetadata
-from mirror.upstream.client import ImageResponse, Upstream, reason, refused, retry_after
+from mirror.upstream.client import ImageResponse, Upstream, refused, retry_after
+from mirror.upstream.line import reason
+from mirror.upstream.proxies import ProxyFailed
 from mirror.upstream.source import Broken, Changed, Stream
 
 PATIENCE = 4
-"""How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try."""
+"""How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
+
+So for a proxy that refuses and a certificate that is not trusted."""
 
 _LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -48,6 +52,11 @@ class ImageSource:
             try:
                 response = await stack.enter_async_context(self._upstream.image(self._callers[0], headers))
                 stream = await self._judge(response, offset, validator)
+            except ProxyFailed as error:
+                raise Broken(str(error), definitive_after=PATIENCE if error.refused else None) from error
+            except aiohttp.ClientConnectorCertificateError as error:
+                host = error.host.encode("ascii", "backslashreplace").decode()
+                raise Broken(f"{host}: {reason(error)}", definitive_after=PATIENCE) from error
             except _LINE_BROKE as error:
                 raise Broken(f"the line broke: {reason(error)}") from error
             yield stream

@@ -3,6 +3,8 @@
 The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
 no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless
 upstream itself is there, to loopback. What `redirect_hosts` names is trusted, unless it leads to a link-local address.
+
+Where a proxy connects for us, `client.py` can only judge the addresses that a name has here.
 """
 
 import errno
@@ -65,17 +67,25 @@ class RedirectPolicy:
 
     def upstream_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """Make a socket toward upstream itself, and learn whether upstream is on loopback."""
-        self._upstream_on_loopback = _is_loopback(_address(addr_info))
+        self.learn(addr_info)
         return _socket(addr_info)
 
     def redirect_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """Make a socket toward a redirect target. Raises ForbiddenAddress."""
+        self.judge(addr_info)
+        return _socket(addr_info)
+
+    def learn(self, addr_info: AddrInfoType) -> None:
+        """Take this for upstream's own address: whether it is on loopback decides whether a redirect may lead there."""
+        self._upstream_on_loopback = is_loopback(addr_info)
+
+    def judge(self, addr_info: AddrInfoType) -> None:
+        """Judge an address of a redirect target. Raises ForbiddenAddress."""
         address = _address(addr_info)
         if address.is_link_local and str(address) not in self._hosts:
             raise ForbiddenAddress(errno.EACCES, "a link-local address")
-        if _is_loopback(address) and not self._hosts and not self._upstream_on_loopback:
+        if is_loopback(addr_info) and not self._hosts and not self._upstream_on_loopback:
             raise ForbiddenAddress(errno.EACCES, "a loopback address")
-        return _socket(addr_info)
 
     def _judge_host(self, host: str) -> None:
         if self._hosts and not any(fnmatchcase(host, pattern) for pattern in self._hosts):
@@ -98,15 +108,17 @@ def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
     )
 
 
+def is_loopback(addr_info: AddrInfoType) -> bool:
+    """Whether that is this machine."""
+    address = _address(addr_info)
+    return address.is_loopback or address.is_unspecified  # 0.0.0.0 and :: connect to this machine
+
+
 def _address(addr_info: AddrInfoType) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(str(addr_info[4][0]).partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped
     return address
-
-
-def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address.is_loopback or address.is_unspecified  # 0.0.0.0 and :: connect to this machine
 
 
 def _socket(addr_info: AddrInfoType) -> socket.socket:

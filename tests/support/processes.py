@@ -67,7 +67,9 @@ class MirrorProcess:
             )
         )
         self._environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PPS_MIRROR", "DATAROBOT"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
         } | dict(environ or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.through: Sequence[str] = ()
