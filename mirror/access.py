@@ -24,6 +24,7 @@ from mirror.catalog import Away, Catalog, Current
 from mirror.errors import Unauthorized, UpstreamRefused
 from mirror.store.durable import write_durably
 from mirror.tokens import Tokens
+from mirror.turnstile import Turnstile
 
 T = TypeVar("T")
 
@@ -34,6 +35,13 @@ REMEMBERED = 10_000
 
 REFUSED_SECONDS = 3.0
 """How long a refusal is remembered: long enough against a flood, short enough for a token that was just made."""
+
+STRANGERS = 16
+"""Credentials that upstream never accepted and may be asked about at once: a flood of them becomes a trickle there."""
+
+STRANGERS_WAITING = 1000
+STRANGER_SECONDS = 10.0
+"""How many others may wait for that, and how long; who would wait longer comes back."""
 
 SAVE_STEP = 60.0
 """Seconds by which a yes on the disk may be older than the one in memory."""
@@ -149,6 +157,12 @@ class UpstreamAccess:
         self._accepted: LRUCache[str, float] = LRUCache(REMEMBERED)
         self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REMEMBERED, REFUSED_SECONDS)
         self._asking: dict[str, asyncio.Task[Current]] = {}
+        self._strangers = Turnstile(
+            STRANGERS,
+            queue=STRANGERS_WAITING,
+            patience=STRANGER_SECONDS,
+            message="the mirror is busy asking upstream about many credentials that it does not know; come back soon",
+        )
         self._saved: dict[str, float] = {}
         self._saving: asyncio.Task[None] | None = None
 
@@ -186,7 +200,11 @@ class UpstreamAccess:
 
     async def _ask(self, name: str, caller: Caller) -> Current:
         try:
-            current = await self._catalog.fetch(caller)
+            if name in self._accepted:  # a known caller never waits behind a flood of others
+                current = await self._catalog.fetch(caller)
+            else:
+                async with self._strangers.turn():
+                    current = await self._catalog.fetch(caller)
         except UpstreamRefused as refusal:
             if refusal.status in {401, 403}:
                 self._refused[name] = refusal
