@@ -31,7 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 REMEMBERED = 10_000
-"""Credentials remembered at most, of each kind of decision."""
+"""Credentials remembered at most that upstream accepted."""
 
 REFUSED_SECONDS = 3.0
 """How long a refusal is remembered: long enough against a flood, short enough for a token that was just made."""
@@ -42,6 +42,9 @@ STRANGERS = 16
 STRANGERS_WAITING = 1000
 STRANGER_SECONDS = 10.0
 """How many others may wait for that, and how long; who would wait longer comes back."""
+
+REFUSALS_SIZE = 8 << 20
+"""Bytes that remembered refusals take at most, each with upstream's own answer."""
 
 SAVE_STEP = 60.0
 """Seconds by which a yes on the disk may be older than the one in memory."""
@@ -131,6 +134,10 @@ class TokensAccess:
         """Nothing to wait for."""
 
 
+def _size(refusal: UpstreamRefused) -> int:
+    return 1024 + len(refusal.body) + sum(map(len, refusal.headers.values()))
+
+
 class UpstreamAccess:
     """Mode upstream: a caller may read what upstream lets it read.
 
@@ -155,7 +162,7 @@ class UpstreamAccess:
         self._now = now
         self._key = secrets.token_bytes(32)
         self._accepted: LRUCache[str, float] = LRUCache(REMEMBERED)
-        self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REMEMBERED, REFUSED_SECONDS)
+        self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REFUSALS_SIZE, REFUSED_SECONDS, getsizeof=_size)
         self._asking: dict[str, asyncio.Task[Current]] = {}
         self._strangers = Turnstile(
             STRANGERS,
@@ -207,7 +214,8 @@ class UpstreamAccess:
                     current = await self._catalog.fetch(caller)
         except UpstreamRefused as refusal:
             if refusal.status in {401, 403}:
-                self._refused[name] = refusal
+                # Anew: the one that was raised holds on to all that was under way then, kilobytes of it.
+                self._refused[name] = UpstreamRefused(refusal.status, refusal.body, refusal.headers)
                 if self._accepted.pop(name, None) is not None:
                     self._save()
             raise
