@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check soak format bench install clean
+.PHONY: demo test check soak format bench audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -30,6 +30,9 @@ format: $(VENV)/dev.ok
 bench: $(VENV)/run.ok       ## side by side with nginx, Varnish and curl; prints a table of ratios
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pps-mirror needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks the venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
@@ -44,6 +47,12 @@ $(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with what the tests need ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/run.ok
+
+$(VENV)/audit.ok: $(BIN)/pip
+	@echo "Setting up $(VENV)/audit ..."
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -24,16 +24,27 @@ from mirror.catalog import Away, Catalog, Current
 from mirror.errors import Unauthorized, UpstreamRefused
 from mirror.store.durable import write_durably
 from mirror.tokens import Tokens
+from mirror.turnstile import Turnstile
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 10_000
-"""Credentials remembered at most, of each kind of decision."""
+"""Credentials remembered at most that upstream accepted."""
 
 REFUSED_SECONDS = 3.0
 """How long a refusal is remembered: long enough against a flood, short enough for a token that was just made."""
+
+STRANGERS = 16
+"""Credentials that upstream never accepted and may be asked about at once: a flood of them becomes a trickle there."""
+
+STRANGERS_WAITING = 1000
+STRANGER_SECONDS = 10.0
+"""How many others may wait for that, and how long; who would wait longer comes back."""
+
+REFUSALS_SIZE = 8 << 20
+"""Bytes that remembered refusals take at most, each with upstream's own answer."""
 
 SAVE_STEP = 60.0
 """Seconds by which a yes on the disk may be older than the one in memory."""
@@ -123,6 +134,10 @@ class TokensAccess:
         """Nothing to wait for."""
 
 
+def _size(refusal: UpstreamRefused) -> int:
+    return 1024 + len(refusal.body) + sum(map(len, refusal.headers.values()))
+
+
 class UpstreamAccess:
     """Mode upstream: a caller may read what upstream lets it read.
 
@@ -147,8 +162,14 @@ class UpstreamAccess:
         self._now = now
         self._key = secrets.token_bytes(32)
         self._accepted: LRUCache[str, float] = LRUCache(REMEMBERED)
-        self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REMEMBERED, REFUSED_SECONDS)
+        self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REFUSALS_SIZE, REFUSED_SECONDS, getsizeof=_size)
         self._asking: dict[str, asyncio.Task[Current]] = {}
+        self._strangers = Turnstile(
+            STRANGERS,
+            queue=STRANGERS_WAITING,
+            patience=STRANGER_SECONDS,
+            message="the mirror is busy asking upstream about many credentials that it does not know; come back soon",
+        )
         self._saved: dict[str, float] = {}
         self._saving: asyncio.Task[None] | None = None
 
@@ -186,10 +207,15 @@ class UpstreamAccess:
 
     async def _ask(self, name: str, caller: Caller) -> Current:
         try:
-            current = await self._catalog.fetch(caller)
+            if name in self._accepted:  # a known caller never waits behind a flood of others
+                current = await self._catalog.fetch(caller)
+            else:
+                async with self._strangers.turn():
+                    current = await self._catalog.fetch(caller)
         except UpstreamRefused as refusal:
             if refusal.status in {401, 403}:
-                self._refused[name] = refusal
+                # Anew: the one that was raised holds on to all that was under way then, kilobytes of it.
+                self._refused[name] = UpstreamRefused(refusal.status, refusal.body, refusal.headers)
                 if self._accepted.pop(name, None) is not None:
                     self._save()
             raise

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import textwrap
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -32,6 +33,11 @@ def set_up(config: Log, stream: TextIO | None = None) -> None:
     logging.captureWarnings(capture=True)
 
 
+def plain(text: str) -> str:
+    """Escape what is not printable, so that no text makes a line of its own or speaks to a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def redact(text: str) -> str:
     """Blot out credentials and the queries of URLs (pre-signed ones are secrets)."""
     return _SECRETS.sub(lambda match: (match["scheme"] or match["query"]) + "[redacted]", text)
@@ -43,9 +49,10 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render the record."""
         when = datetime.fromtimestamp(record.created).astimezone()
-        text = f"{when:%H:%M:%S} {record.levelname:<7} {record.getMessage()}"
+        text = f"{when:%H:%M:%S} {record.levelname:<7} {plain(record.getMessage())}"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            lines = (plain(line) for line in self.formatException(record.exc_info).split("\n"))
+            text += "\n" + textwrap.indent("\n".join(lines), "  ")
         return redact(text)
 
 
@@ -62,7 +69,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["error.stack_trace"] = redact(self.formatException(record.exc_info))
-        fields |= getattr(record, "fields", {})
+        for name, value in getattr(record, "fields", {}).items():
+            fields[name] = redact(value) if isinstance(value, str) else value
         return json.dumps(fields)
 
 

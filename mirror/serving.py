@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 async def serve(config: Config, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
     _take_descriptors()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:

@@ -11,13 +11,14 @@ from mirror.caller import Caller
 from mirror.catalog import Catalog, Current, Freshness
 from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
 from mirror.http.conditional import Part, select
-from mirror.http.errors import JSON, message_response
+from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.image_response import bodied, bodiless
 from mirror.http.sending import Sender
 from mirror.http.server import finish_headers
 from mirror.library import Found, Library, Opened
 from mirror.listing import describe
 from mirror.metadata import ImageMetadata, is_hash
+from mirror.turnstile import Turnstile
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 from mirror.verdict import FillFailed, Reason
 
@@ -25,6 +26,12 @@ IMAGES = "/mirror/v1/images/"
 
 FIRST_BYTE = 30.0
 """Seconds a client waits for upstream to answer before it is told to come back; the fill goes on."""
+
+PASSED_AT_ONCE = 16
+"""Requests that are passed through at once: whoever reaches the mirror may send them, and upstream is to be spared."""
+
+PASSED_SECONDS = 10.0
+"""How long the others wait for their turn."""
 
 _METADATA_STATUS = {
     Freshness.HIT: "hit",
@@ -60,6 +67,12 @@ class ClientApi:
         self._library = library
         self._upstream = upstream
         self._sender = sender
+        self._passing = Turnstile(
+            PASSED_AT_ONCE,
+            queue=1000,
+            patience=PASSED_SECONDS,
+            message="the mirror is busy passing many requests on to upstream; come back soon",
+        )
         self._routes: dict[str, Route] = {METADATA: self._metadata, IMAGE: self._current_image, IMAGES: self._list}
         self._routes |= {API + path: self._pass_through for path in passthrough}
 
@@ -110,8 +123,9 @@ class ClientApi:
         speaker = self._access.speaker(caller)
         if speaker is not caller:  # upstream judges a caller by its own credential; by another one it cannot
             await self._access.admit(caller)
-        answer = await self._upstream.forward(request.method, path, query, speaker)
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        async with self._passing.turn():
+            answer = await self._upstream.forward(request.method, path, query, speaker)
+        return web.Response(status=answer.status, headers=sendable(answer.headers), body=answer.body)
 
     # Images
 

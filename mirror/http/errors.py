@@ -1,6 +1,8 @@
 """Errors as the official client reads them: `{"message": "..."}`, ASCII, `Content-Type: application/json` exactly."""
 
 import json
+import re
+from collections.abc import Mapping
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -9,17 +11,27 @@ from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
 
 JSON = "application/json"
 
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
 
 def error_response(error: MirrorError) -> web.Response:
     """Render an error. Upstream's own refusals pass through with their body."""
     if isinstance(error, UpstreamRefused):
-        return web.Response(status=error.status, body=error.body, headers=CIMultiDict(error.headers))
+        return web.Response(status=error.status, body=error.body, headers=sendable(error.headers))
     response = message_response(error.status, error.message)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def sendable(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """Those of somebody else's headers that can be sent on as they are: others would be an attempt at a second one."""
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if _NAME.fullmatch(name) and _VALUE.fullmatch(value)
+    )
 
 
 def message_response(status: int, message: str) -> web.Response:

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
-from mirror.errors import ConfigError, MirrorError, Unavailable
+from mirror.errors import BadRequest, ConfigError, MirrorError, Unavailable
 from mirror.http.errors import error_response, message_response
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,10 @@ class Listener:
     """Serves `handler` on one address.
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
-    between two, and before them its TLS handshake; `max_connections` is answered with 503 beyond; `drain` in seconds is
-    what requests under way have to end when it stops; `share_port` lets other processes listen there as well, each
-    getting its share of the connections. Must be made inside the running loop.
+    between two, and before them its TLS handshake, and the time for which a client may leave a small answer unread;
+    `max_connections` is answered with 503 beyond; `drain` in seconds is what requests under way have to end when it
+    stops; `share_port` lets other processes listen there as well, each getting its share of the connections. Must be
+    made inside the running loop.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Listener:
             handler_cancellation=True,
             keepalive_timeout=header_timeout,
             lingering_time=1.0,
+            auto_decompress=False,  # no request has a body that is of any use here: it is skipped
             max_connections=max_connections,
+            unread_timeout=header_timeout,
             access_log=None,
         )
         self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
@@ -111,6 +114,8 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
                     raise Unavailable(
                         f"the mirror has {max_connections} connections open already (server.max_connections)"
                     )
+                if request.version not in {HttpVersion10, HttpVersion11}:
+                    raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
                 response = await handler(request)
         except MirrorError as error:
             response = error_response(error)
@@ -131,14 +136,26 @@ def finish_headers(request: web.BaseRequest, response: web.StreamResponse) -> No
     response.headers["X-Request-ID"] = request["id"]
     request["cache-status"] = response.headers.get("Cache-Status", "-").removeprefix("pps-mirror; ")
     response.headers["Server"] = "pps-mirror"
-    if isinstance(request.protocol, _Connection) and request.protocol.one_too_many:
+    too_many = isinstance(request.protocol, _Connection) and request.protocol.one_too_many
+    if too_many or _something_follows(request):
         response.force_close()
 
 
+def _something_follows(request: web.BaseRequest) -> bool:
+    """Whether what comes next on the connection may be something else than a request.
+
+    A body is of no use here, and who disagrees with us about its end (a proxy before us, say) could have its bytes
+    read as a request of somebody else's: so such a connection has had its last request.
+    """
+    dubious = request.version not in {HttpVersion10, HttpVersion11}
+    return dubious or request.body_exists or request.method == "CONNECT" or "Upgrade" in request.headers
+
+
 class _Server(web.Server):
-    def __init__(self, handler: Handler, *, max_connections: int, **kwargs: Any) -> None:
+    def __init__(self, handler: Handler, *, max_connections: int, unread_timeout: float, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
         self._max_connections = max_connections
+        self._unread_milliseconds = max(1, int(unread_timeout * 1000))
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
         self._at_rest = asyncio.Event()
@@ -150,6 +167,11 @@ class _Server(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
         self._open[handler] = transport
+        # Who asks and never reads the answers holds a connection no longer than who never asks; for an image, which a
+        # client may need time to put somewhere, `mirror.http.sending` allows more.
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_milliseconds
+        )
         if isinstance(handler, _Connection):
             handler.one_too_many = len(self._open) > self._max_connections
         if self._stopping or len(self._open) > self._max_connections + BEYOND:
@@ -215,7 +237,8 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is not HTTP, and what `_answering` did not catch."""
-        log.debug("cannot read a request from %s: %s", request.remote, message or exc)
+        # Only the kind of mistake: its text quotes what came, and that may be a credential.
+        log.debug("cannot read a request from %s: %s", request.remote, type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
         said = "this is not a request that the mirror can read" if status == 400 else "the request failed"

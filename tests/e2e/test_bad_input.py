@@ -122,7 +122,7 @@ def say(mirror: MirrorProcess, data: bytes, *, and_leave: bool = False) -> bytes
 
 RAW = {
     "junk": (b"\x16\x03\x01\x02\x00\x01\x00" * 20 + b"\r\n\r\n", b"400"),
-    "no version": (b"GET /\r\n\r\n", b"404"),
+    "no version": (b"GET /\r\n\r\n", b"400"),
     "a header without a name": (b"GET / HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n", b"400"),
     "a huge header": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
     "ten thousand headers": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 10_000 + b"\r\n", b"400"),

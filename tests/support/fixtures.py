@@ -1,15 +1,17 @@
 """Fixtures of all tests: made or started once, when first asked for; and the canary that listens to every mirror."""
 
+import base64
 import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 import pytest
 
-from mirror.simulator.client import TOKEN, ImageSpec, Simulator
+from mirror.simulator.client import TOKEN, ImageSpec, Simulator, SimulatorFailed
 from tests.support.archive import DockerArchive, make_archive
 from tests.support.docker_engine import DockerEngine
 from tests.support.downloads import Download
@@ -49,7 +51,10 @@ class Canary:
         self._heard.append(said)
 
     def assert_nothing_leaked(self, mirrors: set[Path]) -> None:
-        """No token, its plain hash or a pre-signed URL is in what was heard or below these mirrors' directories."""
+        """No token, its plain hash or a pre-signed URL is in what was heard or in what these mirrors left.
+
+        That is the log, the store, what others could see of the process, and what a crash dumped.
+        """
         needles = self._needles()
         for said in self._heard:
             for needle in needles:
@@ -62,11 +67,15 @@ class Canary:
     def _needles(self) -> list[bytes]:
         values = {f"{scheme}{token}".encode() for token in self._secrets for scheme in ("", "Bearer ", "Token ")}
         hashes = {hashlib.sha256(value).hexdigest().encode() for value in values}
-        return [b"X-Amz-Signature", *(token.encode() for token in self._secrets), *hashes]
+        encoded = {base64.b64encode(token.encode()).rstrip(b"=") for token in self._secrets}
+        return [b"X-Amz-Signature", *(token.encode() for token in self._secrets), *hashes, *encoded]
 
 
 def _written_by_a_mirror(directory: Path) -> Iterator[Path]:
     yield directory / "mirror.log"
+    if (seen := directory / "seen").exists():
+        yield seen
+    yield from directory.glob("core*")
     yield from (path for path in (directory / "store").rglob("*") if path.is_file())
 
 
@@ -77,6 +86,12 @@ def _found(path: Path, needles: list[bytes]) -> list[bytes]:
         return [needle for needle in needles if content.find(needle) >= 0]
 
 
+def signatures(simulator: Simulator) -> set[str]:
+    """The signatures of the pre-signed URLs that it was asked for."""
+    queries = (parse_qs(asked.query) for asked in simulator.log("store"))
+    return {signature for query in queries for signature in query.get("X-Amz-Signature", ())}
+
+
 @pytest.fixture(autouse=True)
 def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
     """Look for secrets when a test is over and the mirrors that were its own have ended."""
@@ -85,6 +100,8 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
     used = list(request.node.funcargs.values())
     for simulator in (each for each in used if isinstance(each, Simulator)):
         canary.hide(*simulator.setup.tokens, *simulator.setup.forbidden)
+        with suppress(SimulatorFailed):  # it may have ended
+            canary.hide(*signatures(simulator))
     mirrors = {log.parent for log in tmp_path.rglob("mirror.log")}
     mirrors |= {each.log_file.parent for each in used if isinstance(each, MirrorProcess)}
     canary.assert_nothing_leaked(mirrors)

@@ -1,5 +1,7 @@
 """A mirror as a real process on loopback, ended by its own handle."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -71,6 +73,8 @@ class MirrorProcess:
             for name, value in os.environ.items()
             if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
         } | dict(environ or {})
+        self.seen_file = directory / "seen"
+        """What others on the machine can see of it: its command line, and what the admin listener says to anybody."""
         self.process: subprocess.Popen[bytes] | None = None
         self.through: Sequence[str] = ()
         """What is put before its own command: one that ends in becoming it."""
@@ -135,12 +139,27 @@ class MirrorProcess:
         """End it with SIGTERM; its exit status."""
         assert self.process is not None
         if self.process.poll() is None:
+            self._write_down_what_is_seen(self.process.pid)
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+    def _write_down_what_is_seen(self, pid: int) -> None:
+        with self.seen_file.open("ab") as seen:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for process in (str(pid), *children):
+                with contextlib.suppress(FileNotFoundError):
+                    seen.write(Path(f"/proc/{process}/cmdline").read_bytes() + b"\n")
+            for path in ("healthz", "readyz", "nothing"):
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=1)
+                    with contextlib.closing(connection):
+                        connection.request("GET", f"/{path}")
+                        answer = connection.getresponse()
+                        seen.write(bytes(answer.headers) + answer.read() + b"\n")
 
     def resident(self) -> int:
         """Its resident memory now, in bytes."""

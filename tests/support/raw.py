@@ -1,0 +1,56 @@
+"""Raw bytes on a connection to a mirror, and an upstream that answers with raw bytes."""
+
+import contextlib
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.support.processes import MirrorProcess
+
+
+def connect(mirror: MirrorProcess, timeout: float = 30.0) -> socket.socket:
+    """Open a connection to its client listener."""
+    return socket.create_connection(("127.0.0.1", mirror.port), timeout=timeout)
+
+
+def say(mirror: MirrorProcess, data: bytes, timeout: float = 30.0) -> bytes:
+    """Send raw bytes; everything that comes back until the mirror closes the connection, which it must."""
+    with connect(mirror, timeout) as connection:
+        with contextlib.suppress(ConnectionError):  # it may have closed before it had everything
+            connection.sendall(data)
+        return hear(connection)
+
+
+def hear(connection: socket.socket) -> bytes:
+    """Everything that comes until the other side closes."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            said += piece
+    return said
+
+
+@contextmanager
+def raw_upstream(answer: Callable[[], bytes]) -> Iterator[str]:
+    """Serve an upstream that answers each connection's first request with what `answer` returns and closes; its URL."""
+
+    class Answering(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asked = b""
+            while b"\r\n\r\n" not in asked and (piece := self.request.recv(65536)):
+                asked += piece
+            self.request.sendall(answer())
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
