@@ -197,7 +197,7 @@ class UpstreamAccess:
             accepted = self._accepted.get(name)
             if accepted is None or self._now() - accepted > self._stale_if_error:
                 raise away.error from None
-            return self._catalog.last_known(away)
+            return await self._catalog.last_known(away)
         self._accepted[name] = self._now()
         if self._accepted[name] - self._saved.get(name, 0.0) > SAVE_STEP:
             self._save()

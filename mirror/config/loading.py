@@ -29,7 +29,6 @@ _UNBUILT: Final = frozenset(
     {
         "upstream.proxy",
         "upstream.max_rate",
-        "upstream.rollover",
         "store.s3",
         "prefetch",
     }
