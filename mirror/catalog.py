@@ -28,9 +28,6 @@ from mirror.upstream.client import Upstream
 HANGING = 1.0
 """Seconds without an answer after which upstream counts as hanging, and is spared while it does."""
 
-SPARED = 0.25
-"""Seconds for which an upstream that failed at once is spared: clients that come together cost one question."""
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -188,9 +185,9 @@ class Catalog:
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:
             if self._away is None:
                 log.warning("upstream is away: %s", error)
-            # Who hangs is not asked again for as long as it took to find out; who fails at once is asked soon again.
+            # Who hangs is not asked again for as long as it took to find out; who fails at once may be asked at once.
             took = clock() - began
-            self._away, self._away_until = error, clock() + (took if took > HANGING else SPARED)
+            self._away, self._away_until = error, clock() + (took if took > HANGING else 0.0)
             raise Away(error) from None
         finally:
             if probe is not None:
