@@ -1,37 +1,28 @@
 """Who may read: upstream decides by answering the caller's own metadata call, a list of tokens does, or all may.
 
 A decision of upstream is remembered under a keyed hash of the credential, never the credential. The yeses outlive a
-restart in `access.json`, so that a site goes on being served while upstream is away.
+restart (see `mirror.decisions`), so that a site goes on being served while upstream is away.
 """
 
 import asyncio
-import hashlib
-import hmac
-import json
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from mirror.caller import Caller, Own
 from mirror.catalog import Away, Catalog, Current
+from mirror.decisions import Decisions
 from mirror.errors import Unauthorized, UpstreamRefused
-from mirror.store.durable import write_durably
 from mirror.tokens import Tokens
 from mirror.turnstile import Turnstile
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
-
-REMEMBERED = 10_000
-"""Credentials remembered at most that upstream accepted."""
 
 REFUSED_SECONDS = 3.0
 """How long a refusal is remembered: long enough against a flood, short enough for a token that was just made."""
@@ -45,9 +36,6 @@ STRANGER_SECONDS = 10.0
 
 REFUSALS_SIZE = 8 << 20
 """Bytes that remembered refusals take at most, each with upstream's own answer."""
-
-SAVE_STEP = 60.0
-"""Seconds by which a yes on the disk may be older than the one in memory."""
 
 
 class Access(Protocol):
@@ -157,11 +145,8 @@ class UpstreamAccess:
         self._catalog = catalog
         self._ttl = ttl
         self._stale_if_error = stale_if_error
-        self._note = note
-        self._pool = pool
         self._now = now
-        self._key = secrets.token_bytes(32)
-        self._accepted: LRUCache[str, float] = LRUCache(REMEMBERED)
+        self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, now=now)
         self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REFUSALS_SIZE, REFUSED_SECONDS, getsizeof=_size)
         self._asking: dict[str, asyncio.Task[Current]] = {}
         self._strangers = Turnstile(
@@ -170,31 +155,18 @@ class UpstreamAccess:
             patience=STRANGER_SECONDS,
             message="the mirror is busy asking upstream about many credentials that it does not know; come back soon",
         )
-        self._saved: dict[str, float] = {}
-        self._saving: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
         """Take up the yeses of an earlier process."""
-        try:
-            note = json.loads(await self._blocking(self._note.read_bytes))
-            key = bytes.fromhex(note["key"])
-            accepted = {str(name): float(when) for name, when in note["accepted"].items()}
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is left alone: %s", self._note, error)
-            return
-        self._key = key
-        self._accepted.update(sorted(accepted.items(), key=lambda item: item[1])[-REMEMBERED:])
-        self._saved = accepted
+        await self._decisions.take_up()
 
     async def admit(self, caller: Caller) -> Current | None:
         """Let the caller in or raise; what upstream said when it had to be asked, None when it was remembered.
 
         Raises UpstreamRefused (upstream's own answer), Unavailable when upstream is away and never accepted the caller.
         """
-        name = self._name(caller)
-        accepted = self._accepted.get(name)
+        name = self._decisions.name(caller.authorization)
+        accepted = self._decisions.accepted_at(name)
         if accepted is not None and self._now() - accepted < self._ttl:
             return None
         if refusal := self._refused.get(name):
@@ -207,7 +179,7 @@ class UpstreamAccess:
 
     async def _ask(self, name: str, caller: Caller) -> Current:
         try:
-            if name in self._accepted:  # a known caller never waits behind a flood of others
+            if self._decisions.accepted_at(name) is not None:  # a known caller never waits behind a flood of others
                 current = await self._catalog.fetch(caller)
             else:
                 async with self._strangers.turn():
@@ -216,17 +188,14 @@ class UpstreamAccess:
             if refusal.status in {401, 403}:
                 # Anew: the one that was raised holds on to all that was under way then, kilobytes of it.
                 self._refused[name] = UpstreamRefused(refusal.status, refusal.body, refusal.headers)
-                if self._accepted.pop(name, None) is not None:
-                    self._save()
+                await self._decisions.refuse(caller.authorization)
             raise
         except Away as away:
-            accepted = self._accepted.get(name)
+            accepted = await self._decisions.heard_of(caller.authorization)
             if accepted is None or self._now() - accepted > self._stale_if_error:
                 raise away.error from None
-            return self._catalog.last_known(away)
-        self._accepted[name] = self._now()
-        if self._accepted[name] - self._saved.get(name, 0.0) > SAVE_STEP:
-            self._save()
+            return await self._catalog.last_known(away)
+        await self._decisions.accept(caller.authorization)
         return current
 
     def _asked(self, name: str, asking: asyncio.Task[Current]) -> None:
@@ -246,25 +215,4 @@ class UpstreamAccess:
         """Wait until what was learnt last is on the disk."""
         for asking in self._asking.values():
             asking.cancel()
-        if self._saving is not None:
-            await self._saving
-
-    def _name(self, caller: Caller) -> str:
-        return hmac.new(self._key, (caller.authorization or "").encode(), hashlib.sha256).hexdigest()
-
-    def _save(self) -> None:
-        if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(self._write(), name="access.json")
-
-    async def _write(self) -> None:
-        while self._saved != (accepted := dict(self._accepted)):
-            note = json.dumps({"key": self._key.hex(), "accepted": accepted}).encode()
-            try:
-                await self._blocking(partial(write_durably, self._note, note, mode=0o600))
-            except OSError as error:
-                log.warning("%s cannot be written: %s", self._note, error)
-                return
-            self._saved = accepted
-
-    async def _blocking(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+        await self._decisions.close()

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from yarl import URL
 
 from mirror.access import Access, OpenAccess, TokensAccess, UpstreamAccess
-from mirror.caller import Own
+from mirror.caller import Caller, Own
 from mirror.catalog import Catalog
 from mirror.config import Config, load_token
 from mirror.errors import ConfigError
 from mirror.http.admin_api import Health
 from mirror.library import Library
+from mirror.metadata import ImageMetadata
 from mirror.retention import evictable
+from mirror.rollover import Bring, WhenStored
 from mirror.store.base import StoreUnavailable
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import Upstream
@@ -76,7 +78,11 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
                 raise
             log.error("%s", error)
         upstream = await stack.enter_async_context(_upstream(config, url, environ)) if url else None
-        catalog = await loaded_catalog(config, upstream, store, pool)
+
+        def bring(metadata: ImageMetadata, caller: Caller) -> None:
+            library.bring(metadata, caller)
+
+        catalog = await loaded_catalog(config, upstream, store, pool, bring)
         access: Access = OpenAccess(own)
         if config.auth.mode == "upstream":
             access = UpstreamAccess(
@@ -120,8 +126,19 @@ def disk_store(config: Config, pool: Executor) -> DiskStore:
     )
 
 
-async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor) -> Catalog:
-    """Make the catalog, with what an earlier process knew."""
+async def loaded_catalog(
+    config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor, bring: Bring = lambda *_: None
+) -> Catalog:
+    """Make the catalog, with what an earlier process knew. `bring` fetches what clients get only when it is stored."""
+    rollover = None
+    if config.upstream.rollover == "when_stored":
+        rollover = WhenStored(
+            store,
+            bring=bring,
+            pause=config.upstream.metadata_ttl,
+            note=config.store.path / "shown.json",
+            pool=pool,
+        )
     catalog = Catalog(
         upstream,
         store,
@@ -129,6 +146,7 @@ async def loaded_catalog(config: Config, upstream: Upstream | None, store: DiskS
         stale_if_error=config.upstream.stale_if_error,
         note=config.store.path / "current.json",
         pool=pool,
+        rollover=rollover,
     )
     await catalog.load()
     return catalog

@@ -7,9 +7,10 @@ mirror that starts while upstream is away still knows what to serve.
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TypeVar
 from mirror.caller import Caller
 from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import ImageMetadata
+from mirror.rollover import WhenStored
 from mirror.store.base import BlobStore
 from mirror.store.durable import write_durably
 from mirror.units import format_duration
@@ -57,7 +59,10 @@ class Away(Exception):
 
 
 class Catalog:
-    """Upstream's current image. `ttl` and `stale_if_error` in seconds; `note` is the file of the last known answer."""
+    """Upstream's current image. `ttl` and `stale_if_error` in seconds; `note` is the file of the last known answer.
+
+    `rollover` says what clients get meanwhile when a new image is to be stored first; without it they get it at once.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class Catalog:
         stale_if_error: float,
         note: Path,
         pool: Executor,
+        rollover: WhenStored | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._upstream = upstream
@@ -76,37 +82,48 @@ class Catalog:
         self._stale_if_error = stale_if_error
         self._note = note
         self._pool = pool
+        self._rollover = rollover
         self._now = now
         self._known: ImageMetadata | None = None
         self._fetched_at = datetime.min.replace(tzinfo=UTC)
         self._expired = True
         self._away: MirrorError | None = None
         self._away_until = 0.0
-        self._probing = False
+        self._probe: asyncio.Event | None = None
+        self._heard = -math.inf
+        self._learnt = -math.inf
         self._asking = asyncio.Lock()
 
     async def load(self) -> None:
         """Take up the last known answer of an earlier process."""
+        await self._take_up()
+        if self._rollover is not None:
+            await self._rollover.load(self._known)
+
+    async def _take_up(self) -> None:
+        """Learn what the file says, if that is later than what we know."""
         try:
             note = json.loads(await self._blocking(self._note.read_bytes))
             metadata, fetched_at = (
                 ImageMetadata.parse(note["metadata"].encode()),
-                datetime.fromisoformat(note["fetchedAt"]),
+                _aware(datetime.fromisoformat(note["fetchedAt"])),
             )
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream) as error:
             log.warning("%s is left alone: %s", self._note, error)
         else:
-            self._known = metadata
-            self._fetched_at = fetched_at if fetched_at.tzinfo else fetched_at.replace(tzinfo=UTC)
+            if fetched_at > self._fetched_at:
+                self._known, self._fetched_at = metadata, fetched_at
 
     def expire(self) -> None:
         """Ask upstream anew at the next request: the last answer turned out to be outdated."""
         self._expired = True
 
     async def known_hash(self) -> str | None:
-        """The hash of what is current as far as is known, without asking anybody."""
+        """The hash of what clients get who name none, as far as is known, without asking anybody."""
+        if self._rollover is not None:
+            return await self._rollover.shown_hash(self._known)
         if self._known is None and self._upstream is None:
             images = await self._store.list()
             return images[0].metadata.hash if images else None
@@ -128,16 +145,36 @@ class Catalog:
             try:
                 return await self.fetch(caller)
             except Away as away:
-                return self.last_known(away)
+                return await self.last_known(away)
+
+    async def shown(self, current: Current, caller: Caller | None) -> Current:
+        """What clients get when that is what upstream says: that, or the last image until the new one is stored.
+
+        The new one is brought here meanwhile, with the caller's credential; nothing is begun without a caller.
+        """
+        if self._rollover is None:
+            return current
+        if self._upstream is None or current.freshness is Freshness.STALE:
+            caller = None
+        newest = self._known or current.metadata  # which may have been learnt after `current`
+        return replace(current, metadata=await self._rollover.show(newest, caller))
 
     async def fetch(self, caller: Caller) -> Current:
-        """Ask upstream now, with the caller's credential. Raises UpstreamRefused (401, 403, 404) or Away."""
+        """Ask upstream now, with the caller's credential. Raises UpstreamRefused (401, 403, 404) or Away.
+
+        When upstream has not been heard for a while, one question goes first and the others wait for what becomes of
+        it: one that is away costs one question, however many ask.
+        """
         assert self._upstream is not None  # noqa: S101 - callers asked
         clock = asyncio.get_running_loop().time
-        began = clock()
-        if self._away is not None and (self._probing or began < self._away_until):
+        if self._away is None and self._probe is not None and clock() - self._heard > HANGING:
+            await self._probe.wait()
+        if self._away is not None and (self._probe is not None or clock() < self._away_until):
             raise Away(self._away.with_traceback(None))
-        self._probing = True
+        probe = None
+        if self._probe is None:
+            probe = self._probe = asyncio.Event()
+        began = clock()
         try:
             metadata = await self._upstream.metadata(caller)
         except UpstreamRefused as refusal:
@@ -153,19 +190,28 @@ class Catalog:
             self._away, self._away_until = error, clock() + (took if took > HANGING else 0.0)
             raise Away(error) from None
         finally:
-            self._probing = False
+            if probe is not None:
+                self._probe = None
+                probe.set()
         self._is_back()
         freshness = Freshness.MISS if self._known is None else Freshness.REFRESHED
-        await self._learn(metadata)
+        if began > self._learnt:  # else a later question was answered sooner, maybe with a newer image
+            self._learnt = began
+            await self._learn(metadata)
         return Current(metadata, freshness)
 
     def _is_back(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
         if self._away is not None:
             log.info("upstream is back")
             self._away = None
 
-    def last_known(self, away: Away) -> Current:
-        """What was current when upstream was last heard. Raises the error of `away` when that is too long ago."""
+    async def last_known(self, away: Away) -> Current:
+        """What was current when upstream was last heard, by any process of this store.
+
+        Raises the error of `away` when that is too long ago.
+        """
+        await self._take_up()
         age = (self._now() - self._fetched_at).total_seconds()
         if self._known is None or age > self._stale_if_error:
             raise away.error
@@ -196,3 +242,7 @@ class Catalog:
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -16,7 +16,7 @@ from enum import Enum
 from cachetools import TTLCache
 
 from mirror.caller import Caller, Own
-from mirror.errors import BadUpstream, NotFound
+from mirror.errors import BadUpstream, MirrorError, NotFound
 from mirror.fill import OUT_OF_SPACE, Fill
 from mirror.metadata import ImageMetadata
 from mirror.store.base import BlobStore, Body, Partial, StoredImage, StoredInfo, StoreUnavailable
@@ -113,12 +113,14 @@ class Library:
         """Note that the image is served now, without making its client wait for that."""
         self._own_task(self._store.served(image_hash), f"served {image_hash}")
 
-    async def open(self, metadata: ImageMetadata, caller: Caller, start: int = 0) -> Opened:
+    async def open(
+        self, metadata: ImageMetadata, caller: Caller, start: int = 0, *, pass_through: bool = True
+    ) -> Opened:
         """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
 
         A fill may show the caller's credential to upstream. Raises NotFound (there is no upstream), BadUpstream
-        (upstream's bytes were wrong too often), StoreUnavailable (the store fails and too much is passed through
-        already).
+        (upstream's bytes were wrong too often), StoreUnavailable (the store fails, and this image must not be passed
+        through, or too much is already).
         """
         if opened := await self._find(metadata, caller, start):
             return opened
@@ -128,7 +130,7 @@ class Library:
             if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
-            journal = await self._begin(metadata)
+            journal = await self._begin(metadata, pass_through=pass_through)
             if isinstance(journal, StoredImage):
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
@@ -137,6 +139,10 @@ class Library:
             self._own_task(self._run(fill), f"fill {metadata.hash}")
             log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
             return Opened(fill, _how(fill, Found.BEGAN), fill)
+
+    def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
+        """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
+        self._own_task(self._bring(metadata, caller), f"bring {metadata.hash}")
 
     def renew(self) -> None:
         """Let the fills that run use the mirror's own credential as it is now, when upstream refuses what it was."""
@@ -148,6 +154,12 @@ class Library:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _bring(self, metadata: ImageMetadata, caller: Caller) -> None:
+        try:
+            await self.open(metadata, caller, pass_through=False)
+        except MirrorError as error:
+            log.warning("%s cannot be brought here now: %s", metadata.hash, error)
 
     async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
         running = self._fills.get(metadata.hash)
@@ -169,10 +181,12 @@ class Library:
         source.offer(caller)
         return source
 
-    async def _begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
+    async def _begin(self, metadata: ImageMetadata, *, pass_through: bool) -> Partial | StoredImage:
         try:
             journal = await self._store.begin(metadata)
         except StoreUnavailable as error:
+            if not pass_through:
+                raise
             self._failed(error)
             return self._window(metadata)
         if self._trouble is not None:

@@ -102,7 +102,7 @@ class ClientApi:
     # Metadata and lists
 
     async def _metadata(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(caller)
+        current = await self._current(request, caller)
         return _json(current.metadata.raw, _METADATA_STATUS[current.freshness])
 
     async def _metadata_by_hash(self, caller: Caller, image_hash: str) -> web.StreamResponse:
@@ -130,14 +130,14 @@ class ClientApi:
     # Images
 
     async def _current_image(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(caller)
+        current = await self._current(request, caller)
         try:
             return await self._image(request, caller, current.metadata, stale=current.freshness is Freshness.STALE)
         except FillFailed as failure:
             if failure.reason is not Reason.CHANGED:
                 raise failure.error from failure
         # Upstream has rolled over since it was asked for metadata, and nothing has been sent yet: take the new image.
-        current = await self._current(caller)
+        current = await self._current(request, caller)
         try:
             return await self._image(request, caller, current.metadata, stale=False)
         except FillFailed as failure:
@@ -182,9 +182,11 @@ class ClientApi:
 
     # Who asks for what
 
-    async def _current(self, caller: Caller) -> Current:
+    async def _current(self, request: web.BaseRequest, caller: Caller) -> Current:
         """Let the caller in, and find out what is current in the same breath where that is one question."""
-        return await self._access.admit(caller) or await self._catalog.current(self._access.speaker(caller))
+        speaker = self._access.speaker(caller)
+        current = await self._access.admit(caller) or await self._catalog.current(speaker)
+        return await self._catalog.shown(current, None if request.method == "HEAD" else speaker)
 
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):

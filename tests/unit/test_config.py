@@ -65,7 +65,6 @@ def test_the_example_file_says_of_every_key_what_it_is_for(key: str) -> None:
     ("key", "other"),
     [
         ("upstream.max_rate", "50MB/s"),
-        ("upstream.rollover", "when_stored"),
         ("store.s3.bucket", "images"),
         ("store.s3.prefix", "x/"),
         ("store.s3.endpoint_url", "http://s3:9000"),
