@@ -250,7 +250,7 @@ def test_a_new_image_whose_bytes_are_wrong_never_shows_and_is_tried_again(
     with polling(mirror, simulator):
         eventually(lambda: shown(mirror) == simulator.image_sha256("second"))
         eventually(lambda: hit(mirror, simulator, "second"))
-    assert mirror.log().count("failed at byte") == 2
+    assert mirror.log().count(f"failed at byte {SIZE}: wrong bytes") == 2
 
 
 def test_a_new_image_that_fails_is_not_tried_again_before_the_next_refresh(
