@@ -128,13 +128,13 @@ class Decisions:
 
     async def take_up(self) -> None:
         """Learn what other processes, or earlier ones, wrote to the file."""
-        seen, book = await self._blocking(partial(_read_changed, self._path, self._seen))
+        self._seen, book = await self._blocking(partial(_read_changed, self._path, self._seen))
         if book is not None:
-            self._seen = seen
             self._join(book)
 
     async def accept(self, credential: str | None) -> None:
         """Upstream has accepted it now."""
+        await self.take_up()  # another process may have refused it
         while True:
             name, key = self.name(credential), self._key
             self._accepted[name] = self._now()
