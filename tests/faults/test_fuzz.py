@@ -6,7 +6,6 @@ FUZZ_SEED repeats a run.
 import contextlib
 import os
 import random
-import select
 import socket
 import struct
 import threading
@@ -124,9 +123,12 @@ def attack(mirror: MirrorProcess, seed: int, inputs: int, image_hash: str) -> Co
         attackers.append(Attacker(mirror, chance, b"".join(one_input(chance, image_hash) for _ in range(count))))
         if len(attackers) < AT_ONCE and inputs > 0:
             continue
-        patience = time.monotonic() + 0.1  # many said half a request and will get no answer
-        while (patient := [each for each in attackers if each.patient]) and time.monotonic() < patience:
-            for attacker in select.select(patient, [], [], 0.02)[0]:
+        for _ in range(
+            3
+        ):  # came later than all of them: by its answers they have been read, however slow the machine is
+            assert fetch(mirror.image_url).sha256 == image_hash, f"seed {seed}"
+        for attacker in attackers:  # many said half a request and will get no answer: nobody waits for one
+            if attacker.patient:
                 attacker.listen()
         for attacker in attackers:
             heard = attacker.leave()
@@ -174,7 +176,8 @@ def test_ten_thousand_inputs_leave_nothing_behind_and_harm_nobody(tmp_path: Path
             honest.join()
         print(f"{INPUTS} inputs in {time.monotonic() - began:.1f} s: {answers}")
         assert mistakes == []
-        assert {b"200", b"206", b"400", b"401", b"404", b"405"} <= set(answers)  # they came as far as that
+        assert {b"200", b"400", b"404"} <= set(answers)  # they came as far as that
+        assert answers.total() - answers[b""] > INPUTS // 20
         serves()
         eventually(lambda: connections(mirror) == 0, 60.0, f"the end of all connections, seed {SEED}")
         log = mirror.log()
