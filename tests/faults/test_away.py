@@ -228,3 +228,16 @@ def test_all_workers_know_whom_any_of_them_let_in_or_refused_also_after_a_restar
                 assert ask(mirror.metadata_url, token).status in {401, 503}
             mirror.stop()
             mirror.start()
+
+
+def test_what_one_process_heard_another_of_the_same_store_serves(tmp_path: Path, port: int) -> None:
+    url = f"http://127.0.0.1:{port}"
+    one = ForkedMirror(tmp_path / "one", url, always_ask())
+    other = ForkedMirror(tmp_path / "other", url, always_ask() | {"store": {"path": str(one.store)}})
+    with one, other:
+        with upstream_at(port):
+            assert get(one.image_url, TOKEN).status == 200
+        assert get(other.metadata_url, "a-token-it-never-saw").status == 503
+        for door in (other.metadata_url, other.image_url):
+            answer = get(door, TOKEN)
+            assert (answer.status, answer.header("Cache-Status")) == (200, "pps-mirror; hit; detail=stale")
