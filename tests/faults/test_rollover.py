@@ -402,3 +402,26 @@ def test_ls_says_of_the_last_image_that_it_is_current_while_the_new_one_is_on_it
     command = [sys.executable, "-m", "mirror.cli", "ls", "--json", "-c", str(mirror.config_file)]
     said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert [(each["hash"], each["current"]) for each in said] == [(simulator.image_sha256("first"), True)]
+
+
+def test_a_mirror_that_switched_at_once_until_now_goes_on_with_what_was_current(
+    started: Started, simulator: Simulator
+) -> None:
+    mirror = started(ALWAYS_ASK)
+    simulator.roll_over("third")
+    assert fetch(mirror.image_url).sha256 == simulator.image_sha256("third")
+    simulator.roll_over("first")
+    assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
+    mirror.stop()
+    text = mirror.config_file.read_text()
+    mirror.config_file.write_text(text.replace("[upstream]\n", '[upstream]\nrollover = "when_stored"\n'))
+    mirror.start()
+    simulator.fault(Fault("store", hang_after=CUT))
+    simulator.roll_over("second")
+    assert hit(mirror, simulator, "first")
+    simulator.wait_held()
+    mirror.kill()
+    simulator.clear_faults()
+    simulator.fault(Fault("metadata", drop=True, times=None))
+    mirror.start()
+    assert shown(mirror) == simulator.image_sha256("first")
