@@ -87,6 +87,7 @@ class Library:
         self._changed = changed
         self._fills: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._read: set[str] = set()
         self._beginning = asyncio.Lock()
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._trouble: str | None = None
@@ -111,6 +112,8 @@ class Library:
 
     def serving(self, image_hash: str) -> None:
         """Note that the image is served now, without making its client wait for that."""
+        if image_hash in self._fills:  # there is nothing to note it at yet
+            self._read.add(image_hash)
         self._own_task(self._store.served(image_hash), f"served {image_hash}")
 
     async def open(
@@ -137,7 +140,8 @@ class Library:
             fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             self._fills[metadata.hash] = _Running(fill, source)
             self._own_task(self._run(fill), f"fill {metadata.hash}")
-            log.info("fill of %s (%s) began", metadata.hash, format_size(metadata.size))
+            how = "began" if journal.ours else "is another process's: following it"
+            log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
@@ -229,16 +233,21 @@ class Library:
             running = self._fills.get(fill.metadata.hash)
             if running is not None and running.fill is fill:  # else it was overtaken by one that others could join
                 del self._fills[fill.metadata.hash]
+            read = fill.metadata.hash in self._read
+            self._read.discard(fill.metadata.hash)
             self._conclude(fill, clock() - began)
+        if read and fill.failure is None:
+            await self._store.served(fill.metadata.hash)
 
     def _conclude(self, fill: Fill, seconds: float) -> None:
         image_hash = fill.metadata.hash
         if fill.failure is None:
             self._wrong.pop(image_hash, None)
+            how = "published" if fill.journal.ours else "published by the other process"
             log.info(
                 "fill of %s %s: %s in %s, %d resumes",
                 image_hash,
-                "passed through" if isinstance(fill.journal, Window) else "published",
+                "passed through" if isinstance(fill.journal, Window) else how,
                 format_size(fill.metadata.size),
                 format_duration(seconds),
                 fill.resumes,

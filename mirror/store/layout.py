@@ -78,12 +78,21 @@ class Layout:
 
     def current(self) -> str | None:
         """The hash that upstream named last; when it named none, that of the newest image."""
+        if named := self._named("current.json"):
+            return named
+        images = self.list()
+        return images[0].metadata.hash if images else None
+
+    def shown(self) -> str | None:
+        """The hash of what clients get until the current image is stored (see `mirror.rollover`)."""
+        return self._named("shown.json")
+
+    def _named(self, note: str) -> str | None:
         try:
-            note = json.loads((self.root / "current.json").read_bytes())
-            return ImageMetadata.parse(note["metadata"].encode()).hash
+            metadata = json.loads((self.root / note).read_bytes())["metadata"]
+            return ImageMetadata.parse(metadata.encode()).hash
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream):
-            images = self.list()
-            return images[0].metadata.hash if images else None
+            return None
 
 
 def entries(directory: Path) -> Sequence[Path]:

@@ -116,7 +116,8 @@ class Space:
         candidates = [*quarantined(self._layout), *partials(self._layout, spare={*spare, current})]
         images = self._layout.list()
         there = {info.metadata.hash for info in images if self._layout.file(info.metadata.hash)}
-        read = {each for each in there if is_read(self._layout.images / each / "image")}
+        shown = self._layout.shown()
+        read = {each for each in there if each == shown or is_read(self._layout.images / each / "image")}
         for info in self._retention([info for info in images if info.metadata.hash in there], current, read):
             directory = self._layout.images / info.metadata.hash
             candidates.append(Removal(Kind.IMAGE, directory, info.metadata.size, "served least recently"))

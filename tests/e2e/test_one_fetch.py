@@ -190,3 +190,9 @@ def test_kill_9_leaves_a_partial_that_the_next_start_resumes(mirror: MirrorProce
     assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
     assert [request.range for request in simulator.log("store")] == [None, f"bytes={HALF}-"]
     assert simulator.log("store")[1].if_range
+
+
+def test_an_image_that_was_served_while_it_arrived_has_been_served(mirror: MirrorProcess, simulator: Simulator) -> None:
+    assert fetch(mirror.image_url).cache_status == "pps-mirror; fwd=miss; stored"
+    image = mirror.store / "images" / simulator.image_sha256("first")
+    eventually((image / "served").exists)

@@ -66,6 +66,16 @@ async def test_room_is_made_by_evicting_what_was_served_least_recently(tmp_path:
         assert not list((tmp_path / "images").glob("*.tmp"))
 
 
+async def test_what_clients_get_until_the_current_image_is_stored_stays(tmp_path: Path) -> None:
+    async with disk_store(tmp_path, max_size=2 * SIZE) as store:
+        await put(store, "a", served=10)
+        await put(store, "b", served=20)
+        make_current(store, "z")
+        (tmp_path / "shown.json").write_text(json.dumps({"metadata": metadata_of(image("a")).raw.decode()}))
+        await put(store, "z")
+        assert await names(store) == {"a", "z"}
+
+
 async def test_what_is_pinned_current_being_served_or_among_the_newest_stays_and_then_there_is_no_room(
     tmp_path: Path,
 ) -> None:
