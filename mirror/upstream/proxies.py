@@ -5,7 +5,8 @@ A proxy's user and password are sent to that proxy only; nothing here shows them
 
 import base64
 import ipaddress
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from yarl import URL
 
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, ConfigError, MirrorError, Unavailable
+
+_PORT = re.compile(r"([^:\[\]]*|\[[^\[\]]*\]):(\d{1,5})")  # an address with colons has brackets before a port
 
 
 class ProxyFailed(Exception):
@@ -86,16 +89,17 @@ class Proxies:
     def for_url(self, url: URL) -> Proxy | None:
         """Return the proxy that must be asked for this http or https URL; None when it is asked directly."""
         proxy = self.https if url.scheme == "https" else self.http
-        return None if proxy is None or excepted(url.raw_host or "", self.no_proxy) else proxy
+        return None if proxy is None or excepted(url.raw_host or "", self.no_proxy, url.port) else proxy
 
 
-def excepted(host: str, no_proxy: str) -> bool:
+def excepted(host: str, no_proxy: str, port: int | None = None) -> bool:
     """Whether `no_proxy`, with commas or blanks between its entries, has `host`, as curl reads it.
 
     A name has itself and all that ends with a dot and it, whether it begins with a dot or not; an address has itself, a
-    network such as 10.0.0.0/8 its addresses; names are not looked up. `*` has everything.
+    network such as 10.0.0.0/8 its addresses; names are not looked up. `*` has everything. Beyond curl, an entry that
+    ends with `:` and a port has that port only.
     """
-    entries = no_proxy.replace(",", " ").lower().split()
+    entries = [entry for entry in _of_port(no_proxy.replace(",", " ").lower().split(), port) if entry]
     if "*" in entries:
         return True
     try:
@@ -104,6 +108,16 @@ def excepted(host: str, no_proxy: str) -> bool:
         name = f".{host.lower().rstrip('.')}"
         return any(name.endswith(f".{entry.strip('.')}") for entry in entries if entry.strip("."))
     return any(_has(entry, address) for entry in entries)
+
+
+def _of_port(entries: Sequence[str], port: int | None) -> Iterator[str]:
+    """The entries without their ports, but for those of other ports."""
+    for entry in entries:
+        ended = _PORT.fullmatch(entry)
+        if ended is None:
+            yield entry
+        elif port == int(ended[2]):
+            yield ended[1]
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

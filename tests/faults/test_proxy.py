@@ -163,6 +163,16 @@ def test_what_no_proxy_has_is_asked_directly(
     assert proxy.asked() == []
 
 
+def test_no_proxy_may_have_one_port_of_a_host(
+    started: Started, upstream: Simulator, proxy: TinyProxy, ask: Ask
+) -> None:
+    environ = {"HTTPS_PROXY": proxy.url(), "HTTP_PROXY": proxy.url(), "NO_PROXY": place(upstream.api_url)}
+    mirror = started(upstream.api_url, environ)
+    assert ask(mirror.image_url).body == upstream.read("first")
+    asked = {target if method == "CONNECT" else place(target) for method, target in proxy.asked()}
+    assert asked == {place(upstream.store_url)}
+
+
 def test_the_key_wins_over_the_whole_environment(
     started: Started, upstream: Simulator, proxy: TinyProxy, ask: Ask
 ) -> None:
@@ -505,10 +515,21 @@ def test_the_demo_needs_no_proxy() -> None:
         ("::1", "[::1]", True),
         ("fd00::7", "fd00::/8", True),
         ("10.1.2.3", "fd00::/8, example.com", False),
+        ("example.com", "example.com:8443", True),
+        ("app.example.com", ".example.com:8443", True),
+        ("example.com", "example.com:443", False),
+        ("example.com", "example.com:443, example.com:8443", True),
+        ("example.com", "example.com:, example.com:https", False),
+        ("10.1.2.3", "10.1.2.3:8443", True),
+        ("10.1.2.3", "10.1.2.3:443", False),
+        ("::1", "[::1]:8443", True),
+        ("::1", "[::1]:443", False),
+        ("fd00::8443", "fd00::8443", True),
+        ("example.com", ":8443", False),
     ],
 )
 def test_no_proxy_is_read_as_curl_reads_it(host: str, no_proxy: str, expected: bool) -> None:
-    assert excepted(host, no_proxy) is expected
+    assert excepted(host, no_proxy, 8443) is expected
 
 
 def test_a_variable_in_lower_case_wins_also_when_it_is_empty() -> None:
