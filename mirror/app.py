@@ -1,5 +1,6 @@
 """One mirror, wired from a configuration. `mirror.serving` puts listeners before it."""
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -25,6 +26,9 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 
 log = logging.getLogger(__name__)
+
+SHOWN = "shown.json"
+"""The note of what clients got last, in the store's directory."""
 
 BLOCKING_THREADS = 16
 """Threads for what waits for the disk; appending to journals has its own."""
@@ -83,6 +87,8 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             library.bring(metadata, caller)
 
         catalog = await loaded_catalog(config, upstream, store, pool, bring)
+        if config.upstream.rollover == "at_once":
+            await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
         if config.auth.mode == "upstream":
             access = UpstreamAccess(
@@ -106,6 +112,14 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+
+
+def _forget_shown(config: Config) -> None:
+    """What clients got last under when_stored grows old while they switch at once: they must not go back to it."""
+    try:
+        (config.store.path / SHOWN).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error)
 
 
 def _upstream(config: Config, url: str, environ: Mapping[str, str]) -> Upstream:
@@ -136,7 +150,7 @@ async def loaded_catalog(
             store,
             bring=bring,
             pause=config.upstream.metadata_ttl,
-            note=config.store.path / "shown.json",
+            note=config.store.path / SHOWN,
             pool=pool,
         )
     catalog = Catalog(

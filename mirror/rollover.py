@@ -63,7 +63,7 @@ class WhenStored:
         if await self._has(newest):
             return await self._switch(newest, f"{newest.hash} is stored: clients get it now")
         if not await self._holds(last):
-            gone = f"{last.hash} is not stored any more: clients get {newest.hash} while it arrives"
+            gone = f"{last.hash} is not stored: clients get {newest.hash} while it arrives"
             return await self._switch(newest, gone)
         if self._pending != newest.hash:
             self._pending = newest.hash

@@ -425,3 +425,61 @@ def test_a_mirror_that_switched_at_once_until_now_goes_on_with_what_was_current(
     simulator.fault(Fault("metadata", drop=True, times=None))
     mirror.start()
     assert shown(mirror) == simulator.image_sha256("first")
+
+
+def test_the_image_that_clients_get_is_not_evicted_for_the_new_one(started: Started, simulator: Simulator) -> None:
+    """Not even when others were stored later and nothing else may go."""
+    mirror = started(WHEN_STORED, store={"max_size": "7MiB", "keep": 1})
+    assert fetch(mirror.image_url).ended == "complete"
+    simulator.roll_over("third")
+    eventually(lambda: shown(mirror) == simulator.image_sha256("third"))
+    simulator.roll_over("first")
+    assert hit(mirror, simulator, "first")
+    simulator.roll_over("second")
+    assert shown(mirror) == simulator.image_sha256("first")
+    eventually(lambda: "cannot be brought here now" in mirror.log())
+    assert hit(mirror, simulator, "first")
+    assert_right(mirror, simulator, "first", "third")
+
+
+def test_an_image_that_was_never_stored_is_not_waited_with(started: Started, simulator: Simulator) -> None:
+    mirror = started(WHEN_STORED)
+    simulator.fault(Fault("store", hang_after=CUT, times=2))
+    with Download(mirror.image_url) as old:
+        simulator.wait_held(1)
+        simulator.roll_over("second")
+        first, second = simulator.image_sha256("first"), simulator.image_sha256("second")
+        assert shown(mirror) == second
+        assert f"{first} is not stored: clients get {second} while it arrives" in mirror.log()
+        with Download(mirror.image_url) as new:
+            simulator.wait_held(2)
+            assert new.header("ETag") == f'"{second}"'
+            simulator.release()
+            assert new.read_all().body == simulator.read("second")
+        assert old.read_all().body == simulator.read("first")
+    eventually(lambda: stored(mirror) == {first, second})
+    assert hit(mirror, simulator, "second")
+
+
+def set_rollover(mirror: ForkedMirror, to: str) -> None:
+    """Start it again with the other way of switching."""
+    mirror.stop()
+    before = {"at_once": "when_stored", "when_stored": "at_once"}[to]
+    text = mirror.config_file.read_text()
+    assert f'rollover = "{before}"' in text
+    mirror.config_file.write_text(text.replace(f'rollover = "{before}"', f'rollover = "{to}"'))
+    mirror.start()
+
+
+def test_what_clients_got_before_a_time_of_switching_at_once_does_not_come_back(
+    started: Started, simulator: Simulator
+) -> None:
+    mirror = started(WHEN_STORED)
+    assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
+    set_rollover(mirror, "at_once")
+    simulator.roll_over("third")
+    assert fetch(mirror.image_url).sha256 == simulator.image_sha256("third")
+    set_rollover(mirror, "when_stored")
+    simulator.fault(Fault("store", hang_after=CUT))
+    simulator.roll_over("second")
+    assert hit(mirror, simulator, "third")
