@@ -1,7 +1,6 @@
 """One mirror, wired from a configuration. `mirror.serving` puts listeners before it."""
 
 import asyncio
-import functools
 import logging
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,12 +15,14 @@ from mirror.catalog import Catalog
 from mirror.config import Config, load_token
 from mirror.errors import ConfigError
 from mirror.http.admin_api import Health
+from mirror.http.client_api import Location
+from mirror.http.image_response import content_disposition
 from mirror.library import Library
 from mirror.metadata import ImageMetadata
-from mirror.retention import evictable
 from mirror.rollover import Bring, WhenStored
-from mirror.store.base import StoreUnavailable
-from mirror.store.disk import DiskStore
+from mirror.store.base import BlobStore, StoreUnavailable
+from mirror.stores import Stores, disk_store
+from mirror.stores import opened as opened_stores
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 
@@ -41,22 +42,34 @@ class Mirror:
     config: Config
     own: Own
     pool: ThreadPoolExecutor
-    store: DiskStore
+    stores: Stores
     upstream: Upstream | None
     catalog: Catalog
     access: Access
     library: Library
 
+    @property
+    def location(self) -> Location | None:
+        """Where clients are sent for an image that is in the bucket, when they are."""
+        bucket, s3 = self.stores.bucket, self.config.store.s3
+        if bucket is None or s3.serve == "proxy":
+            return None
+
+        async def location(metadata: ImageMetadata) -> str | None:
+            disposition = content_disposition(metadata.filename, f"{metadata.hash[:12]}.tar.gz")
+            return await bucket.location(metadata.hash, s3.presign_ttl, disposition)
+
+        return location
+
     async def health(self) -> Health:
-        """Whether the mirror can serve: without its store it still can pass images through, if there is an upstream."""
-        trouble = self.library.trouble
-        try:
-            await self.store.probe()
-        except StoreUnavailable as error:
-            trouble = error.message
-        if trouble is None:
-            return Health()
-        return Health(degraded=[trouble]) if self.upstream else Health(reasons=[trouble])
+        """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream."""
+        trouble = await self.stores.trouble()
+        said = list(trouble.values())
+        if self.library.trouble is not None and not said:
+            said.append(self.library.trouble)
+        if self.upstream is None and trouble.keys() == self.stores.places.keys():
+            return Health(reasons=said)
+        return Health(degraded=said)
 
 
 @asynccontextmanager
@@ -74,9 +87,10 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        store = disk_store(config, pool)
+        stores = await stack.enter_async_context(opened_stores(config, pool))
+        store = stores.front
         try:
-            await store.prepare()
+            await disk_store(config, pool).prepare()  # without a local copy, the place of notes
         except StoreUnavailable as error:
             if needs_store:
                 raise
@@ -111,7 +125,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             changed=catalog.expire,
         )
         stack.push_async_callback(library.stop)
-        yield Mirror(config, own, pool, store, upstream, catalog, access, library)
+        yield Mirror(config, own, pool, stores, upstream, catalog, access, library)
 
 
 def _forget_shown(config: Config) -> None:
@@ -129,19 +143,8 @@ def _upstream(config: Config, url: str, environ: Mapping[str, str]) -> Upstream:
     return Upstream(config.upstream, url, proxies)
 
 
-def disk_store(config: Config, pool: Executor) -> DiskStore:
-    """Make the store of a configuration; it touches nothing until it is asked to."""
-    return DiskStore(
-        config.store.path,
-        min_free=config.store.min_free,
-        max_size=config.store.max_size,
-        retention=functools.partial(evictable, keep=config.store.keep),
-        pool=pool,
-    )
-
-
 async def loaded_catalog(
-    config: Config, upstream: Upstream | None, store: DiskStore, pool: Executor, bring: Bring = lambda *_: None
+    config: Config, upstream: Upstream | None, store: BlobStore, pool: Executor, bring: Bring = lambda *_: None
 ) -> Catalog:
     """Make the catalog, with what an earlier process knew. `bring` fetches what clients get only when it is stored."""
     rollover = None

@@ -15,11 +15,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from mirror.errors import BadUpstream, Unavailable
 from mirror.metadata import ImageMetadata
+from mirror.source import Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable
 from mirror.store.shared_file import SharedFile
 from mirror.store.window import Window
-from mirror.upstream.source import Broken, Changed, Ended, Source
 from mirror.verdict import FillFailed, Reason, State, verdict_on
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class Fill:
     """The transfer of one image into its `journal`, and the `Body` of those who read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
-    which it gives up. `resumes` counts how often the source was opened anew,
-    `asked` says whether it gave anything at all.
+    which it gives up. `resumes` counts how often the source was opened anew, `origin` is where bytes came from last;
+    None as long as the source gave nothing.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Fill:
         self.state = State.RECEIVING if journal.ours else State.FOLLOWING
         self.failure: FillFailed | None = None
         self.resumes = 0
-        self.asked = False
+        self.origin: Origin | None = None
         self._source = source
         self._journal = journal
         self._holdback = holdback
@@ -101,12 +101,18 @@ class Fill:
 
     async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """See `Body.pieces`."""
-        assert isinstance(self._journal, Window)  # noqa: S101 - the bytes would be in a file
-        with self._journal.reader(start) as reader:
-            while reader.position < stop:
-                while (limit := self._limit()) <= reader.position:
-                    await self._wait(reader.position)
-                yield reader.take(min(stop, limit))
+        position = start
+        while position < stop:
+            journal = self._journal
+            async with journal.reader(position) as reader:
+                while position < stop and (journal is self._journal or position < journal.position):
+                    if (limit := self._limit()) <= position:
+                        await self._wait(position)
+                        continue
+                    own = limit if journal is self._journal else min(limit, journal.position)
+                    piece = await reader.take(min(stop, own))
+                    position += len(piece)
+                    yield piece
 
     async def answered(self) -> None:
         """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
@@ -212,6 +218,8 @@ class Fill:
             try:
                 await self._receive()
                 raise Ended("the transfer ends before the image is whole", definitive_after=2)
+            except Elsewhere:
+                continue
             except Broken as cut:
                 if self.position >= self.metadata.size:
                     return
@@ -234,7 +242,8 @@ class Fill:
     async def _receive(self) -> None:
         """Open the source where the journal ends and append what it gives, until it ends. Raises Broken and others."""
         async with self._source.open(self.position, self._journal.validator) as stream:
-            self._answered = self.asked = True
+            self._answered = True
+            self.origin = stream.origin
             self._moved()
             restarted = stream.offset < self.position
             digest = self._journal.digest().hexdigest()

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mirror import ls
-from mirror.app import disk_store
 from mirror.config import Config
 from mirror.errors import MirrorError, NotFound, UsageError
 from mirror.progress import Meter
 from mirror.store.disk import DiskStore
 from mirror.store.space import Collected
 from mirror.store.verification import Verdict, Verified
+from mirror.stores import disk_store
 from mirror.units import format_size
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")

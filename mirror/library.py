@@ -19,12 +19,12 @@ from mirror.caller import Caller, Own
 from mirror.errors import BadUpstream, MirrorError, NotFound
 from mirror.fill import OUT_OF_SPACE, Fill
 from mirror.metadata import ImageMetadata
-from mirror.store.base import BlobStore, Body, Partial, StoredImage, StoredInfo, StoreUnavailable
+from mirror.source import NoSource, Origin
+from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
-from mirror.upstream.source import NoSource
 from mirror.verdict import Reason, State
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,15 @@ class Library:
         """Why the store took no image when it was last asked to, in words; None when it did."""
         return self._trouble
 
-    async def stored(self, image_hash: str) -> StoredImage | None:
+    async def has(self, image_hash: str) -> bool:
+        """Whether that image is stored. A store that fails has none."""
+        try:
+            return await self._store.has(image_hash)
+        except StoreUnavailable as error:
+            self._failed(error)
+            return False
+
+    async def stored(self, image_hash: str) -> Body | None:
         """The stored image of that hash. Begins nothing. A store that fails has none."""
         try:
             return await self._store.open(image_hash)
@@ -134,10 +142,11 @@ class Library:
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
             journal = await self._begin(metadata, pass_through=pass_through)
-            if isinstance(journal, StoredImage):
+            if not isinstance(journal, Partial):
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
-            fill = Fill(metadata, source, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
+            nearest = self._store.source(metadata, journal, source)
+            fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             self._fills[metadata.hash] = _Running(fill, source)
             self._own_task(self._run(fill), f"fill {metadata.hash}")
             how = "began" if journal.ours else "is another process's: following it"
@@ -185,7 +194,7 @@ class Library:
         source.offer(caller)
         return source
 
-    async def _begin(self, metadata: ImageMetadata, *, pass_through: bool) -> Partial | StoredImage:
+    async def _begin(self, metadata: ImageMetadata, *, pass_through: bool) -> Partial | Body:
         try:
             journal = await self._store.begin(metadata)
         except StoreUnavailable as error:
@@ -260,7 +269,7 @@ class Library:
             fill.position,
             fill.failure,
         )
-        if fill.failure.reason is Reason.WRONG_BYTES and fill.asked:  # else they lay in the store
+        if fill.failure.reason is Reason.WRONG_BYTES and fill.origin is Origin.UPSTREAM:  # else they lay in the store
             self._wrong[image_hash] = deque((*self._wrong.get(image_hash, ()), self._wrong.timer()), DOOMED_FAILURES)
         if fill.failure.reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
             self._changed()

@@ -30,6 +30,8 @@ def set_up(config: Log, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines are about selectors
+    for library in ("botocore", "aiobotocore"):  # theirs show signatures and credentials
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirror.app import disk_store, loaded_catalog
+from mirror.app import loaded_catalog
 from mirror.config import Config
 from mirror.store.base import StoredInfo
 from mirror.store.disk import DiskStore
+from mirror.stores import disk_store
 from mirror.units import format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies

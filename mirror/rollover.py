@@ -96,7 +96,7 @@ class WhenStored:
 
     async def _has(self, metadata: ImageMetadata) -> bool:
         try:
-            return await self._store.open(metadata.hash) is not None
+            return await self._store.has(metadata.hash)
         except StoreUnavailable:
             return False
 

@@ -66,7 +66,9 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             await stack.enter_async_context(workers)
         else:
             port = await stack.enter_async_context(_client_listener(mirror, tls))
-        await stack.enter_async_context(Scrubber(mirror.store, config.store.scrub_interval).running())
+        await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
+        if mirror.stores.disk is not None:
+            await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())
         started.set()
         log.info(
             "serving %s from %s on %s://%s:%d, admin on http://%s:%d",
@@ -133,6 +135,7 @@ async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port:
         mirror.upstream,
         sender,
         passthrough=mirror.config.upstream.passthrough,
+        location=mirror.location,
     )
     clients = Listener(
         client_api,

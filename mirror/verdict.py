@@ -4,9 +4,9 @@ import logging
 from enum import StrEnum
 
 from mirror.errors import BadUpstream, MirrorError, Unavailable
+from mirror.source import Changed
 from mirror.store.base import Corrupt, Lost, StoreUnavailable
 from mirror.store.window import Abandoned
-from mirror.upstream.source import Changed
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ PREFIX: Final = "PPS_MIRROR__"
 _UNBUILT: Final = frozenset(
     {
         "upstream.max_rate",
-        "store.s3",
         "prefetch",
     }
 )

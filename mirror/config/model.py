@@ -146,6 +146,13 @@ class Config(Section):
     log: Log = Log()
 
     @model_validator(mode="after")
+    def _check_bucket(self) -> Self:
+        for key in ("serve", "local_copy"):
+            if not self.store.s3.bucket and getattr(self.store.s3, key) != getattr(S3(), key):
+                raise _conflict(f"store.s3.{key}", "needs store.s3.bucket as well")
+        return self
+
+    @model_validator(mode="after")
     def _check_together(self) -> Self:
         server, admin = self.server, self.admin
         if server.tls_cert and not server.tls_key:

@@ -12,12 +12,13 @@ from mirror.catalog import Catalog, Current, Freshness
 from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
-from mirror.http.image_response import bodied, bodiless
+from mirror.http.image_response import bodied, bodiless, redirection
 from mirror.http.sending import Sender
 from mirror.http.server import finish_headers
 from mirror.library import Found, Library, Opened
 from mirror.listing import describe
 from mirror.metadata import ImageMetadata, is_hash
+from mirror.source import Origin
 from mirror.turnstile import Turnstile
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 from mirror.verdict import FillFailed, Reason
@@ -49,8 +50,15 @@ _IMAGE_STATUS = {
 Route = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]
 
 
+Location = Callable[[ImageMetadata], Awaitable[str | None]]
+"""Where a stored image is to be had, for whoever has the URL; None when it is to be had here."""
+
+
 class ClientApi:
-    """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end."""
+    """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end.
+
+    `location` says where clients are sent for a stored image.
+    """
 
     def __init__(
         self,
@@ -61,12 +69,14 @@ class ClientApi:
         sender: Sender,
         *,
         passthrough: Sequence[str],
+        location: Location | None = None,
     ) -> None:
         self._access = access
         self._catalog = catalog
         self._library = library
         self._upstream = upstream
         self._sender = sender
+        self._location = location
         self._passing = Turnstile(
             PASSED_AT_ONCE,
             queue=1000,
@@ -157,15 +167,19 @@ class ClientApi:
             request.method, request.headers, etag=metadata.hash, modified=metadata.created, size=metadata.size
         )
         if request.method == "HEAD":  # begins nothing
-            status = _IMAGE_STATUS[Found.STORED] if await self._library.stored(metadata.hash) else "fwd=miss"
+            status = _IMAGE_STATUS[Found.STORED] if await self._library.has(metadata.hash) else "fwd=miss"
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
         if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
             return answer
+        if self._location is not None and (url := await self._location(metadata)):
+            self._library.serving(metadata.hash)
+            return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
         outside = self._access.outside(caller)
         opened = await self._library.open(metadata, outside, selection.start if isinstance(selection, Part) else 0)
         await self._answered(opened)
         self._library.serving(metadata.hash)
-        status = _IMAGE_STATUS[opened.found] + ("; detail=stale" if stale and opened.found is Found.STORED else "")
+        found = _found(opened)
+        status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
         response, start, stop = bodied(metadata, selection, status)
         finish_headers(request, response)
         await self._sender.send(request, response, opened.body, start, stop)
@@ -201,6 +215,16 @@ class ClientApi:
         if current is None or current.metadata.hash != image_hash:
             raise NotFound("no image of that hash is stored here, nor is it the current one; see " + IMAGES)
         return current.metadata
+
+
+def _found(opened: Opened) -> Found:
+    """How the image was come by, now that it is known where the fill gets its bytes."""
+    if opened.fill is not None and opened.found is not Found.PASSED:
+        if opened.fill.origin is Origin.STORE:
+            return Found.STORED
+        if opened.fill.origin is Origin.REPLICA:
+            return Found.JOINED
+    return opened.found
 
 
 def _caller(request: web.BaseRequest) -> Caller:

@@ -56,6 +56,15 @@ def bodiless(metadata: ImageMetadata, selection: Selection, cache_status: str) -
     return None
 
 
+def redirection(metadata: ImageMetadata, url: str, cache_status: str) -> web.Response:
+    """The 302 to where the image's bytes are; nobody may keep that URL."""
+    headers = image_headers(metadata, cache_status)
+    del headers["Content-Type"], headers["Content-Disposition"], headers["Accept-Ranges"]
+    headers["Location"] = url
+    headers["Cache-Control"] = "no-store"
+    return web.Response(status=302, headers=headers)
+
+
 def bodied(metadata: ImageMetadata, selection: Selection, cache_status: str) -> tuple[web.StreamResponse, int, int]:
     """The 200 or 206 that is to be sent, and the bytes [start, stop) that go with it."""
     response = web.StreamResponse(headers=image_headers(metadata, cache_status))

@@ -20,7 +20,7 @@ from contextlib import aclosing, contextmanager
 
 from aiohttp import web
 
-from mirror.store.base import BLOCK, Body, FellBehind
+from mirror.store.base import BLOCK, Body, Cut
 from mirror.store.shared_file import SharedFile
 from mirror.verdict import FillFailed
 
@@ -79,7 +79,7 @@ class Sender:
                 await self._send_pieces(request, response, body, start, stop)
         except ConnectionError:
             log.debug("the client left after %d bytes", request["sent"])
-        except (FillFailed, FellBehind) as failure:
+        except (FillFailed, Cut) as failure:
             log.warning("request %s: reset after %d bytes: %s", request["id"], request["sent"], failure)
             reset(request)
         except OSError as error:

@@ -6,12 +6,14 @@ has one appender, any number of readers, and either gets its name (published) or
 
 import hashlib
 from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mirror.errors import Unavailable
 from mirror.metadata import ImageMetadata
+from mirror.source import Source
 from mirror.store.shared_file import SharedFile
 
 BLOCK = 2 << 20
@@ -30,11 +32,22 @@ class Corrupt(Exception):
         super().__init__(f"expected sha256 {expected}, received {received}")
 
 
+def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> None:
+    """Raise Corrupt unless `position` bytes with that digest are the image."""
+    received = digest.hexdigest()
+    if position != metadata.size or received != metadata.hash:
+        raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")
+
+
 class Lost(Exception):
     """The journal that was followed is gone, and did not become the image: another process put it away."""
 
 
-class FellBehind(Exception):
+class Cut(Exception):
+    """A reader cannot be given what follows; its client must notice."""
+
+
+class FellBehind(Cut):
     """A reader was too slow for a journal that keeps only what came last."""
 
 
@@ -58,7 +71,7 @@ class Body(Protocol):
     def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """Give the bytes [start, stop) one after another, as they become available: those that are in no file.
 
-        Raises FillFailed, or FellBehind when they were not taken in time.
+        Raises FillFailed, or Cut.
         """
 
 
@@ -86,13 +99,17 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInfo:
-    """A line of the list of stored images. `verified_at` is None when the file is not the one that was verified."""
+    """A line of the list of stored images. `verified_at` is None when the file is not the one that was verified.
+
+    `places` are where it is: disk, bucket.
+    """
 
     metadata: ImageMetadata
     stored_at: datetime
     last_served_at: datetime | None
     pinned: bool
     verified_at: datetime | None = None
+    places: tuple[str, ...] = ("disk",)
 
 
 class Retention(Protocol):
@@ -104,6 +121,7 @@ class Retention(Protocol):
         """`current` and what is being `read` are hashes."""
 
 
+@runtime_checkable
 class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
@@ -111,8 +129,13 @@ class Partial(Protocol):
     without a file is a `mirror.store.window.Window`. While it is not `ours` another process appends to it.
     """
 
-    position: int
-    validator: str | None
+    @property
+    def position(self) -> int:
+        """Bytes that are appended and digested."""
+
+    @property
+    def validator(self) -> str | None:
+        """Upstream's validator (a strong ETag), for `If-Range`."""
 
     @property
     def file(self) -> SharedFile | None:
@@ -125,6 +148,9 @@ class Partial(Protocol):
     @property
     def published(self) -> bool:
         """Whether the process that we followed has published it."""
+
+    def reader(self, offset: int) -> AbstractAsyncContextManager["Reader"]:
+        """Read along from `offset`, when there is no file."""
 
     async def recover(self) -> bool:
         """Come by a further part of what others leave, and move `position`; True while there is more to come.
@@ -155,20 +181,33 @@ class Partial(Protocol):
         """Let go of the journal as it is: published, put away, or to be resumed by the next fill."""
 
 
+class Reader(Protocol):
+    """One who reads along in a journal without a file."""
+
+    async def take(self, stop: int) -> bytes:
+        """Take the next bytes, at least one, up to `stop` at most; they are there. Raises Cut."""
+
+
 class BlobStore(Protocol):
     """A store of images."""
 
-    async def open(self, image_hash: str) -> StoredImage | None:
+    async def open(self, image_hash: str) -> Body | None:
         """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+
+    async def has(self, image_hash: str) -> bool:
+        """Whether clients need not wait for upstream to get that image whole. Raises StoreUnavailable."""
 
     async def probe(self) -> None:
         """Try to write. Raises StoreUnavailable when that fails."""
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | StoredImage:
+    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
         """Begin, resume or follow the journal of an image, having made sure there is room for all of it.
 
         Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store).
         """
+
+    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
+        """Where the fill into that journal gets its bytes: from `upstream`, or from where the store has them nearer."""
 
     async def make_room(self, wanted: int) -> bool:
         """Try to free that many bytes for a fill that found the store full; whether there is room now."""

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mirror.metadata import ImageMetadata, is_hash
-from mirror.store.base import Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.source import Source
+from mirror.store.base import Partial, Retention, StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import sync_directory
 from mirror.store.layout import Layout
 from mirror.store.partial_file import PartialFile, lock
@@ -85,9 +86,17 @@ class DiskStore:
             image = self._in_use.setdefault(identity, opened)
         return image
 
+    async def has(self, image_hash: str) -> bool:
+        """See `BlobStore.has`."""
+        return await self.open(image_hash) is not None
+
     async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
         """See `BlobStore.begin`."""
         return await self._run(self._begin, metadata)
+
+    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
+        """See `BlobStore.source`: there is no nearer place."""
+        return upstream
 
     async def make_room(self, wanted: int) -> bool:
         """See `BlobStore.make_room`. It evicts nothing when it may not evict enough."""

@@ -8,10 +8,10 @@ and size are verified as ever before the last bytes are given out.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import Corrupt, FellBehind
+from mirror.store.base import FellBehind, check
 
 SIZE = 8 << 20
 """Bytes kept; more than an `Appender` hands over at once."""
@@ -51,9 +51,9 @@ class Window:
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
 
-    @contextlib.contextmanager
-    def reader(self, offset: int) -> Iterator["Reader"]:
-        """Read along from `offset`."""
+    @contextlib.asynccontextmanager
+    async def reader(self, offset: int) -> AsyncIterator["Reader"]:
+        """See `Partial.reader`."""
         reader = Reader(self, offset)
         self._readers.add(reader)
         try:
@@ -93,9 +93,7 @@ class Window:
 
     async def publish(self) -> None:
         """See `Partial.publish`: verifies, and that is all."""
-        received = self._digest.hexdigest()
-        if self.position != self._metadata.size or received != self._metadata.hash:
-            raise Corrupt(f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{received} ({self.position} bytes)")
+        check(self._metadata, self.position, self._digest)
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`: nothing is kept."""
@@ -154,8 +152,8 @@ class Reader:
         self._window = window
         window.stir()
 
-    def take(self, stop: int) -> bytes:
-        """Take bytes up to `stop` at most, at least one; they are there. Raises FellBehind."""
+    async def take(self, stop: int) -> bytes:
+        """See `mirror.store.base.Reader.take`. Raises FellBehind."""
         piece = self._window.read(self.position, stop)
         self.position += len(piece)
         self._window.stir()

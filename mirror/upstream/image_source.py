@@ -9,10 +9,10 @@ import aiohttp
 from mirror.caller import Caller
 from mirror.errors import BadUpstream
 from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.source import Broken, Changed, Stream
 from mirror.upstream.client import ImageResponse, Upstream, refused, retry_after
 from mirror.upstream.line import reason
 from mirror.upstream.proxies import ProxyFailed
-from mirror.upstream.source import Broken, Changed, Stream
 
 PATIENCE = 4
 """How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.

@@ -12,9 +12,9 @@ from mirror import fill as fill_module
 from mirror.errors import BadUpstream, NotFound
 from mirror.fill import Fill
 from mirror.metadata import ImageMetadata
+from mirror.source import Broken, Changed
 from mirror.store.base import Body, Partial, StoredImage
 from mirror.store.disk import DiskStore
-from mirror.upstream.source import Broken, Changed
 from mirror.verdict import FillFailed, Reason, State
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 

@@ -32,10 +32,10 @@ async def fill(window: Window, pace: int = 300) -> None:
 async def read_all(window: Window, start: int = 0, pause: float = 0.0) -> bytes:
     """Read along to the end as quickly as there is something, or with a pause at each step."""
     received = b""
-    with window.reader(start) as reader:
+    async with window.reader(start) as reader:
         while reader.position < len(IMAGE):
             if reader.position < window.position:
-                received += reader.take(window.position)
+                received += await reader.take(window.position)
             await asyncio.sleep(pause)
     return received
 
@@ -59,13 +59,13 @@ async def test_the_line_waits_for_the_only_reader() -> None:
 
 async def test_a_reader_that_others_wait_for_falls_behind_when_their_patience_is_over() -> None:
     window = Window(METADATA)
-    with window.reader(0) as stalled:
+    async with window.reader(0) as stalled:
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             quick = group.create_task(read_all(window))
             group.create_task(fill(window))
         assert quick.result() == IMAGE
         with pytest.raises(FellBehind):
-            stalled.take(len(IMAGE))
+            await stalled.take(len(IMAGE))
 
 
 async def test_a_reader_of_a_later_range_makes_nobody_fall_behind() -> None:
@@ -79,17 +79,18 @@ async def test_a_reader_of_a_later_range_makes_nobody_fall_behind() -> None:
 
 async def test_who_comes_when_the_first_bytes_have_gone_is_told_so() -> None:
     window = Window(METADATA)
-    with window.reader(0) as reader:
+    async with window.reader(0) as reader:
         await window.append([IMAGE[:900]])
         while reader.position < 900:
-            reader.take(900)
+            await reader.take(900)
         await window.append([IMAGE[900:1500]])
         assert window.start == 500
-        with window.reader(499) as late, pytest.raises(FellBehind):
-            late.take(1500)
-        with window.reader(500) as late:
-            assert late.take(1500) == IMAGE[500:1000]  # up to the end of the ring
-            assert late.take(1500) == IMAGE[1000:1500]
+        async with window.reader(499) as late:
+            with pytest.raises(FellBehind):
+                await late.take(1500)
+        async with window.reader(500) as late:
+            assert await late.take(1500) == IMAGE[500:1000]  # up to the end of the ring
+            assert await late.take(1500) == IMAGE[1000:1500]
 
 
 async def test_the_first_bytes_stay_for_those_who_come_together(monkeypatch: pytest.MonkeyPatch) -> None:

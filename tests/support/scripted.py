@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mirror.metadata import ImageMetadata
 from mirror.retention import evictable
+from mirror.source import Broken, Stream
 from mirror.store.disk import DiskStore
-from mirror.upstream.source import Broken, Stream
 
 
 def metadata_of(image: bytes, name: str = "image.tar.gz") -> ImageMetadata:
@@ -54,7 +54,7 @@ class ScriptedSource:
 
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
-        """See `mirror.upstream.source.Source.open`."""
+        """See `mirror.source.Source.open`."""
         self.asked.append((offset, validator))
         act = self.script.pop(0) if self.script else Opening(len(self.image), clean=True)
         if act.error is not None:

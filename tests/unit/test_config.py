@@ -65,14 +65,6 @@ def test_the_example_file_says_of_every_key_what_it_is_for(key: str) -> None:
     ("key", "other"),
     [
         ("upstream.max_rate", "50MB/s"),
-        ("store.s3.bucket", "images"),
-        ("store.s3.prefix", "x/"),
-        ("store.s3.endpoint_url", "http://s3:9000"),
-        ("store.s3.region", "eu-west-1"),
-        ("store.s3.serve", "redirect"),
-        ("store.s3.presign_ttl", "10m"),
-        ("store.s3.public_endpoint_url", "https://s3.example.com"),
-        ("store.s3.local_copy", "false"),
         ("prefetch.enabled", "true"),
         ("prefetch.interval", "1h"),
         ("prefetch.window", "22:00-06:00"),
@@ -99,7 +91,7 @@ def test_the_refusal_says_which_value_is_allowed(complaint: Complain) -> None:
         "m.toml: upstream.max_rate = '1MB/s' is not built yet in this version; remove it or set it to \"\""
     )
     assert complaint("[prefetch]\ninterval = '1h'").endswith('set it to "15m"')
-    assert complaint("[store.s3]\nlocal_copy = false").endswith("set it to true")
+    assert complaint("[prefetch]\nenabled = true").endswith("set it to false")
 
 
 def test_a_value_not_built_yet_may_be_set_to_its_default(tmp_path: Path) -> None:
@@ -255,6 +247,8 @@ def test_a_bare_star_in_redirect_hosts_means_any_host(tmp_path: Path, complaint:
         ("[store.s3]\nbucket = '/x'", "store.s3.bucket = '/x': expected a bucket name"),
         ("[store.s3]\nprefix = '/x'", "store.s3.prefix = '/x': expected a key prefix"),
         ("[store.s3]\npresign_ttl = '8d'", "store.s3.presign_ttl = '8d': expected a duration from 1s to 7d"),
+        ("[store.s3]\nlocal_copy = false", "store.s3.local_copy = False needs store.s3.bucket as well"),
+        ("[store.s3]\nserve = 'redirect'", "store.s3.serve = 'redirect' needs store.s3.bucket as well"),
         ("[store.s3]\nlocal_copy = 1", "store.s3.local_copy = 1: expected true or false"),
         ("[prefetch]\nwindow = '22-6'", "prefetch.window = '22-6': expected two different times of day"),
         ("[auth]\nmode = 'tokns'", "auth.mode = 'tokns': expected 'upstream', 'tokens' or 'open'"),

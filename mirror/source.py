@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from mirror.caller import Caller
@@ -40,17 +41,30 @@ class Changed(Exception):
         self.ours_is_wrong = ours_is_wrong
 
 
+class Elsewhere(Exception):
+    """What follows is to be had from another place: open the source again, at once. Nothing went wrong."""
+
+
+class Origin(Enum):
+    """Where bytes come from, as far as clients are told."""
+
+    UPSTREAM = "upstream"
+    REPLICA = "another replica's fill"
+    STORE = "the store"
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Bytes of the image from `offset` on: the one asked for, or 0 when the source cannot begin there.
 
     `validator` is the object's strong ETag, for resuming; None when it has none. `pieces` ends at the end of the
-    transfer as the protocol declares it, and raises Broken when the transfer is cut.
+    transfer as the protocol declares it, and raises Broken when the transfer is cut, or Elsewhere.
     """
 
     offset: int
     validator: str | None
     pieces: AsyncIterator[bytes]
+    origin: Origin = Origin.UPSTREAM
 
 
 class Source(Protocol):

@@ -1,0 +1,383 @@
+"""The objects of one bucket below one prefix: what S3 offers, typed, and its failures as BucketFailed, in words.
+
+Only what all servers agree on is relied upon. `read` goes on by itself where a connection broke.
+"""
+
+import asyncio
+import io
+import itertools
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
+
+from mirror.config import S3
+from mirror.store.s3.trouble import TROUBLE, BucketFailed, failed
+
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 20.0
+"""Seconds to a connection, and between two bytes."""
+
+ANSWER = 15.0
+"""Seconds for a request without a large body, with all its repetitions: clients may be waiting."""
+
+SLOWEST = 128 << 10
+"""Bytes per second at which a server has to take what is written."""
+
+SPARED = 5.0
+"""Seconds for which a server that did not answer is not asked again, so that not every client has to find out."""
+
+CONNECTIONS = 1024
+"""Connections at a time: each download that streams from the bucket has one."""
+
+PIECE = 256 << 10
+"""Bytes given at a time, at most."""
+
+PATIENCE = 60.0
+"""Seconds without a byte after which `read` gives up."""
+
+_ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
+_CONDITION = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
+_UNSUPPORTED = frozenset({"501", "NotImplemented"})
+
+
+class ConditionFailed(Exception):
+    """Another writer was first."""
+
+
+class NotSupported(Exception):
+    """The server does not know what was asked for."""
+
+
+class Gone(Exception):
+    """There is no such object, or not that version of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of an object: its `etag` as the server wrote it, `size` in bytes, when it was written."""
+
+    etag: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing; `name` is its key without the prefix."""
+
+    name: str
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A small object: its bytes, its version, and what time it was at the server."""
+
+    data: bytes
+    version: Version
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A multipart upload that was neither completed nor aborted."""
+
+    name: str
+    upload: str
+    began: datetime
+
+
+class Bucket:
+    """`config.bucket` below `config.prefix`; names are keys without the prefix. A context manager.
+
+    Credentials come from the standard chain of AWS's libraries. Every method raises BucketFailed.
+    """
+
+    def __init__(self, config: S3) -> None:
+        assert config.bucket is not None  # noqa: S101 - else there is no such store
+        self.name = config.bucket
+        self.quoted = True
+        self._config = config
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._signer: Any = None
+        self._spared: tuple[float, BucketFailed] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the client; the server is not asked yet."""
+        self._client = await self._stack.enter_async_context(self._make(self._config.endpoint_url))
+        self._signer = self._client
+        if self._config.public_endpoint_url:
+            self._signer = await self._stack.enter_async_context(self._make(self._config.public_endpoint_url))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        await self._stack.aclose()
+
+    async def credentials(self) -> str | None:
+        """Where the credentials come from, in the words of AWS's libraries; None when there are none."""
+        try:
+            found = await get_session().get_credentials()
+        except TROUBLE as error:
+            raise failed(error, self.name, "finding credentials") from error
+        return str(found.method) if found else None
+
+    # Small objects
+
+    async def head(self, name: str) -> Version | None:
+        """The object's version; None when there is none."""
+        async with self._asking("HeadObject"):
+            return _version(await self._client.head_object(**self._object(name)))
+        return None
+
+    async def get(self, name: str) -> Answer | None:
+        """A small object; None when there is none."""
+        async with self._asking("GetObject"):
+            answer = await self._client.get_object(**self._object(name))
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            async with answer["Body"] as body:
+                return Answer(await body.read(), _version(answer), now)
+        return None
+
+    async def put(self, name: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None) -> str:
+        """Write a whole object; its ETag. Raises ConditionFailed, and NotSupported for a condition."""
+        conditions: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else {}
+        if if_etag is not None:
+            conditions = {"IfMatch": self.condition(if_etag)}
+        async with self._asking("PutObject", seconds=ANSWER + len(data) / SLOWEST, absent=if_etag is not None):
+            answer = await self._client.put_object(**self._object(name), Body=io.BytesIO(data), **conditions)
+            return str(answer["ETag"])
+        raise ConditionFailed("PutObject")  # the object that was to have that ETag has gone
+
+    async def delete(self, name: str, *, if_etag: str | None = None) -> None:
+        """Remove an object, if there is one. Some servers do not heed `if_etag`. Raises ConditionFailed."""
+        condition = {"IfMatch": self.condition(if_etag)} if if_etag is not None else {}
+        async with self._asking("DeleteObject"):
+            await self._client.delete_object(**self._object(name), **condition)
+
+    async def list(self, beginning: str) -> AsyncIterator[Listed]:
+        """All objects whose name begins so, in order."""
+        token: dict[str, str] = {}
+        while True:
+            async with self._asking("ListBucket", absent=False):
+                page = await self._client.list_objects_v2(
+                    Bucket=self.name, Prefix=self._config.prefix + beginning, **token
+                )
+            for found in page.get("Contents", ()):
+                version = Version(found["ETag"], found["Size"], found["LastModified"])
+                yield Listed(found["Key"].removeprefix(self._config.prefix), version)
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def now(self) -> datetime:
+        """What time it is at the server; also shows that it answers and the bucket is there."""
+        async with self._asking("ListBucket", absent=False):
+            page = await self._client.list_objects_v2(Bucket=self.name, Prefix=self._config.prefix, MaxKeys=1)
+            return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+        raise AssertionError
+
+    def condition(self, etag: str) -> str:
+        """An ETag as this server wants it in If-Match: most with quotes, Ceph without."""
+        return etag if self.quoted else etag.strip('"')
+
+    # Large objects
+
+    async def read(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        etag: str | None = None,
+        *,
+        patience: float = PATIENCE,
+        seen: Callable[[str], None] = lambda _: None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the bytes [start, stop) of an object, going on where a connection broke, in the version `etag`.
+
+        Without one it is the version that is there first; `seen` is told. Raises Gone, and BucketFailed when there is
+        no byte for `patience` seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        progressed = clock()
+        for attempt in itertools.count():
+            try:
+                async with self._opened(name, start, stop) as (found, body):
+                    if etag is not None and found != etag:
+                        raise Gone(f"{name} is another version now")
+                    if etag is None:
+                        seen(etag := found)
+                    while start < stop and (piece := await body.read(min(PIECE, stop - start))):
+                        start += len(piece)
+                        progressed, attempt = clock(), 0
+                        yield piece
+            except TROUBLE as error:
+                trouble = failed(error, self.name, "GetObject")
+            except BucketFailed as error:
+                trouble = error
+            else:
+                trouble = BucketFailed(f"the bucket {self.name} cannot be used: {name} ends early")
+            if start >= stop:
+                return
+            if clock() - progressed > patience:
+                raise trouble
+            await asyncio.sleep(min(5.0, 0.1 * 2.0 ** min(attempt, 6)) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    @asynccontextmanager
+    async def _opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, Any]]:
+        answer = None
+        async with self._asking("GetObject"):
+            answer = await self._client.get_object(**self._object(name), Range=f"bytes={start}-{stop - 1}")
+        if answer is None:
+            raise Gone(f"{name} is not there any more")
+        async with answer["Body"] as body:
+            yield str(answer["ETag"]), body
+
+    # Multipart uploads
+
+    async def begin_upload(self, name: str) -> str:
+        """Begin one; its id."""
+        async with self._asking("CreateMultipartUpload", absent=False):
+            answer = await self._client.create_multipart_upload(
+                **self._object(name), ContentType="application/octet-stream"
+            )
+            return str(answer["UploadId"])
+        raise AssertionError
+
+    async def copy_part(self, name: str, upload: str, number: int, source: str, etag: str) -> str:
+        """Let the server copy an object of that version into the upload, as part `number` (1 and up); the part's ETag.
+
+        Raises Gone, NotSupported.
+        """
+        answer = None
+        async with self._asking("UploadPartCopy", seconds=10 * ANSWER):
+            answer = await self._client.upload_part_copy(
+                **self._object(name),
+                UploadId=upload,
+                PartNumber=number,
+                CopySource={"Bucket": self.name, "Key": self._config.prefix + source},
+                CopySourceIfMatch=etag,
+            )
+        if answer is None:
+            raise Gone(f"{source} or the upload is not there any more")
+        return str(answer["CopyPartResult"]["ETag"])
+
+    async def upload_part(self, name: str, upload: str, number: int, data: bytes) -> str:
+        """Write part `number` (1 and up); its ETag. Raises Gone."""
+        answer = None
+        async with self._asking("UploadPart", seconds=ANSWER + len(data) / SLOWEST):
+            answer = await self._client.upload_part(
+                **self._object(name), UploadId=upload, PartNumber=number, Body=io.BytesIO(data)
+            )
+        if answer is None:
+            raise Gone("the upload is not there any more")
+        return str(answer["ETag"])
+
+    async def complete_upload(self, name: str, upload: str, etags: Sequence[str]) -> None:
+        """Make the parts one object. Raises Gone."""
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+        done = False
+        async with self._asking("CompleteMultipartUpload", seconds=10 * ANSWER):
+            await self._client.complete_multipart_upload(
+                **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+            done = True
+        if not done:
+            raise Gone("the upload is not there any more")
+
+    async def abort_upload(self, name: str, upload: str) -> None:
+        """Give up an upload, if there is one."""
+        async with self._asking("AbortMultipartUpload"):
+            await self._client.abort_multipart_upload(**self._object(name), UploadId=upload)
+
+    async def uploads(self, beginning: str) -> Sequence[Unfinished]:
+        """The uploads of names that begin so: the first thousand."""
+        async with self._asking("ListBucketMultipartUploads", absent=False):
+            page = await self._client.list_multipart_uploads(Bucket=self.name, Prefix=self._config.prefix + beginning)
+            return [
+                Unfinished(found["Key"].removeprefix(self._config.prefix), found["UploadId"], found["Initiated"])
+                for found in page.get("Uploads", ())
+                if found["Key"].startswith(self._config.prefix + beginning)
+            ]
+        raise AssertionError
+
+    # Pre-signed URLs
+
+    async def presign(self, name: str, seconds: float, disposition: str) -> str:
+        """A URL with which anybody may GET the object for that long, at the public endpoint. It is a secret."""
+        async with self._asking("signing", absent=False):
+            return str(
+                await self._signer.generate_presigned_url(
+                    "get_object",
+                    Params={**self._object(name), "ResponseContentDisposition": disposition},
+                    ExpiresIn=int(seconds),
+                )
+            )
+        raise AssertionError
+
+    # How it is asked
+
+    def _object(self, name: str) -> Mapping[str, str]:
+        return {"Bucket": self.name, "Key": self._config.prefix + name}
+
+    def _make(self, endpoint: str | None) -> Any:
+        config = AioConfig(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            max_pool_connections=CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            signature_version="s3v4",
+            # Servers that are not Amazon's seldom have a name for each bucket.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # Older servers refuse the checksums of newer clients (Ceph 411, Swift 501, over https).
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            user_agent_extra="pps-mirror",
+        )
+        # A region must be named to sign; servers that are not Amazon's take any.
+        region = self._config.region or (None if not endpoint else _region() or "us-east-1")
+        return get_session().create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+    @asynccontextmanager
+    async def _asking(self, operation: str, *, seconds: float = ANSWER, absent: bool = True) -> AsyncIterator[None]:
+        """Give a failure its words. What is not there is passed over when that may be (`absent`)."""
+        clock = asyncio.get_running_loop().time
+        if self._spared is not None and clock() < self._spared[0]:
+            raise BucketFailed(self._spared[1].message)  # a new one: a traceback grows with each who raises it
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _CONDITION:
+                raise ConditionFailed(operation) from error
+            if code in _UNSUPPORTED:
+                raise NotSupported(operation) from error
+            if code not in _ABSENT or not absent:
+                raise failed(error, self.name, operation) from error
+        except TROUBLE as error:
+            trouble = failed(error, self.name, operation)
+            if isinstance(error, TimeoutError):
+                self._spared = clock() + SPARED, trouble
+            raise trouble from error
+
+
+def _version(answer: Mapping[str, Any]) -> Version:
+    return Version(str(answer["ETag"]), int(answer["ContentLength"]), answer["LastModified"])
+
+
+def _region() -> str | None:
+    region = get_session().get_config_variable("region")
+    return str(region) if region else None

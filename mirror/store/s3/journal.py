@@ -1,0 +1,202 @@
+"""The journal of a fill that leaves nothing on the disk: its last parts are in memory, the earlier ones in the bucket.
+
+It does not outrun the bucket: what has not landed there stays in memory, and there is little room. Readers near the
+position take what they want from memory; those behind read the parts, and after publishing the image, from the bucket.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+
+from mirror.metadata import ImageMetadata
+from mirror.store.base import Cut, check
+from mirror.store.s3 import parts
+from mirror.store.s3.bucket import PIECE, Bucket, Gone
+from mirror.store.s3.course import Course, Readable
+from mirror.store.s3.trouble import BucketFailed
+
+KEPT = 3
+"""Parts in memory, at most: one that grows, and two on their way into the bucket."""
+
+LANDING = 30.0
+"""Seconds that a part may take to land before the bucket counts as failing, and the fill goes on without it."""
+
+PUBLISHING = 20.0
+"""Seconds that readers wait for the image to have its name in the bucket; its bytes are verified already."""
+
+
+class PartsJournal:
+    """A `Partial`, and its `course` through the bucket. `sure` verifies the image's object as it was stored."""
+
+    file = None
+    ours = True
+    published = False
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        metadata: ImageMetadata,
+        course: Callable[[ImageMetadata, Readable], Course],
+        sure: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.course = course(metadata, self)
+        self.position = 0
+        self.validator: str | None = None
+        self.part_size = parts.part_size(metadata.size)
+        self.named = False
+        self.bucket = bucket
+        self.metadata = metadata
+        self.sure = sure
+        self._digest = hashlib.sha256()
+        self._parts: dict[int, bytearray | bytes] = {}
+
+    async def recover(self) -> bool:
+        """See `Partial.recover`: what is in the bucket comes by the source."""
+        return False
+
+    async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See `Partial.append`; waits until the bucket has taken earlier parts."""
+        loop = asyncio.get_running_loop()
+        for whole in pieces:
+            piece = memoryview(whole)
+            while piece:
+                number, first = divmod(self.position, self.part_size)
+                if first == 0:
+                    await self._make_room(number)
+                fitting = piece[: self.part_size - first]
+                await loop.run_in_executor(None, self._write, number, fitting)
+                self.position += len(fitting)
+                piece = piece[len(fitting) :]
+        self.course.moved()
+
+    def digest(self) -> "hashlib._Hash":
+        """See `Partial.digest`."""
+        return self._digest.copy()
+
+    async def remember(self, validator: str | None) -> None:
+        """See `Partial.remember`: the lease says it to whoever goes on."""
+        self.validator = validator
+
+    async def publish(self) -> None:
+        """See `Partial.publish`. What is verified is given out even if the bucket does not take it."""
+        check(self.metadata, self.position, self._digest)
+        settling = self.course.settle()
+        settling.add_done_callback(self._settled)
+        await asyncio.wait([settling], timeout=PUBLISHING)
+
+    async def quarantine(self) -> None:
+        """See `Partial.quarantine`: wrong parts stay in the bucket for a day, and nobody takes them up."""
+        await self.course.wrong()
+
+    async def discard(self) -> None:
+        """See `Partial.discard`."""
+        await self.course.wrong()
+
+    async def close(self) -> None:
+        """See `Partial.close`."""
+        await self.course.close()
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), which lie in one part. Raises OSError when they are not in memory any more."""
+        number, first = divmod(start, self.part_size)
+        if (part := self._parts.get(number)) is None:
+            raise OSError(errno.ESTALE, "the bytes have left memory")
+        if first == 0 and isinstance(part, bytes) and len(part) == stop - start:
+            return part
+        return bytes(memoryview(part)[first : first + stop - start])
+
+    def near(self, offset: int) -> bool:
+        """Whether the byte at `offset` is in memory."""
+        return offset // self.part_size in self._parts and offset < self.position
+
+    @contextlib.asynccontextmanager
+    async def reader(self, offset: int) -> AsyncIterator["PartsReader"]:
+        """Read along from `offset`."""
+        reader = PartsReader(self, offset)
+        try:
+            yield reader
+        finally:
+            await reader.leave()
+
+    async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """Give the bytes [start, stop), or the first of them, from the bucket. Raises Gone, BucketFailed."""
+        if self.named:
+            name, first, last = f"images/{self.metadata.hash}", start, stop
+        else:
+            number, first, last = next(parts.spans(start, stop, self.part_size))
+            fill = self.course.writer(number)
+            if fill is None:
+                raise Gone("it was never there")
+            name = parts.name(self.metadata.hash, fill, number)
+        async for piece in self.bucket.read(name, first, last):
+            yield piece
+
+    def _settled(self, settling: "asyncio.Task[bool]") -> None:
+        self.named = not settling.cancelled() and settling.result()
+
+    def _write(self, number: int, piece: memoryview) -> None:
+        part = self._parts.setdefault(number, bytearray())
+        assert isinstance(part, bytearray)  # noqa: S101 - it is not full yet
+        part += piece
+        self._digest.update(piece)
+        if len(part) == self.part_size:
+            self._parts[number] = bytes(part)
+
+    async def _make_room(self, number: int) -> None:
+        while len(self._parts) >= KEPT:
+            oldest = min(self._parts)
+            if (upload := self.course.upload) is not None and not await upload.landed(oldest, LANDING):
+                raise OSError(errno.EIO, "the bucket takes nothing")
+            del self._parts[oldest]
+
+
+class PartsReader:
+    """One who reads along from `position` on."""
+
+    def __init__(self, journal: PartsJournal, position: int) -> None:
+        self.position = position
+        self._journal = journal
+        self._borrowed = False
+        self._stream: AsyncGenerator[bytes, None] | None = None
+
+    async def take(self, stop: int) -> bytes:
+        """Take bytes up to `stop` at most, at least one; they are there. Raises Cut."""
+        journal = self._journal
+        if self._borrowed and stop == journal.metadata.size:
+            piece = await self._borrow(stop)  # to its end: its last bytes wait until the object is known to be right
+        elif journal.near(self.position):
+            await self.leave()
+            end = min(stop, self.position + PIECE, (self.position // journal.part_size + 1) * journal.part_size)
+            piece = await journal.read(self.position, end)
+        else:
+            piece = await self._borrow(stop)
+        self.position += len(piece)
+        return piece
+
+    async def leave(self) -> None:
+        """Let go of a connection to the bucket."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.aclose()
+
+    async def _borrow(self, stop: int) -> bytes:
+        """Take what has left memory from the bucket, and its last bytes when they are known to be right."""
+        journal = self._journal
+        self._borrowed = True
+        last = max(0, journal.metadata.size - PIECE)
+        if self.position < last:
+            stop = min(stop, last)
+        for _ in range(3):
+            try:
+                if stop > last:
+                    await journal.sure()
+                if self._stream is None:
+                    self._stream = journal.behind(self.position, stop)
+                return await anext(self._stream)
+            except (StopAsyncIteration, Gone):  # at its end; or the image has got its name and the parts went
+                await self.leave()
+            except BucketFailed as error:
+                raise Cut(f"what has left memory cannot be had: {error}") from error
+        raise Cut("what has left memory is not in the bucket any more")

@@ -1,0 +1,151 @@
+"""Who of the replicas that share a bucket fetches an image: at most one, as far as the server heeds conditions.
+
+`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock. It
+also says how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a
+holder that lost it and does not know yet does no harm.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from mirror.store.s3.bucket import Bucket, ConditionFailed
+
+LEASE = 30.0
+"""Seconds for which a lease is valid unless renewed."""
+
+
+class LeaseLost(Exception):
+    """Another replica has taken the lease over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the holder says of its fill. `fill` is its id; `position` bytes are in parts of `part_size` bytes.
+
+    `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
+    goes on. The lease is free when it was `released`, and when the fill `failed`: that says in words why its parts are
+    worth nothing.
+    """
+
+    fill: str
+    part_size: int
+    position: int = 0
+    owners: tuple[str, ...] = ()
+    validator: str | None = None
+    released: bool = False
+    failed: str | None = None
+
+    def encode(self) -> bytes:
+        """Write it as JSON; owners as runs."""
+        runs = [[owner, len(list(run))] for owner, run in groupby(self.owners)]
+        fields = {
+            "fill": self.fill,
+            "partSize": self.part_size,
+            "position": self.position,
+            "parts": runs,
+            "validator": self.validator,
+            "released": self.released,
+            "failed": self.failed,
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Note | None":
+        """Read it; None when it is no such note."""
+        try:
+            fields = json.loads(data)
+            note = cls(
+                fill=_identifier(fields["fill"]),
+                part_size=int(fields["partSize"]),
+                position=int(fields["position"]),
+                owners=_expand(fields["parts"]),
+                validator=None if fields["validator"] is None else str(fields["validator"]),
+                released=bool(fields["released"]),
+                failed=None if fields["failed"] is None else str(fields["failed"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+        return note if note.part_size > 0 and 0 <= note.position <= len(note.owners) * note.part_size else None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds."""
+
+    note: Note | None
+    etag: str
+    age: float
+
+    @property
+    def free(self) -> bool:
+        """Whether it may be taken over."""
+        return self.note is None or self.note.released or self.note.failed is not None or self.age > LEASE
+
+
+class Lease:
+    """The lease of one image, as seen by one replica."""
+
+    def __init__(self, bucket: Bucket, image_hash: str) -> None:
+        self._bucket = bucket
+        self._name = f"leases/{image_hash}"
+        self._etag: str | None = None
+
+    async def look(self) -> Held | None:
+        """Who has it; None when nobody. Raises BucketFailed."""
+        if (answer := await self._bucket.get(self._name)) is None:
+            return None
+        age = (answer.now - answer.version.modified).total_seconds()
+        return Held(Note.decode(answer.data), answer.version.etag, age)
+
+    async def take(self, note: Note, over: Held | None) -> bool:
+        """Take the lease that is not there, or is as it was found `over`; False when another was first."""
+        try:
+            if over is None:
+                self._etag = await self._bucket.put(self._name, note.encode(), if_absent=True)
+            else:
+                self._etag = await self._bucket.put(self._name, note.encode(), if_etag=over.etag)
+        except ConditionFailed:
+            return False
+        return True
+
+    async def renew(self, note: Note) -> None:
+        """Say how far we are, and keep the lease. Raises LeaseLost, BucketFailed."""
+        if self._etag is None:
+            raise LeaseLost
+        data = note.encode()
+        try:
+            self._etag = await self._bucket.put(self._name, data, if_etag=self._etag)
+        except ConditionFailed:
+            # A write whose answer was lost is ours all the same.
+            answer = await self._bucket.get(self._name)
+            if answer is None or answer.data != data:
+                self._etag = None
+                raise LeaseLost from None
+            self._etag = answer.version.etag
+
+    async def remove(self) -> None:
+        """Take it away, if we have it: there is nothing to fetch any more. Raises BucketFailed."""
+        if self._etag is not None:
+            etag, self._etag = self._etag, None
+            try:
+                await self._bucket.delete(self._name, if_etag=etag)
+            except ConditionFailed:
+                return
+
+
+def _expand(runs: Sequence[Sequence[object]]) -> tuple[str, ...]:
+    owners: list[str] = []
+    for owner, count in runs:
+        if not isinstance(count, int) or not 0 <= count <= 10_000 - len(owners):
+            raise ValueError("no such number of parts")
+        owners += [_identifier(owner)] * count
+    return tuple(owners)
+
+
+def _identifier(text: object) -> str:
+    """Return the id of a fill, which becomes part of keys."""
+    if not isinstance(text, str) or not text.isascii() or not text.isalnum() or len(text) > 64:
+        raise ValueError("no id of a fill")
+    return text

@@ -1,0 +1,174 @@
+"""Where a fill's bytes are to be had when replicas share a bucket: the image there, another replica's parts, upstream.
+
+Upstream is asked only by the one that has the lease. When the bucket fails, or its server knows no conditional writes,
+each replica asks for itself.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
+from mirror.store.s3 import parts
+from mirror.store.s3.bucket import Gone, Version
+from mirror.store.s3.course import Course
+from mirror.store.s3.lease import Lease, Note
+from mirror.store.s3.trouble import BucketFailed
+
+log = logging.getLogger(__name__)
+
+FOLLOW = 0.5
+"""Seconds between two looks at how far another replica is."""
+
+PATIENCE = 15.0
+"""Seconds without a byte from the bucket after which upstream is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is to be read in the bucket, and the validator to go on with at upstream."""
+
+    pieces: AsyncGenerator[bytes, None]
+    origin: Origin
+    validator: str | None
+
+
+class BucketSource:
+    """The `Source` of one image, before `upstream`."""
+
+    def __init__(self, course: Course, upstream: Source) -> None:
+        self._course = course
+        self._upstream = upstream
+        self._lease = Lease(course.bucket, course.metadata.hash)
+        self._vanished: Note | None = None
+
+    @asynccontextmanager
+    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
+        """See `Source.open`. Waits while another replica that fetches has not got beyond `offset`."""
+        try:
+            place = await self._choose(offset, validator)
+        except BucketFailed as error:
+            log.warning("%s is fetched without regard to other replicas: %s", self._course.metadata.hash, error)
+            place = None
+        if place is not None:
+            async with aclosing(place.pieces):
+                yield Stream(offset, place.validator, _translated(place.pieces), place.origin)
+            return
+        self._course.reads_elsewhere()
+        async with self._upstream.open(offset, validator) as stream:
+            yield Stream(stream.offset, stream.validator, self._while_ours(stream.pieces))
+
+    async def _choose(self, offset: int, validator: str | None) -> _Place | None:
+        """Give what is to be read in the bucket; None when upstream is to be asked. Raises BucketFailed, Changed."""
+        course = self._course
+        while not course.fetches:
+            await course.give_way()
+            if version := await course.versions.usable(course.bucket, course.metadata):
+                return _Place(self._object(offset, version), Origin.STORE, validator)
+            if not (await course.abilities()).conditions:
+                if course.carries:
+                    await course.take(None)
+                return None
+            held = await self._lease.look()
+            note = held.note if held is not None else None
+            if note is not None and note.failed is not None and course.has_read(note.fill):
+                raise Changed(f"another replica found that {note.failed}", ours_is_wrong=True)
+            if note is not None and note.failed is None and note.position > offset and note != self._vanished:
+                # Also when its holder will not come back: what is there is read first, then somebody takes over.
+                return _Place(self._follow(offset, note), Origin.REPLICA, note.validator or validator)
+            if held is not None and not held.free:
+                await asyncio.sleep(FOLLOW)
+            elif not course.carries:
+                return None
+            elif await course.take(held):
+                log.info("%s is fetched here for all replicas, from byte %d", course.metadata.hash, offset)
+        return None
+
+    async def _while_ours(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+            if self._course.superseded:
+                raise Elsewhere
+
+    async def _object(self, offset: int, version: Version) -> AsyncGenerator[bytes, None]:
+        course = self._course
+        course.reads_object(offset, version)
+        name = f"images/{course.metadata.hash}"
+        async for piece in course.bucket.read(name, offset, version.size, version.etag, patience=PATIENCE):
+            yield piece
+
+    async def _follow(self, offset: int, note: Note | None) -> AsyncGenerator[bytes, None]:
+        """Read the parts as they land, until whoever writes them is done or gone."""
+        course = self._course
+        course.reads_elsewhere()
+        steps = _Steps()
+        while note is not None:
+            try:
+                while offset < note.position:
+                    async for piece in self._part(offset, note, steps):
+                        offset += len(piece)
+                        yield piece
+            except Gone:
+                self._vanished = note
+                raise
+            if offset >= course.metadata.size:
+                return
+            await asyncio.sleep(FOLLOW)
+            held = await self._lease.look()
+            note = held.note if held is not None and not held.free else None
+        raise Elsewhere
+
+    async def _part(self, offset: int, note: Note, steps: "_Steps") -> AsyncGenerator[bytes, None]:
+        """Read on in the part at `offset`, as far as it is there."""
+        course = self._course
+        size = note.part_size
+        number, first = divmod(offset, size)
+        whole = min(size, course.metadata.size - number * size)
+        last = min(whole, note.position - number * size)
+        fill = note.owners[number]
+        name = parts.name(course.metadata.hash, fill, number)
+        course.reads_part(number, fill)
+        etags: list[str] = []
+        steps.go_on(number, first)
+        async for piece in course.bucket.read(name, first, last, seen=etags.append, patience=PATIENCE):
+            steps.digest.update(piece)
+            yield piece
+        if last < whole or size != parts.part_size(course.metadata.size) or not steps.from_beginning:
+            return
+        if first > 0:  # read in steps, as it grew: is what it is now what we have read?
+            now = hashlib.sha256()
+            etags.clear()
+            async for piece in course.bucket.read(name, 0, last, seen=etags.append, patience=PATIENCE):
+                now.update(piece)
+            if now.digest() != steps.digest.digest():
+                raise Changed(f"part {number} in the bucket changed while it was read", ours_is_wrong=True)
+        course.has_read_whole(number, fill, etags[0])
+
+
+class _Steps:
+    """The digest of what was read of one part so far."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.from_beginning = False
+        self._number = -1
+
+    def go_on(self, number: int, first: int) -> None:
+        """Begin part `number`, or go on with it from its byte `first`."""
+        if number != self._number:
+            self.digest, self.from_beginning = hashlib.sha256(), first == 0
+        self._number = number
+
+
+async def _translated(pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """What goes wrong in the bucket, as a fill understands it."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except Gone:
+        raise Elsewhere from None
+    except BucketFailed as error:
+        raise Broken(str(error)) from error

@@ -1,0 +1,307 @@
+"""Images in a bucket, as any S3 tool can read them.
+
+    images/<hash>, images/<hash>.json    the bytes, and upstream's metadata body
+    pinned/<hash>                        there when the image is pinned
+    parts/, leases/                      while images arrive (see `mirror.store.s3.upload`)
+
+`images/<hash>` is there only when it was verified by whoever wrote it. That is no reason to trust it: bytes are hashed
+again until this process has verified that version of the object. Nothing is evicted from a bucket.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cachetools import LRUCache, TTLCache
+
+from mirror.errors import BadUpstream
+from mirror.metadata import ImageMetadata, is_hash
+from mirror.source import Source
+from mirror.store.base import Body, Partial, StoredInfo
+from mirror.store.removal import Kind, Removal
+from mirror.store.s3.abilities import Abilities, find_out
+from mirror.store.s3.bucket import Bucket, Gone, Version
+from mirror.store.s3.course import Course, Readable
+from mirror.store.s3.image import BucketImage
+from mirror.store.s3.journal import PartsJournal
+from mirror.store.s3.source import BucketSource
+from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.versions import Versions
+from mirror.store.space import Collected
+from mirror.store.verification import Verdict, Verified
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 2.0
+"""Seconds for which the version of an object need not be asked for again."""
+
+STALE = timedelta(days=1)
+"""Age from which parts, unfinished uploads and leases are nobody's any more."""
+
+
+class S3Store:
+    """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back."""
+
+    def __init__(self, bucket: Bucket, *, holdback: int) -> None:
+        self.bucket = bucket
+        self.versions = Versions()
+        self._holdback = holdback
+        self._abilities: Abilities | None = None
+        self._finding_out = asyncio.Lock()
+        self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
+        self._metadata: LRUCache[str, ImageMetadata] = LRUCache(1024)
+        self._served: dict[str, datetime] = {}
+        self._verifying: dict[str, asyncio.Task[bool]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End what goes on in the background; another replica can go on with it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def abilities(self) -> Abilities:
+        """What the server can do, found out once. Raises BucketFailed."""
+        async with self._finding_out:
+            if self._abilities is None:
+                self._abilities = await find_out(self.bucket)
+                for missing in self._abilities.missing:
+                    log.warning("the bucket %s: %s", self.bucket.name, missing)
+            return self._abilities
+
+    # What a BlobStore does
+
+    async def probe(self) -> None:
+        """See `BlobStore.probe`: whether the bucket answers; what it is written with is found out at the first fill."""
+        await self.bucket.now()
+        await self.abilities()
+
+    async def has(self, image_hash: str) -> bool:
+        """See `BlobStore.has`."""
+        return await self.open(image_hash) is not None
+
+    async def open(self, image_hash: str) -> BucketImage | None:
+        """See `BlobStore.open`."""
+        if not is_hash(image_hash):
+            return None
+        version = self._found.get(image_hash) or await self.bucket.head(f"images/{image_hash}")
+        if version is None or (metadata := await self._described(image_hash)) is None:
+            return None
+        self._found[image_hash] = version
+        if version.size != metadata.size or self.versions.distrusted(image_hash, version):
+            return None
+        return self._image(metadata, version)
+
+    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
+        """See `BlobStore.begin`."""
+        await self.abilities()
+        if image := await self.open(metadata.hash):
+            return image
+
+        async def sure() -> None:
+            version = await self.versions.usable(self.bucket, metadata)
+            if version is None or not await self._verified(metadata, version):
+                raise Gone("what the bucket has is not what was received")
+
+        return PartsJournal(self.bucket, metadata, self.course, sure)
+
+    def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
+        """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
+        return Course(self.bucket, metadata, self.versions, self.abilities, journal, self._keep)
+
+    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
+        """See `BlobStore.source`."""
+        course = journal.course if isinstance(journal, PartsJournal) else self.course(metadata, None)
+        return BucketSource(course, upstream)
+
+    async def make_room(self, wanted: int) -> bool:
+        """See `BlobStore.make_room`: a bucket has room, or none that we could make."""
+        return False
+
+    async def list(self) -> Sequence[StoredInfo]:
+        """See `BlobStore.list`."""
+        versions = await self._versions()
+        pinned = {listed.name.removeprefix("pinned/") async for listed in self.bucket.list("pinned/")}
+        found = []
+        for image_hash, version in versions.items():
+            metadata = await self._described(image_hash)
+            if metadata is not None and metadata.size == version.size:
+                found.append(self._info(metadata, version, pinned=image_hash in pinned))
+        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+
+    async def served(self, image_hash: str) -> None:
+        """See `BlobStore.served`: remembered while this process lives."""
+        self._served[image_hash] = datetime.now(UTC)
+
+    # What keeps it
+
+    async def sizes(self) -> Mapping[str, int]:
+        """The bytes of all objects that lie where an image does, by hash: also what is not whole."""
+        return {image_hash: version.size for image_hash, version in (await self._versions()).items()}
+
+    async def verify(
+        self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
+    ) -> Verified:
+        """Hash an image again, reading `rate` bytes per second at most. A bad one is not used by this process."""
+        clock = asyncio.get_running_loop().time
+        version = await self.bucket.head(f"images/{image_hash}")
+        if version is None:
+            return Verified(image_hash, Verdict.GONE, "it is not in the bucket any more")
+        metadata = await self._described(image_hash)
+        if metadata is not None and version.size < metadata.size:
+            detail = f"it has {version.size} bytes in the bucket and should have {metadata.size}"
+            return Verified(image_hash, Verdict.SHORT, detail)
+        digest, position, began = hashlib.sha256(), 0, clock()
+        try:
+            async for piece in self.bucket.read(f"images/{image_hash}", 0, version.size, version.etag):
+                await asyncio.get_running_loop().run_in_executor(None, digest.update, piece)
+                position += len(piece)
+                progress(position)
+                if rate is not None:
+                    await asyncio.sleep(began + position / rate - clock())
+        except Gone:
+            return Verified(image_hash, Verdict.CHANGED, "it changed while it was read")
+        if digest.hexdigest() != image_hash:
+            self.versions.distrust(image_hash, version)
+            detail = f"its sha256 in the bucket is {digest.hexdigest()}; it is overwritten when it is fetched again"
+            return Verified(image_hash, Verdict.WRONG, detail)
+        self.versions.trust(image_hash, version)
+        return Verified(image_hash, Verdict.GOOD, "its bytes are right")
+
+    async def pin(self, image_hash: str, *, pinned: bool) -> None:
+        """Pin an image, for all replicas, or take that back."""
+        if pinned:
+            await self.bucket.put(f"pinned/{image_hash}", b"")
+        else:
+            await self.bucket.delete(f"pinned/{image_hash}")
+
+    async def remove(self, image_hash: str) -> bool:
+        """Remove an image, for all replicas; downloads that run are cut."""
+        for name in (f"images/{image_hash}", f"images/{image_hash}.json", f"pinned/{image_hash}"):
+            await self.bucket.delete(name)
+        self._found.pop(image_hash, None)
+        return True
+
+    async def collect(self, *, dry_run: bool) -> Collected:
+        """Remove what fills have left that did not end well, a day after they last wrote something."""
+        removals = []
+        async for removal, remove in self._leftovers(await self.bucket.now() - STALE):
+            removals.append(removal)
+            if not dry_run:
+                await remove
+            else:
+                remove.close()
+        return Collected(tuple(removals), 0)
+
+    async def location(self, image_hash: str, seconds: float, disposition: str) -> str | None:
+        """A URL with which anybody may read the image for that long, a secret; None when it is not in the bucket."""
+        try:
+            if await self.open(image_hash) is not None:
+                return await self.bucket.presign(f"images/{image_hash}", seconds, disposition)
+        except BucketFailed as error:
+            log.debug("nobody is redirected to the bucket: %s", error)
+        return None
+
+    # How
+
+    async def _leftovers(self, before: datetime) -> AsyncIterator[tuple[Removal, Coroutine[Any, Any, None]]]:
+        fills: dict[str, list[tuple[str, Version]]] = {}
+        async for listed in self.bucket.list("parts/"):
+            fills.setdefault(listed.name.rpartition("/")[0], []).append((listed.name, listed.version))
+        for fill, found in fills.items():
+            if max(version.modified for _, version in found) < before:
+                size = sum(version.size for _, version in found)
+                reason = "parts of a fill that nobody went on with for a day"
+                yield Removal(Kind.PARTIAL, Path(fill), size, reason), self._delete([name for name, _ in found])
+        for upload in await self.bucket.uploads("images/"):
+            if upload.began < before:
+                removal = Removal(Kind.LEFTOVER, Path(upload.name), 0, "an upload that nobody completed for a day")
+                yield removal, self.bucket.abort_upload(upload.name, upload.upload)
+        async for listed in self.bucket.list("leases/"):
+            if listed.version.modified < before:
+                removal = Removal(
+                    Kind.LEFTOVER, Path(listed.name), listed.version.size, "a lease of more than a day ago"
+                )
+                yield removal, self._delete([listed.name])
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            await self.bucket.delete(name)
+
+    async def _versions(self) -> Mapping[str, Version]:
+        return {
+            name: listed.version
+            async for listed in self.bucket.list("images/")
+            if is_hash(name := listed.name.removeprefix("images/"))
+        }
+
+    async def _described(self, image_hash: str) -> ImageMetadata | None:
+        """What lies beside the image; None when there is nothing that can be used."""
+        if known := self._metadata.get(image_hash):
+            return known
+        if (answer := await self.bucket.get(f"images/{image_hash}.json")) is None:
+            return None
+        try:
+            metadata = ImageMetadata.parse(answer.data)
+        except BadUpstream as error:
+            log.warning("images/%s.json in the bucket is left alone: %s", image_hash, error)
+            return None
+        if metadata.hash != image_hash:
+            log.warning("images/%s.json in the bucket is left alone: it names %s", image_hash, metadata.hash)
+            return None
+        self._metadata[image_hash] = metadata
+        return metadata
+
+    def _info(self, metadata: ImageMetadata, version: Version, *, pinned: bool) -> StoredInfo:
+        return StoredInfo(
+            metadata,
+            stored_at=version.modified,
+            last_served_at=self._served.get(metadata.hash),
+            pinned=pinned,
+            places=("bucket",),
+        )
+
+    def _image(self, metadata: ImageMetadata, version: Version) -> BucketImage:
+        async def verified() -> bool:
+            return await self._verified(metadata, version)
+
+        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self._holdback, verify=verified)
+
+    async def _verified(self, metadata: ImageMetadata, version: Version) -> bool:
+        """Read the object once for all who wait; whether it is right. Raises BucketFailed."""
+        if self.versions.trusted(metadata.hash, version):
+            return True
+        if (task := self._verifying.get(metadata.hash)) is None:
+            task = self._verifying[metadata.hash] = asyncio.create_task(
+                self._verify(metadata.hash), name=f"verify {metadata.hash}"
+            )
+            self._keep(task)
+            task.add_done_callback(lambda _: self._verifying.pop(metadata.hash, None))
+        await asyncio.shield(task)
+        return self.versions.trusted(metadata.hash, version)
+
+    async def _verify(self, image_hash: str) -> bool:
+        verified = await self.verify(image_hash)
+        if verified.bad:
+            log.error("%s in the bucket is bad: %s", image_hash, verified.detail)
+        return verified.verdict is Verdict.GOOD
+
+    def _keep(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def opened(bucket: Bucket, *, holdback: int) -> AsyncIterator[S3Store]:
+    """Open a bucket as a store; what goes on in the background ends with the context."""
+    async with bucket:
+        store = S3Store(bucket, holdback=holdback)
+        try:
+            yield store
+        finally:
+            await store.close()

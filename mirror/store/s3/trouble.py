@@ -1,0 +1,83 @@
+"""What is wrong with a bucket, in words for who has to mend it. No credential and no signature is named."""
+
+import errno
+
+import aiohttp
+from botocore import exceptions as boto
+
+from mirror.store.base import StoreUnavailable
+
+TROUBLE = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, TimeoutError, OSError)
+"""All that a request to a bucket may raise."""
+
+_WORDS = {
+    "NoSuchBucket": "there is no such bucket; check store.s3.bucket, and store.s3.region on AWS",
+    "InvalidAccessKeyId": "the server does not know our access key; check the credentials in the environment",
+    "SignatureDoesNotMatch": "the server refuses our secret key; check the credentials in the environment",
+    "ExpiredToken": "our credentials have expired and were not renewed",
+    "ExpiredTokenException": "our credentials have expired and were not renewed",
+    "InvalidToken": "the server refuses our session token; the credentials may have been rotated",
+    "TokenRefreshRequired": "our credentials have expired and were not renewed",
+    "AccessDenied": "our credentials do not allow {operation}; docs/s3.md lists what they must allow",
+    "403": "our credentials do not allow {operation}, or are wrong; docs/s3.md lists what they must allow",
+    "AllAccessDisabled": "the bucket has been disabled by its provider",
+    "RequestTimeTooSkewed": "this machine's clock differs too much from the server's; set it by NTP",
+    "SlowDown": "the server asks us to slow down",
+    "ServiceUnavailable": "the server is overloaded or under maintenance",
+    "503": "the server is overloaded or under maintenance",
+    "InternalError": "the server has an error of its own",
+    "QuotaExceeded": "the bucket is full (quota)",
+    "EntityTooLarge": "the server does not take objects of that size",
+    "PermanentRedirect": "the bucket is in another region; set store.s3.region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set store.s3.region",
+    "301": "the bucket is in another region; set store.s3.region",
+}
+
+
+class BucketFailed(StoreUnavailable):
+    """The bucket gave no usable answer. `code` is S3's own word for that, or None when nothing answered."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def failed(error: Exception, bucket: str, operation: str) -> BucketFailed:
+    """Put what a request raised into words."""
+    code = None
+    if isinstance(error, boto.ClientError):
+        answer = error.response.get("Error", {})
+        code = str(answer.get("Code", "")) or None
+        words = _WORDS.get(code or "", "the server answered {code} to {operation}")
+        said = words.format(operation=operation, code=_plain(code or "an error"))
+    else:
+        said = _said(error)
+    return BucketFailed(f"the bucket {bucket} cannot be used: {said}", code)
+
+
+def _said(error: Exception) -> str:
+    match error:
+        case boto.NoCredentialsError() | boto.PartialCredentialsError() | boto.CredentialRetrievalError():
+            return (
+                "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the role "
+                "of the machine or service account"
+            )
+        case boto.ProfileNotFound():
+            return "the profile that AWS_PROFILE names does not exist"
+        case boto.NoRegionError():
+            return "no region is known; set store.s3.region"
+        case boto.SSLError():
+            return "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA"
+        case boto.ReadTimeoutError() | boto.ConnectTimeoutError() | TimeoutError():
+            return "the server does not answer"
+        case boto.EndpointConnectionError() | aiohttp.ClientConnectorError() | boto.ProxyConnectionError():
+            return "the server cannot be reached"
+        case OSError(errno=number) if number is not None:
+            return f"the connection failed ({errno.errorcode.get(number, number)})"
+        case _:
+            return f"the connection broke ({type(error).__name__})"
+
+
+def _plain(code: str) -> str:
+    """Make a word from outside fit for one line."""
+    return code[:60] if code.isascii() and code.isprintable() else "an error"

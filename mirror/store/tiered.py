@@ -1,0 +1,214 @@
+"""A disk in front of a bucket: what is on the disk is served from there, what arrives is written to both.
+
+An image that is only in the bucket is brought to the disk by a fill whose source is the bucket. When the disk takes
+nothing the bucket is used as if there were no disk; when the bucket fails the disk goes on alone. What is evicted from
+the disk stays in the bucket.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+from mirror.metadata import ImageMetadata
+from mirror.source import Source
+from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.disk import DiskStore
+from mirror.store.partial_file import PartialFile
+from mirror.store.s3.course import Course
+from mirror.store.s3.source import BucketSource
+from mirror.store.s3.store import S3Store
+from mirror.store.shared_file import SharedFile
+
+log = logging.getLogger(__name__)
+
+
+class TieredStore:
+    """A `BlobStore` of `disk` and `bucket`. `pool` is for reading what is uploaded."""
+
+    def __init__(self, disk: DiskStore, bucket: S3Store, pool: Executor) -> None:
+        self._disk = disk
+        self._bucket = bucket
+        self._pool = pool
+
+    async def probe(self) -> None:
+        """See `BlobStore.probe`: the disk."""
+        await self._disk.probe()
+
+    async def open(self, image_hash: str) -> Body | None:
+        """See `BlobStore.open`: what is on the disk; from the bucket only if there is no disk."""
+        try:
+            return await self._disk.open(image_hash)
+        except StoreUnavailable:
+            if image := await self._in_bucket(image_hash):
+                return image
+            raise
+
+    async def has(self, image_hash: str) -> bool:
+        """See `BlobStore.has`."""
+        try:
+            if await self._disk.has(image_hash):
+                return True
+        except StoreUnavailable as error:
+            log.debug("%s", error)
+        return await self._in_bucket(image_hash) is not None
+
+    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
+        """See `BlobStore.begin`."""
+        try:
+            begun = await self._disk.begin(metadata)
+        except StoreUnavailable as error:
+            log.warning("%s; %s goes through the bucket alone", error, metadata.hash)
+            try:
+                return await self._bucket.begin(metadata)
+            except StoreUnavailable:
+                raise error from None
+        if isinstance(begun, PartialFile):
+            return TieredPartial(begun, metadata, self._bucket, self._pool)
+        return begun
+
+    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
+        """See `BlobStore.source`."""
+        if isinstance(journal, TieredPartial):
+            return BucketSource(journal.course, upstream)
+        return self._bucket.source(metadata, journal, upstream)
+
+    async def make_room(self, wanted: int) -> bool:
+        """See `BlobStore.make_room`."""
+        return await self._disk.make_room(wanted)
+
+    async def list(self) -> Sequence[StoredInfo]:
+        """See `BlobStore.list`: what is in either place, or in the one that works."""
+        found: dict[str, StoredInfo] = {}
+        try:
+            found = {info.metadata.hash: info for info in await self._bucket.list()}
+        except StoreUnavailable as error:
+            log.debug("only what is on the disk is listed: %s", error)
+        for info in await self._disk.list():
+            if (other := found.get(info.metadata.hash)) is not None:
+                info = replace(info, pinned=info.pinned or other.pinned, places=info.places + other.places)
+            found[info.metadata.hash] = info
+        return sorted(found.values(), key=lambda info: info.metadata.created, reverse=True)
+
+    async def served(self, image_hash: str) -> None:
+        """See `BlobStore.served`."""
+        await self._disk.served(image_hash)
+
+    async def replenish(self, image_hash: str) -> None:
+        """Bring an image that is on the disk into the bucket, if it is not there. Raises StoreUnavailable."""
+        image = await self._disk.open(image_hash)
+        if image is None or await self._bucket.has(image_hash):
+            return
+        log.info("%s is on the disk and not in the bucket: it is brought there", image_hash)
+        await self._bucket.course(image.metadata, _Readable(image, self._pool)).settle()
+
+    async def _in_bucket(self, image_hash: str) -> Body | None:
+        try:
+            return await self._bucket.open(image_hash)
+        except StoreUnavailable as error:
+            log.debug("%s", error)
+            return None
+
+
+class TieredPartial:
+    """A `Partial` on the disk whose bytes, when they come from upstream, go into the bucket as well."""
+
+    def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store, pool: Executor) -> None:
+        self.course: Course = bucket.course(metadata, self)
+        self._disk = disk
+        self._pool = pool
+
+    @property
+    def position(self) -> int:
+        """See `Partial`."""
+        return self._disk.position
+
+    @property
+    def validator(self) -> str | None:
+        """See `Partial`."""
+        return self._disk.validator
+
+    @property
+    def file(self) -> SharedFile:
+        """See `Partial.file`."""
+        return self._disk.file
+
+    @property
+    def ours(self) -> bool:
+        """See `Partial.ours`."""
+        return self._disk.ours
+
+    @property
+    def published(self) -> bool:
+        """See `Partial.published`."""
+        return self._disk.published
+
+    def reader(self, offset: int) -> AbstractAsyncContextManager[Reader]:
+        """See `Partial.reader`."""
+        return self._disk.reader(offset)
+
+    async def recover(self) -> bool:
+        """See `Partial.recover`."""
+        return await self._disk.recover()
+
+    async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See `Partial.append`."""
+        await self._disk.append(pieces)
+        self.course.moved()
+
+    def digest(self) -> "hashlib._Hash":
+        """See `Partial.digest`."""
+        return self._disk.digest()
+
+    async def remember(self, validator: str | None) -> None:
+        """See `Partial.remember`."""
+        await self._disk.remember(validator)
+
+    async def publish(self) -> None:
+        """See `Partial.publish`. Nobody waits for the bucket: it gets the rest in the background."""
+        await self._disk.publish()
+        self.course.settle()
+
+    async def quarantine(self) -> None:
+        """See `Partial.quarantine`."""
+        await self._disk.quarantine()
+        await self.course.wrong()
+
+    async def discard(self) -> None:
+        """See `Partial.discard`."""
+        await self._disk.discard()
+        await self.course.wrong()
+
+    async def close(self) -> None:
+        """See `Partial.close`."""
+        await self._disk.close()
+        await self.course.close()
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), from the file. Raises OSError."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _read, self._disk.file, start, stop)
+
+
+class _Readable:
+    """A stored image as what an upload reads from."""
+
+    validator = None
+
+    def __init__(self, image: StoredImage, pool: Executor) -> None:
+        self.position = image.metadata.size
+        self._file = image.file
+        self._pool = pool
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """See `mirror.store.s3.course.Readable`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _read, self._file, start, stop)
+
+
+def _read(file: SharedFile, start: int, stop: int) -> bytes:
+    data = bytearray()
+    while len(data) < stop - start:
+        data += file.read(start + len(data), stop)
+    return bytes(data)
