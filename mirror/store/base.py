@@ -30,6 +30,13 @@ class Corrupt(Exception):
         super().__init__(f"expected sha256 {expected}, received {received}")
 
 
+def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> None:
+    """Compare the `position` bytes received, and their SHA-256, with what was promised. Raises Corrupt."""
+    received = digest.hexdigest()
+    if position != metadata.size or received != metadata.hash:
+        raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")
+
+
 class Lost(Exception):
     """The journal that was followed is gone, and did not become the image: another process put it away."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost
+from mirror.store.base import BLOCK, Corrupt, Lost, check
 from mirror.store.durable import sync_directory, write_durably
 from mirror.store.quarantine import set_aside
 from mirror.store.readers import withdraw
@@ -180,10 +180,8 @@ class PartialFile:
             self._flushing.result()
 
     def _publish(self) -> None:
-        whole = self.position == self._metadata.size == os.fstat(self.file.fd).st_size
-        received = self._digest.hexdigest()
-        if not whole or received != self._metadata.hash:
-            raise Corrupt(f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{received} ({self.position} bytes)")
+        check(self._metadata, self.position, self._digest)
+        check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
         self._check_flushed()
         os.fsync(self.file.fd)
         directory = self._images / self._metadata.hash

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from mirror.metadata import ImageMetadata
-from mirror.store.base import Corrupt, FellBehind
+from mirror.store.base import FellBehind, check
 
 SIZE = 8 << 20
 """Bytes kept; more than an `Appender` hands over at once."""
@@ -93,9 +93,7 @@ class Window:
 
     async def publish(self) -> None:
         """See `Partial.publish`: verifies, and that is all."""
-        received = self._digest.hexdigest()
-        if self.position != self._metadata.size or received != self._metadata.hash:
-            raise Corrupt(f"{self._metadata.hash} ({self._metadata.size} bytes)", f"{received} ({self.position} bytes)")
+        check(self._metadata, self.position, self._digest)
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`: nothing is kept."""
