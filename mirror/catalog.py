@@ -5,7 +5,6 @@ mirror that starts while upstream is away still knows what to serve.
 """
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TypeVar
 from mirror.caller import Caller
 from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import ImageMetadata
+from mirror.note import Note
 from mirror.rollover import WhenStored
 from mirror.store.base import BlobStore
 from mirror.store.durable import write_durably
@@ -103,18 +103,16 @@ class Catalog:
     async def _take_up(self) -> None:
         """Learn what the file says, if that is later than what we know."""
         try:
-            note = json.loads(await self._blocking(self._note.read_bytes))
-            metadata, fetched_at = (
-                ImageMetadata.parse(note["metadata"].encode()),
-                _aware(datetime.fromisoformat(note["fetchedAt"])),
-            )
+            note = Note.parse(await self._blocking(self._note.read_bytes))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream) as error:
+        except (OSError, ValueError) as error:
             log.warning("%s is left alone: %s", self._note, error)
-        else:
-            if fetched_at > self._fetched_at:
-                self._known, self._fetched_at = metadata, fetched_at
+            return
+        if note.fetched_at is None:
+            log.warning("%s is left alone: it does not tell when upstream said so", self._note)
+        elif note.fetched_at > self._fetched_at:
+            self._known, self._fetched_at = note.metadata, note.fetched_at
 
     def expire(self) -> None:
         """Ask upstream anew at the next request: the last answer turned out to be outdated."""
@@ -227,9 +225,9 @@ class Catalog:
         if self._known is None or self._known.hash != metadata.hash:
             log.info("current image is %s (%s)", metadata.hash, metadata.filename.encode("ascii", "replace").decode())
         self._known, self._fetched_at, self._expired = metadata, self._now(), False
-        note = {"metadata": metadata.raw.decode(), "fetchedAt": self._fetched_at.isoformat()}
+        note = Note(metadata, self._fetched_at)
         try:
-            await self._blocking(lambda: write_durably(self._note, json.dumps(note).encode()))
+            await self._blocking(lambda: write_durably(self._note, note.to_bytes()))
         except OSError as error:
             log.warning("%s cannot be written: %s", self._note, error)
 
@@ -242,7 +240,3 @@ class Catalog:
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

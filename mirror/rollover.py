@@ -6,7 +6,6 @@ goes on with it. Without that file the last image is the one that was current, e
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirror.caller import Caller
-from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata
+from mirror.note import Note
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.durable import write_durably
 
@@ -120,21 +119,20 @@ class WhenStored:
 
     async def _read(self) -> ImageMetadata | None:
         try:
-            note = json.loads(await self._blocking(self._note.read_bytes))
-            metadata = ImageMetadata.parse(note["metadata"].encode())
+            note = Note.parse(await self._blocking(self._note.read_bytes))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream) as error:
+        except (OSError, ValueError) as error:
             log.warning("%s is left alone: %s", self._note, error)
             return None
-        self._noted = metadata.hash
-        return metadata
+        self._noted = note.metadata.hash
+        return note.metadata
 
     async def _write(self) -> None:
         if self._shown is None or self._shown.hash == self._noted:
             return
         self._noted = self._shown.hash
-        note = json.dumps({"metadata": self._shown.raw.decode()}).encode()
+        note = Note(self._shown).to_bytes()
         try:
             await self._blocking(lambda: write_durably(self._note, note))
         except OSError as error:

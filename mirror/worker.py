@@ -19,12 +19,9 @@ def main() -> int:
     log.set_up(config.log)
     try:
         asyncio.run(serve_as_worker(config, os.environ, _say_ready))
-    except ConfigError as error:
+    except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error)
-        return 2
-    except MirrorError as error:
-        logging.getLogger(__name__).error("%s", error)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

@@ -81,10 +81,10 @@ class Sender:
             log.debug("the client left after %d bytes", request["sent"])
         except (FillFailed, Cut) as failure:
             log.warning("request %s: reset after %d bytes: %s", request["id"], request["sent"], failure)
-            reset(request)
+            reset(request.transport)
         except OSError as error:
             log.error("request %s: reset after %d bytes: %s", request["id"], request["sent"], error)
-            reset(request)
+            reset(request.transport)
 
     async def _send_mapped(
         self, request: web.BaseRequest, transport: asyncio.Transport, body: Body, start: int, stop: int
@@ -237,9 +237,9 @@ class _Lane:
         self._loop.close()
 
 
-def reset(request: web.BaseRequest) -> None:
+def reset(transport: asyncio.Transport | None) -> None:
     """End the connection with a TCP RST: some clients take a body that a plain close cuts short for a whole one."""
-    if (transport := request.transport) is not None:
+    if transport is not None:
         linger = struct.pack("ii", 1, 0)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.abort()

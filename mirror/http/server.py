@@ -6,7 +6,6 @@ import re
 import secrets
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from mirror.errors import BadRequest, ConfigError, MirrorError, Unavailable
 from mirror.http.errors import error_response, message_response
+from mirror.http.sending import reset
 
 log = logging.getLogger(__name__)
 
@@ -215,10 +215,8 @@ class _Server(web.Server):
             resetting.cancel()
 
     def _reset_all(self) -> None:
-        linger = struct.pack("ii", 1, 0)
         for transport in tuple(self._open.values()):
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            transport.abort()
+            reset(transport)
 
 
 class _Connection(web.RequestHandler):

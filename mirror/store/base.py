@@ -33,7 +33,7 @@ class Corrupt(Exception):
 
 
 def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> None:
-    """Raise Corrupt unless `position` bytes with that digest are the image."""
+    """Compare the `position` bytes received, and their SHA-256, with what was promised. Raises Corrupt."""
     received = digest.hexdigest()
     if position != metadata.size or received != metadata.hash:
         raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")

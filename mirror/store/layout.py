@@ -1,6 +1,5 @@
 """What lies where in the directory of a disk store, read as it is: nothing is changed here. All of it blocks."""
 
-import json
 import logging
 import os
 import stat
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
+from mirror.note import Note
 from mirror.store.base import StoredInfo
 from mirror.store.trust import Identity, verified_at
 
@@ -89,9 +89,8 @@ class Layout:
 
     def _named(self, note: str) -> str | None:
         try:
-            metadata = json.loads((self.root / note).read_bytes())["metadata"]
-            return ImageMetadata.parse(metadata.encode()).hash
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream):
+            return Note.parse((self.root / note).read_bytes()).metadata.hash
+        except (OSError, ValueError):
             return None
 
 

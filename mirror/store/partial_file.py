@@ -184,8 +184,8 @@ class PartialFile:
             self._flushing.result()
 
     def _publish(self) -> None:
-        length = os.fstat(self.file.fd).st_size
-        check(self._metadata, self.position if length == self.position else length, self._digest)
+        check(self._metadata, self.position, self._digest)
+        check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
         self._check_flushed()
         os.fsync(self.file.fd)
         directory = self._images / self._metadata.hash

@@ -5,7 +5,6 @@ others. Nothing is evicted unless that makes enough room. All of it blocks.
 """
 
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
+from mirror.note import Note
 from mirror.store.base import Retention, StoreUnavailable
 from mirror.store.layout import Layout, entries, file_at
 from mirror.store.readers import is_read
@@ -148,11 +147,10 @@ class Space:
         if (file := file_at(partial)) is None or not is_read(partial):
             return 0
         try:
-            note = json.loads(partial.with_name(partial.name + ".json").read_bytes())
-            metadata = ImageMetadata.parse(note["metadata"].encode())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadUpstream):
+            note = Note.parse(partial.with_name(partial.name + ".json").read_bytes())
+        except (OSError, ValueError):
             return 0
-        return max(0, metadata.size - file.st_size)
+        return max(0, note.metadata.size - file.st_size)
 
     def _explain(self, metadata: ImageMetadata, wanted: int, room: _Room, short: int) -> str:
         needs = f"this image needs {format_size(wanted)} more"
