@@ -20,7 +20,7 @@ from mirror.http.image_response import content_disposition
 from mirror.library import Library
 from mirror.metadata import ImageMetadata
 from mirror.rollover import Bring, WhenStored
-from mirror.store.base import BlobStore, StoreUnavailable
+from mirror.store.base import StoreUnavailable
 from mirror.stores import Stores, disk_store
 from mirror.stores import opened as opened_stores
 from mirror.upstream.client import Upstream
@@ -100,7 +100,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
 
-        catalog = await loaded_catalog(config, upstream, store, pool, bring)
+        catalog = await loaded_catalog(config, upstream, stores, pool, bring)
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
@@ -144,13 +144,13 @@ def _upstream(config: Config, url: str, environ: Mapping[str, str]) -> Upstream:
 
 
 async def loaded_catalog(
-    config: Config, upstream: Upstream | None, store: BlobStore, pool: Executor, bring: Bring = lambda *_: None
+    config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
 ) -> Catalog:
     """Make the catalog, with what an earlier process knew. `bring` fetches what clients get only when it is stored."""
     rollover = None
     if config.upstream.rollover == "when_stored":
         rollover = WhenStored(
-            store,
+            stores.front,
             bring=bring,
             pause=config.upstream.metadata_ttl,
             note=config.store.path / SHOWN,
@@ -158,12 +158,13 @@ async def loaded_catalog(
         )
     catalog = Catalog(
         upstream,
-        store,
+        stores.front,
         ttl=config.upstream.metadata_ttl,
         stale_if_error=config.upstream.stale_if_error,
         note=config.store.path / "current.json",
         pool=pool,
         rollover=rollover,
+        shared=stores.note,
     )
     await catalog.load()
     return catalog

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mirror.caller import Caller
 from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
@@ -58,10 +58,21 @@ class Away(Exception):
         self.error = error
 
 
+class SharedNote(Protocol):
+    """Where replicas keep the last known answer for one another."""
+
+    async def read(self) -> Note | None:
+        """What is there; None when there is nothing, or the place cannot be reached."""
+
+    def write(self, note: Note) -> None:
+        """Put it there when that is possible, in the background."""
+
+
 class Catalog:
     """Upstream's current image. `ttl` and `stale_if_error` in seconds; `note` is the file of the last known answer.
 
     `rollover` says what clients get meanwhile when a new image is to be stored first; without it they get it at once.
+    `shared` is where replicas tell one another.
     """
 
     def __init__(
@@ -74,6 +85,7 @@ class Catalog:
         note: Path,
         pool: Executor,
         rollover: WhenStored | None = None,
+        shared: SharedNote | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._upstream = upstream
@@ -83,6 +95,7 @@ class Catalog:
         self._note = note
         self._pool = pool
         self._rollover = rollover
+        self._shared = shared
         self._now = now
         self._known: ImageMetadata | None = None
         self._fetched_at = datetime.min.replace(tzinfo=UTC)
@@ -97,6 +110,8 @@ class Catalog:
     async def load(self) -> None:
         """Take up the last known answer of an earlier process."""
         await self._take_up()
+        if self._shared is not None and (note := await self._shared.read()):
+            self._believe(note)
         if self._rollover is not None:
             await self._rollover.load(self._known)
 
@@ -111,7 +126,10 @@ class Catalog:
             return
         if note.fetched_at is None:
             log.warning("%s is left alone: it does not tell when upstream said so", self._note)
-        elif note.fetched_at > self._fetched_at:
+        self._believe(note)
+
+    def _believe(self, note: Note) -> None:
+        if note.fetched_at is not None and note.fetched_at > self._fetched_at:
             self._known, self._fetched_at = note.metadata, note.fetched_at
 
     def expire(self) -> None:
@@ -230,6 +248,8 @@ class Catalog:
             await self._blocking(lambda: write_durably(self._note, note.to_bytes()))
         except OSError as error:
             log.warning("%s cannot be written: %s", self._note, error)
+        if self._shared is not None:
+            self._shared.write(note)
 
     async def _newest_stored(self) -> ImageMetadata:
         if self._known is not None:

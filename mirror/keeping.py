@@ -9,27 +9,45 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mirror import ls
 from mirror.config import Config
 from mirror.errors import MirrorError, NotFound, UsageError
 from mirror.progress import Meter
 from mirror.store.disk import DiskStore
+from mirror.store.removal import Removal
 from mirror.store.space import Collected
 from mirror.store.verification import Verdict, Verified
-from mirror.stores import disk_store
+from mirror.stores import Stores, opened
 from mirror.units import format_size
+
+if TYPE_CHECKING:
+    from mirror.store.s3.store import S3Store
 
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Shelf:
-    """An open store, the `sizes` of all that lies there as an image, by hash, and the lines of those that are whole."""
+    """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
 
-    store: DiskStore
-    sizes: Mapping[str, int]
+    stores: Stores
+    sizes: Mapping[str, Mapping[str, int]]
     lines: Mapping[str, ls.Line]
+
+    @property
+    def hashes(self) -> Sequence[str]:
+        """Of all that lies there."""
+        return list(dict.fromkeys([*(each for sizes in self.sizes.values() for each in sizes), *self.lines]))
+
+    def places(self, image_hash: str) -> Sequence[tuple[str, "DiskStore | S3Store"]]:
+        """Where an image is. A part of one that is verified anew just now is on the disk."""
+        return [
+            (name, place)
+            for name, place in self.stores.places.items()
+            if image_hash in self.sizes[name] or name in self.lines[image_hash].info.places
+        ]
 
     def find(self, name: str) -> str:
         """The hash that `name` stands for. Raises UsageError, or NotFound when it is none or more than one."""
@@ -40,7 +58,7 @@ class _Shelf:
             return named[0]
         if not _PREFIX.fullmatch(prefix := name.lower()):
             raise UsageError(f"{name!r} names no image; expected 6 or more digits of its hash, or current")
-        alike = [image_hash for image_hash in {**self.sizes, **self.lines} if image_hash.startswith(prefix)]
+        alike = [image_hash for image_hash in self.hashes if image_hash.startswith(prefix)]
         if not alike:
             raise NotFound(f"no stored image has a hash that begins with {prefix}; see `pps-mirror ls`")
         if len(alike) > 1:
@@ -80,26 +98,30 @@ def complain_of_excess(collected: Collected) -> None:
 @asynccontextmanager
 async def _open(config: Config) -> AsyncIterator[_Shelf]:
     with ThreadPoolExecutor(2) as pool:
-        store = disk_store(config, pool)
-        if not (config.store.path / "images").exists():
-            yield _Shelf(store, {}, {})
-            return
-        lines = await ls.lines(config, store, pool)
-        yield _Shelf(store, await store.sizes(), {line.info.metadata.hash: line for line in lines})
+        async with opened(config, pool) as stores:
+            sizes: dict[str, Mapping[str, int]] = {"disk": {}}
+            for name, place in stores.places.items():
+                if name != "disk" or (config.store.path / "images").exists():
+                    sizes[name] = await place.sizes()
+            lines = {line.info.metadata.hash: line for line in await ls.lines(config, stores, pool)}
+            yield _Shelf(stores, sizes, lines)
 
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
     async with _open(config) as shelf:
-        for image_hash in [shelf.find(name)] if name is not None else shelf.sizes:
-            meter.start(shelf.sizes.get(image_hash, 0), 0, "verifying")
-            try:
-                verified = await shelf.store.verify(image_hash, progress=lambda at: meter.show(at, "verifying"))
-            finally:
-                meter.stop()
-            outcome = "good" if verified.verdict is Verdict.GOOD else f"{verified.verdict}: {verified.detail}"
-            meter.say(f"{image_hash[:12]} ({format_size(shelf.sizes.get(image_hash, 0))}) {outcome}")
-            done.append(verified)
+        for image_hash in [shelf.find(name)] if name is not None else shelf.hashes:
+            for where, place in shelf.places(image_hash):
+                size = shelf.sizes[where].get(image_hash, 0)
+                said = f"{image_hash[:12]} ({format_size(size)})" + (f" in the {where}:" if shelf.stores.bucket else "")
+                meter.start(size, 0, "verifying")
+                try:
+                    verified = await place.verify(image_hash, progress=lambda at: meter.show(at, "verifying"))
+                finally:
+                    meter.stop()
+                outcome = "good" if verified.verdict is Verdict.GOOD else f"{verified.verdict}: {verified.detail}"
+                meter.say(f"{said} {outcome}")
+                done.append(verified)
     if not done:
         meter.say(f"no images are stored in {config.store.path}")
     return done
@@ -108,7 +130,8 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
 async def _pin(config: Config, name: str, pinned: bool) -> str:
     async with _open(config) as shelf:
         image_hash = shelf.find(name)
-        await shelf.store.pin(image_hash, pinned=pinned)
+        for _, place in shelf.places(image_hash):
+            await place.pin(image_hash, pinned=pinned)
         return image_hash
 
 
@@ -122,13 +145,19 @@ async def _remove(config: Config, name: str, force: bool) -> str:
                 raise MirrorError(
                     f"{image_hash[:12]} is {' and '.join(reasons)}: give --force to remove it all the same"
                 )
-        if not await shelf.store.remove(image_hash):
-            raise MirrorError(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
+        for _, place in shelf.places(image_hash):
+            if not await place.remove(image_hash):
+                raise MirrorError(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
         return image_hash
 
 
 async def _collect(config: Config, dry_run: bool) -> Collected:
+    removals: list[Removal] = []
+    beyond = 0
     async with _open(config) as shelf:
-        if not (config.store.path / "images").exists():
-            return Collected((), 0)
-        return await shelf.store.collect(dry_run=dry_run)
+        for name, place in shelf.stores.places.items():
+            if name != "disk" or (config.store.path / "images").exists():
+                collected = await place.collect(dry_run=dry_run)
+                removals += collected.removals
+                beyond += collected.beyond
+    return Collected(tuple(removals), beyond)

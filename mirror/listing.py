@@ -15,6 +15,7 @@ def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
         "lastServedAt": info.last_served_at.isoformat() if info.last_served_at else None,
         "pinned": info.pinned,
         "current": current,
+        "places": list(info.places),
     }
 
 
@@ -22,6 +23,7 @@ def describe_verified(verified: Verified) -> dict[str, object]:
     """Return what became of one image's verification."""
     return {
         "hash": verified.image_hash,
+        "place": verified.place,
         "good": verified.verdict is Verdict.GOOD,
         "verdict": verified.verdict,
         "detail": verified.detail,

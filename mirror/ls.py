@@ -14,8 +14,7 @@ from rich.text import Text
 from mirror.app import loaded_catalog
 from mirror.config import Config
 from mirror.store.base import StoredInfo
-from mirror.store.disk import DiskStore
-from mirror.stores import disk_store
+from mirror.stores import Stores, opened
 from mirror.units import format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
@@ -34,23 +33,24 @@ class Line:
 
 def read(config: Config) -> Sequence[Line]:
     """List the stored images, newest first; none when the store does not exist yet. Raises StoreUnavailable."""
-    if not (config.store.path / "images").exists():
-        return []
     with ThreadPoolExecutor(1) as pool:
         return asyncio.run(_read(config, pool))
 
 
 async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
-    return await lines(config, disk_store(config, pool), pool)
+    async with opened(config, pool) as stores:
+        return await lines(config, stores, pool)
 
 
-async def lines(config: Config, store: DiskStore, pool: ThreadPoolExecutor) -> Sequence[Line]:
-    """List the images of a store that exists, newest first. Raises StoreUnavailable."""
+async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:
+    """List the images, newest first; none when there is no store yet. Raises StoreUnavailable."""
+    if stores.bucket is None and not (config.store.path / "images").exists():
+        return []
     url = config.upstream.url
     upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
-    catalog = await loaded_catalog(config, upstream, store, pool)
+    catalog = await loaded_catalog(config, upstream, stores, pool)
     current = await catalog.known_hash()
-    return [Line(info, current=info.metadata.hash == current) for info in await store.list()]
+    return [Line(info, current=info.metadata.hash == current) for info in await stores.front.list()]
 
 
 def write(lines: Sequence[Line], config: Config, stream: TextIO) -> None:
@@ -58,10 +58,14 @@ def write(lines: Sequence[Line], config: Config, stream: TextIO) -> None:
     console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
     if not lines:
         missing = "" if config.store.path.exists() else " (it does not exist yet)"
-        console.print(Text(f"No images are stored in {config.store.path}{missing}."), soft_wrap=True)
+        bucket = f" or the bucket {config.store.s3.bucket}" if config.store.s3.bucket else ""
+        console.print(Text(f"No images are stored in {config.store.path}{missing}{bucket}."), soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("HASH", "FILE", "SIZE", "STORED", "LAST SERVED", "CURRENT", "PINNED"):
+    titles = ["HASH", "FILE", "SIZE", "STORED", "LAST SERVED", "CURRENT", "PINNED"]
+    if config.store.s3.bucket:
+        titles.append("WHERE")
+    for title in titles:
         table.add_column(title, justify="right" if title == "SIZE" else "left", overflow="fold")
     for line in lines:
         info = line.info
@@ -73,6 +77,7 @@ def write(lines: Sequence[Line], config: Config, stream: TextIO) -> None:
             _when(info.last_served_at) if info.last_served_at else "never",
             "yes" if line.current else "",
             "yes" if info.pinned else "",
+            *([" and ".join(info.places)] if config.store.s3.bucket else ()),
         )
     console.print(table)
 

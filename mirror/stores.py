@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mirror.catalog import SharedNote
 from mirror.config import Config
 from mirror.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
@@ -25,6 +26,7 @@ class Stores:
     disk: DiskStore | None = None
     bucket: "S3Store | None" = None
     tiered: "TieredStore | None" = None
+    note: SharedNote | None = None
 
     @property
     def places(self) -> Mapping[str, "DiskStore | S3Store"]:
@@ -65,15 +67,16 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
         yield Stores(disk, disk)
         return
     from mirror.store.s3.bucket import Bucket  # with AWS's libraries, which take 25 MiB and a second to start
+    from mirror.store.s3.current import BucketNote
     from mirror.store.s3.store import opened as opened_bucket
     from mirror.store.tiered import TieredStore
 
     async with opened_bucket(Bucket(config.store.s3), holdback=config.store.holdback) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket, pool)
-            yield Stores(tiered, disk, bucket, tiered)
+            yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
         else:
-            yield Stores(bucket, bucket=bucket)
+            yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))
 
 
 def disk_store(config: Config, pool: Executor) -> DiskStore:

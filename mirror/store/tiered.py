@@ -82,15 +82,20 @@ class TieredStore:
 
     async def list(self) -> Sequence[StoredInfo]:
         """See `BlobStore.list`: what is in either place, or in the one that works."""
+        listed: list[Sequence[StoredInfo]] = []
+        trouble = None
+        for place in (self._bucket, self._disk):
+            try:
+                listed.append(await place.list())
+            except StoreUnavailable as error:
+                log.warning("the list of images is not whole: %s", error)
+                trouble = error
+        if trouble is not None and not listed:
+            raise trouble
         found: dict[str, StoredInfo] = {}
-        try:
-            found = {info.metadata.hash: info for info in await self._bucket.list()}
-        except StoreUnavailable as error:
-            log.debug("only what is on the disk is listed: %s", error)
-        for info in await self._disk.list():
-            if (other := found.get(info.metadata.hash)) is not None:
-                info = replace(info, pinned=info.pinned or other.pinned, places=info.places + other.places)
-            found[info.metadata.hash] = info
+        for info in (info for infos in listed for info in infos):
+            other = found.get(info.metadata.hash)
+            found[info.metadata.hash] = info if other is None else _both(info, other)
         return sorted(found.values(), key=lambda info: info.metadata.created, reverse=True)
 
     async def served(self, image_hash: str) -> None:
@@ -205,6 +210,11 @@ class _Readable:
     async def read(self, start: int, stop: int) -> bytes:
         """See `mirror.store.s3.course.Readable`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, _read, self._file, start, stop)
+
+
+def _both(disk: StoredInfo, bucket: StoredInfo) -> StoredInfo:
+    """One line of the list for what is in both places."""
+    return replace(disk, pinned=disk.pinned or bucket.pinned, places=disk.places + bucket.places)
 
 
 def _read(file: SharedFile, start: int, stop: int) -> bytes:

@@ -34,11 +34,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The outcome for one image. Who is `bad` was set aside, but for one that is not whole: that may be continued."""
+    """The outcome for one image in one `place`, disk or bucket.
+
+    On the disk who is `bad` was set aside, but for one that is not whole: that may be continued.
+    """
 
     image_hash: str
     verdict: Verdict
     detail: str
+    place: str = "disk"
 
     @property
     def bad(self) -> bool:

@@ -112,7 +112,7 @@ class S3Store:
 
     def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
-        return Course(self.bucket, metadata, self.versions, self.abilities, journal, self._keep)
+        return Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep)
 
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """See `BlobStore.source`."""
@@ -151,11 +151,11 @@ class S3Store:
         clock = asyncio.get_running_loop().time
         version = await self.bucket.head(f"images/{image_hash}")
         if version is None:
-            return Verified(image_hash, Verdict.GONE, "it is not in the bucket any more")
+            return Verified(image_hash, Verdict.GONE, "it is not in the bucket any more", "bucket")
         metadata = await self._described(image_hash)
         if metadata is not None and version.size < metadata.size:
             detail = f"it has {version.size} bytes in the bucket and should have {metadata.size}"
-            return Verified(image_hash, Verdict.SHORT, detail)
+            return Verified(image_hash, Verdict.SHORT, detail, "bucket")
         digest, position, began = hashlib.sha256(), 0, clock()
         try:
             async for piece in self.bucket.read(f"images/{image_hash}", 0, version.size, version.etag):
@@ -165,13 +165,13 @@ class S3Store:
                 if rate is not None:
                     await asyncio.sleep(began + position / rate - clock())
         except Gone:
-            return Verified(image_hash, Verdict.CHANGED, "it changed while it was read")
+            return Verified(image_hash, Verdict.CHANGED, "it changed while it was read", "bucket")
         if digest.hexdigest() != image_hash:
             self.versions.distrust(image_hash, version)
             detail = f"its sha256 in the bucket is {digest.hexdigest()}; it is overwritten when it is fetched again"
-            return Verified(image_hash, Verdict.WRONG, detail)
+            return Verified(image_hash, Verdict.WRONG, detail, "bucket")
         self.versions.trust(image_hash, version)
-        return Verified(image_hash, Verdict.GOOD, "its bytes are right")
+        return Verified(image_hash, Verdict.GOOD, "its bytes are right", "bucket")
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
         """Pin an image, for all replicas, or take that back."""
@@ -280,7 +280,7 @@ class S3Store:
             task = self._verifying[metadata.hash] = asyncio.create_task(
                 self._verify(metadata.hash), name=f"verify {metadata.hash}"
             )
-            self._keep(task)
+            self.keep(task)
             task.add_done_callback(lambda _: self._verifying.pop(metadata.hash, None))
         await asyncio.shield(task)
         return self.versions.trusted(metadata.hash, version)
@@ -291,7 +291,8 @@ class S3Store:
             log.error("%s in the bucket is bad: %s", image_hash, verified.detail)
         return verified.verdict is Verdict.GOOD
 
-    def _keep(self, task: "asyncio.Task[Any]") -> None:
+    def keep(self, task: "asyncio.Task[Any]") -> None:
+        """Own a task that goes on in the background."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
