@@ -14,9 +14,10 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from yarl import URL
@@ -28,15 +29,30 @@ from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
 from mirror.http.tls import ServerTls
 from mirror.metadata import ImageMetadata
 from mirror.retention import evictable
+from mirror.store.base import StoreUnavailable
 from mirror.store.layout import Layout
 from mirror.store.space import Space
 from mirror.tokens import Tokens
-from mirror.units import DAY, format_size
+from mirror.units import DAY, format_duration, format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 
 EXPIRES_SOON = 14
 """Days before its end from which a certificate is worth a note."""
+
+SKEWED = 60.0
+"""Seconds that our clock and a bucket's may differ before that is worth a note."""
+
+_SOURCES = {
+    "env": "the environment",
+    "shared-credentials-file": "the shared credentials file",
+    "config-file": "the AWS configuration file",
+    "assume-role": "an assumed role",
+    "assume-role-with-web-identity": "the service account's role",
+    "container-role": "the container's role",
+    "iam-role": "the machine's role",
+}
+"""What AWS's libraries call where credentials come from, in words."""
 
 PROBE_SECONDS = 2.0
 """How long whoever has our port may take to say what it is."""
@@ -68,6 +84,8 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)
     yield _store(config.store, answer if isinstance(answer, ImageMetadata) else None)
+    if config.store.s3.bucket is not None:
+        yield from asyncio.run(_bucket(config))
     yield _tls(config.server)
     yield _listener("server", config.server.host, config.server.port, tls=config.server.tls_cert is not None)
     yield _listener("admin", config.admin.host, config.admin.port, tls=False)
@@ -199,6 +217,29 @@ def _still_wanted(root: Path, metadata: ImageMetadata) -> int:
         return 0
     partial = root / "partial" / metadata.hash
     return max(0, metadata.size - (partial.stat().st_size if partial.exists() else 0))
+
+
+async def _bucket(config: Config) -> Sequence[Finding]:
+    """Try all that a fill does; what is written for that is removed again."""
+    from mirror.store.s3.abilities import find_out  # see `mirror.stores`
+    from mirror.store.s3.bucket import Bucket
+
+    s3 = config.store.s3
+    try:
+        async with Bucket(s3) as bucket:
+            source = await bucket.credentials()
+            offset = abs((await bucket.now() - datetime.now(UTC)).total_seconds())
+            abilities = await find_out(bucket)
+    except StoreUnavailable as error:
+        return [Finding("bucket", False, error.message)]
+    where = f" at {s3.endpoint_url}" if s3.endpoint_url else ""
+    known = f"the credentials from {_SOURCES.get(source or '', source)}"
+    findings = [Finding("bucket", True, f"{s3.bucket}{where}: can be written below {s3.prefix!r} with {known}")]
+    findings += [Finding("bucket", True, missing, note=True) for missing in abilities.missing]
+    if offset > SKEWED:
+        words = f"its clock and ours differ by {format_duration(round(offset))}; from 15 minutes on it refuses us"
+        findings.append(Finding("bucket", True, words, note=True))
+    return findings
 
 
 # TLS and the listeners

@@ -120,6 +120,12 @@ class Fill:
             self._limit()
             await self._wait(-1)
 
+    async def ended(self) -> None:
+        """Wait for the verdict. Raises FillFailed."""
+        while self.state is not State.PUBLISHED:
+            self._limit()
+            await self._wait(self.metadata.size - 1)
+
     async def run(self) -> None:
         """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
         verdict = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))

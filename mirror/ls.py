@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TextIO
 
@@ -44,8 +44,10 @@ async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
 
 async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:
     """List the images, newest first; none when there is no store yet. Raises StoreUnavailable."""
-    if stores.bucket is None and not (config.store.path / "images").exists():
-        return []
+    if not (config.store.path / "images").exists():
+        if stores.bucket is None:
+            return []
+        stores = replace(stores, front=stores.bucket)
     url = config.upstream.url
     upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
     catalog = await loaded_catalog(config, upstream, stores, pool)

@@ -18,6 +18,7 @@ from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
 from mirror.store.base import StoreUnavailable
+from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.verdict import FillFailed, Reason, State
 
@@ -91,12 +92,20 @@ class _Pull:
             self._meter.say("another process is receiving this image into the same store: following it")
         if opened.found is not Found.PASSED:
             await self._watch(opened.fill)
-        if opened.fill.journal.file is None:
+        if isinstance(opened.fill.journal, Window):
             raise StoreUnavailable(self._mirror.library.trouble or "the mirror's store takes no image")
+        await self._settle()
         if opened.fill.journal.ours:
             self._meter.say(f"{name} is verified and stored, after {format_duration(clock() - began)}")
         else:
             self._meter.say(f"{name} is stored, by the other process")
+
+    async def _settle(self) -> None:
+        """Wait until the image is in the bucket too, if there is one."""
+        bucket = self._mirror.stores.bucket
+        if bucket is not None and bucket.busy:
+            self._meter.say("it is being brought into the bucket")
+            await bucket.settled()
 
     async def _watch(self, fill: Fill) -> None:
         """Show our own fill until its verdict. Raises FillFailed."""
@@ -106,7 +115,7 @@ class _Pull:
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK):
-                        await fill.available(size - 1)
+                        await fill.ended()
                         break
                 self._meter.show(fill.position, fill.state)
             self._meter.show(size, fill.state)

@@ -89,7 +89,7 @@ class TieredStore:
                 listed.append(await place.list())
             except StoreUnavailable as error:
                 log.warning("the list of images is not whole: %s", error)
-                trouble = error
+                trouble = trouble or error
         if trouble is not None and not listed:
             raise trouble
         found: dict[str, StoredInfo] = {}

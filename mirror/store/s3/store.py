@@ -65,6 +65,16 @@ class S3Store:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on in the background: an upload, mostly."""
+        return bool(self._tasks)
+
+    async def settled(self) -> None:
+        """Wait until nothing does."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
     async def abilities(self) -> Abilities:
         """What the server can do, found out once. Raises BucketFailed."""
         async with self._finding_out:
