@@ -3,6 +3,7 @@
 It also tells, or ends at, each step that it takes to make something durable: see `Steps`.
 """
 
+import importlib
 import json
 import multiprocessing
 import multiprocessing.process
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from tests.support.processes import START_SECONDS, MirrorProcess, eventually
@@ -51,21 +52,42 @@ class Steps:
 
 
 class ForkedMirror(MirrorProcess):
-    """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given."""
+    """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given.
+
+    `constants` of the mirror's modules have other values in it: by module and name, with a colon between.
+    """
 
     steps: Steps | None = None
+    constants: Mapping[str, float] = MappingProxyType({})
     _child: multiprocessing.process.BaseProcess | None = None
 
     def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
         """Start it and wait until it is ready, unless told not to."""
         self._child = _FORKSERVER.Process(
-            target=_serve, args=(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps)
+            target=_serve,
+            args=(
+                *(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps),
+                dict(self.constants),
+            ),
         )
         self._child.start()
         if wait:
             eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
             assert self.alive() or self.steps, self.log()
         return self
+
+    def freeze(self) -> None:
+        """Stop it where it stands; it notices nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._child is not None
+        assert self._child.pid is not None
+        os.kill(self._child.pid, number)
 
     def alive(self) -> bool:
         """Whether it runs."""
@@ -97,10 +119,18 @@ class ForkedMirror(MirrorProcess):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.alive():
+            self.thaw()
             self.stop()
 
 
-def _serve(config: str, log: str, environ: Mapping[str, str], store: str, steps: Steps | None) -> None:
+def _serve(
+    config: str,
+    log: str,
+    environ: Mapping[str, str],
+    store: str,
+    steps: Steps | None,
+    constants: Mapping[str, float],
+) -> None:
     """Become the mirror."""
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -111,6 +141,11 @@ def _serve(config: str, log: str, environ: Mapping[str, str], store: str, steps:
         _Watched(Path(store), steps).interpose()
     from mirror import cli
 
+    for constant, value in constants.items():
+        module, _, name = constant.partition(":")
+        imported = importlib.import_module(module)
+        assert hasattr(imported, name), constant
+        setattr(imported, name, value)
     sys.exit(cli.main(["serve", "-c", config]))
 
 

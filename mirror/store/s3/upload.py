@@ -114,7 +114,7 @@ class Upload:
         if self._failed:
             raise Gone(f"the upload of {self._metadata.hash} failed")
         await self._again(self._complete)
-        await self._end(self._remove_parts)
+        await self._end(self._clear_away)
 
     async def abandon(self, failed: str | None = None) -> None:
         """Stop, and let others go on from what is there; unless it `failed`: then it is worth nothing to them."""
@@ -245,9 +245,11 @@ class Upload:
         if version is None or version.size != self._metadata.size:
             raise Gone(f"the upload of {self._metadata.hash} was removed by somebody")
 
-    async def _remove_parts(self) -> None:
+    async def _clear_away(self) -> None:
         async for listed in self._bucket.list(f"parts/{self._metadata.hash}/"):
             await self._bucket.delete(listed.name)
+        for unfinished in await self._bucket.uploads(self._image):  # of who died before
+            await self._bucket.abort_upload(unfinished.name, unfinished.upload)
         if self._lease is not None:
             await self._lease.remove()
 
