@@ -17,7 +17,8 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import Download, Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
-from tests.support.s3.fixtures import TestBucket
+from tests.support.s3.fixtures import TestBucket, make_bucket
+from tests.support.s3.weed import Weed
 
 PART = 5 << 20
 SIZE = 24 << 20
@@ -121,7 +122,7 @@ class Fleet:
         """The bucket has the image, whole and right, and nothing else of its fill, now or soon."""
         image_hash = self.simulator.image_sha256(name)
         expected = {f"images/{image_hash}", f"images/{image_hash}.json", "current.json"}
-        eventually(lambda: set(self.bucket.keys()) == expected, what=f"{expected}, there is {self.bucket.keys()}")
+        eventually(lambda: set(self.bucket.names()) == expected, what=f"{expected}, there is {self.bucket.names()}")
         assert not self.bucket.client.uploads(self.bucket.name)
         image = self.bucket.read(f"images/{image_hash}")
         assert image is not None
@@ -240,7 +241,7 @@ def test_wrong_bytes_are_nobodys_and_the_next_fetch_is_right(
         simulator.fault(Fault("store", corrupt_at=SIZE // 2, times=1))
         outcomes = [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror)]
         assert {outcome.result().ended for outcome in outcomes} == {"reset"}
-        assert not [key for key in bucket.keys("images/") if not key.endswith(".json")]
+        assert not [key for key in bucket.names("images/") if not key.endswith(".json")]
         assert_right(simulator, [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror)])
         fleet.assert_settled()
 
@@ -266,3 +267,48 @@ def test_a_replica_without_the_image_takes_it_from_the_bucket(
         assert_right(simulator, [late])
         assert late.result().cache_status == "pps-mirror; hit"
         assert fleet.fetches() == 1
+
+
+@pytest.fixture
+def own_weed(tmp_path: Path) -> Iterator[Weed]:
+    """A server of the test's own, to be killed."""
+    with Weed(tmp_path / "weed") as weed:
+        yield weed
+
+
+@KINDS
+def test_a_bucket_that_is_away_for_a_while_does_no_harm(
+    tmp_path: Path, own_weed: Weed, simulator: Simulator, local_copy: bool
+) -> None:
+    bucket = make_bucket(own_weed)
+    with Fleet(tmp_path, bucket, simulator, 2, local_copy=local_copy) as fleet:
+        outcomes = [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror, 2)]
+        fleet.holder()
+        eventually(arrived(fleet, 0.3))
+        own_weed.kill()
+        time.sleep(LEASE)
+        own_weed.start()
+        assert_right(simulator, outcomes)
+        assert_right(simulator, [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror)])
+        image_hash = simulator.image_sha256("first")
+        eventually(lambda: f"images/{image_hash}" in bucket.names(), 60, "the image's arrival in the bucket")
+        image = bucket.read(f"images/{image_hash}")
+        assert image is not None
+        assert hashlib.sha256(image).hexdigest() == image_hash
+
+
+@KINDS
+def test_an_image_that_rolls_over_while_replicas_fetch_it_comes_to_its_end_or_to_a_reset(
+    tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
+) -> None:
+    with Fleet(tmp_path, bucket, simulator, 2, local_copy=local_copy) as fleet:
+        simulator.fault(Fault("store", cut_after=SIZE // 2, reset=True, roll_over="second"))
+        outcomes = [outcome.result() for outcome in [each for mirror in fleet.mirrors for each in fleet.fetch(mirror)]]
+        for outcome in outcomes:
+            assert outcome.ended in {"complete", "reset"}
+            assert outcome.ended == "reset" or outcome.sha256 in map(simulator.image_sha256, ("first", "second"))
+        after = [each.result() for mirror in fleet.mirrors for each in fleet.fetch(mirror)]
+        assert {outcome.sha256 for outcome in after} == {simulator.image_sha256("second")}
+        for name in ("first", "second"):
+            image = bucket.read(f"images/{simulator.image_sha256(name)}")
+            assert image is None or hashlib.sha256(image).hexdigest() == simulator.image_sha256(name)

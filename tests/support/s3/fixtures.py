@@ -32,7 +32,7 @@ class TestBucket:
         """What a mirror's configuration says of it, in [store.s3]."""
         return {"bucket": self.name, "endpoint_url": self.server.endpoint_url}
 
-    def keys(self, beginning: str = "") -> list[str]:
+    def names(self, beginning: str = "") -> list[str]:
         """The keys below the mirror's prefix, without it."""
         return [key.removeprefix("pps-mirror/") for key in self.client.keys(self.name, f"pps-mirror/{beginning}")]
 
