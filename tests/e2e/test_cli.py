@@ -58,6 +58,22 @@ def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[s
     )
 
 
+def on_a_terminal(*arguments: str | Path, **environ: str) -> str:
+    """What the command draws on a terminal, without the escape sequences; it must succeed."""
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([*COMMAND, *arguments], env=environment(TERM="xterm", **environ), stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    try:
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    except OSError:  # how a terminal ends whose last user has gone
+        pass
+    os.close(terminal)
+    assert process.wait() == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
 def pull(mirror: MirrorProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run("pull", "-c", mirror.config_file, *arguments)
 
@@ -295,20 +311,7 @@ def test_pull_stores_the_current_image_and_the_next_one_has_nothing_to_do(
 def test_pull_draws_a_bar_with_bytes_and_rate_on_a_terminal(mirror: MirrorProcess, simulator: Simulator) -> None:
     simulator.set_rate(SIZE)
     simulator.fault(Fault("store", cut_after=SIZE // 2))
-    terminal, end = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "pull", "-c", mirror.config_file], env=environment(TERM="xterm"), stdout=end, stderr=end
-    )
-    os.close(end)
-    shown = b""
-    try:
-        while data := os.read(terminal, 1 << 16):
-            shown += data
-    except OSError:  # how a terminal ends whose last user has gone
-        pass
-    os.close(terminal)
-    assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    text = on_a_terminal("pull", "-c", mirror.config_file)
     assert re.search(r"\r\d\d:\d\d:\d\d WARNING fill of .* the line\s+broke.*\r\n", text)  # not within the bar
     assert "8.0/8.0 MiB" in text
     assert "MiB/s" in text

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment, lay_out, one_line, run
+from tests.e2e.test_cli import lay_out, on_a_terminal, one_line, run
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, FreshMirror
 from tests.support.processes import eventually
@@ -114,20 +113,7 @@ def test_verify_of_an_empty_store_says_so(store: Store) -> None:
 
 def test_verify_draws_a_bar_on_a_terminal(store: Store) -> None:
     lay_out(store.path, os.urandom(9 << 20))
-    terminal, end = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "verify"], env=environment(TERM="xterm", **store.environ), stdout=end, stderr=end
-    )
-    os.close(end)
-    shown = b""
-    try:
-        while data := os.read(terminal, 1 << 16):
-            shown += data
-    except OSError:  # how a terminal ends whose last user has gone
-        pass
-    os.close(terminal)
-    assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    text = on_a_terminal("verify", **store.environ)
     assert "/9.0 MiB" in text
     assert "(9.0 MiB) good" in text
 

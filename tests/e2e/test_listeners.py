@@ -24,15 +24,9 @@ SIZE = 3 << 20
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("first", size=SIZE)]) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    yield upstream
-    upstream.clear_faults()
 
 
 def read(url: str, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:

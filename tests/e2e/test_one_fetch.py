@@ -14,17 +14,9 @@ HALF = SIZE // 2
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("first", size=SIZE)]) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.clear_faults()
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
 
 
 @pytest.fixture

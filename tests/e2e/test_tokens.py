@@ -45,15 +45,7 @@ def own_token(tmp_path: Path, sections: Sections) -> Path:
 
 def doors(mirror: MirrorProcess, image_hash: str) -> list[str]:
     """Every way to what is stored, and to upstream."""
-    images = f"{mirror.url}/mirror/v1/images/"
-    return [
-        mirror.image_url,
-        mirror.metadata_url,
-        images,
-        f"{images}{image_hash}/",
-        f"{images}{image_hash}/metadata/",
-        f"{mirror.url}/api/v2/version/",
-    ]
+    return [*mirror.doors(image_hash), f"{mirror.url}/api/v2/version/"]
 
 
 def credentials(simulator: Simulator) -> set[str | None]:

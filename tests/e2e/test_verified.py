@@ -14,18 +14,9 @@ HOLDBACK = 64 << 10
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE)]) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.clear_faults()
-    upstream.roll_over("first")
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
 
 
 @pytest.fixture

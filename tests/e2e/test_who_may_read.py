@@ -19,18 +19,6 @@ BAD = "a-token-that-is-none"
 ALWAYS_ASK = {"auth": {"ttl": "0s"}, "upstream": {"metadata_ttl": "0s"}}
 
 
-def doors(mirror: MirrorProcess, image_hash: str) -> list[str]:
-    """Every way to what is stored."""
-    images = f"{mirror.url}/mirror/v1/images/"
-    return [
-        mirror.image_url,
-        mirror.metadata_url,
-        images,
-        f"{images}{image_hash}/",
-        f"{images}{image_hash}/metadata/",
-    ]
-
-
 @pytest.fixture
 def image_hash(simulator: Simulator) -> str:
     return simulator.image_sha256("first")
@@ -45,7 +33,7 @@ def test_upstreams_own_refusal_passes_through_at_every_door_though_the_image_is_
 ) -> None:
     upstreams = ask(simulator.api_url + METADATA, token)
     assert upstreams.status == status
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         answer = ask(url, token, method)
         assert answer.status == status
         assert answer.body == (upstreams.body if method == "GET" else b"")
@@ -60,7 +48,7 @@ def test_a_refusal_comes_with_upstreams_challenge_and_body_as_they_are(
     body = '{"message" :  "It has expired.", "errorName": "TOKEN_EXPIRED"}'
     headers = {"WWW-Authenticate": challenge, "Content-Type": "application/problem+json"}
     simulator.fault(Fault("metadata", status=401, body=body, headers=headers, times=None))
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         answer = ask(url, "an-expired-token")
         assert (answer.status, answer.body) == (401, body.encode())
         assert answer.header("WWW-Authenticate") == challenge
@@ -84,7 +72,7 @@ def test_a_decision_is_remembered_for_each_caller(
 ) -> None:
     mirror = fresh_mirror({"auth": {"ttl": "1h"}, "upstream": {"metadata_ttl": "1h"}})
     for callers, token in enumerate((TOKEN, OTHER), 1):
-        for url in doors(mirror, image_hash) * 2:
+        for url in mirror.doors(image_hash) * 2:
             assert ask(url, token).status == 200
         assert simulator.counters().metadata_requests == callers
 
@@ -95,7 +83,7 @@ def test_with_a_ttl_of_0_upstream_is_asked_each_time(
     mirror = fresh_mirror(ALWAYS_ASK)
     ask(mirror.image_url)
     simulator.reset_log()
-    for count, url in enumerate(doors(mirror, image_hash), 1):
+    for count, url in enumerate(mirror.doors(image_hash), 1):
         assert ask(url).status == 200
         assert simulator.counters().metadata_requests == count
 
@@ -163,7 +151,7 @@ def test_while_upstream_is_away_an_unknown_caller_gets_503_with_retry_after(
         lonely_mirror.stop()
         lonely_mirror.start()
     for token in (OTHER, None):
-        for url in doors(lonely_mirror, image_hash):
+        for url in lonely_mirror.doors(image_hash):
             answer = ask(url, token)
             assert (answer.status, answer.header("Content-Type")) == (503, "application/json")
             assert int(answer.header("Retry-After")) > 0
@@ -174,11 +162,11 @@ def test_while_upstream_is_away_a_refused_caller_stays_refused(
     lonely_mirror: MirrorProcess, image_hash: str, ask: Ask
 ) -> None:
     assert ask(lonely_mirror.image_url, FORBIDDEN).status == 403
-    for url in doors(lonely_mirror, image_hash):
+    for url in lonely_mirror.doors(image_hash):
         assert ask(url, FORBIDDEN).status in {403, 503}  # once the refusal is forgotten, it is an unknown caller
     lonely_mirror.kill()
     lonely_mirror.start()
-    for url in doors(lonely_mirror, image_hash):
+    for url in lonely_mirror.doors(image_hash):
         assert ask(url, FORBIDDEN).status == 503
 
 
@@ -191,11 +179,11 @@ def test_a_caller_that_was_let_in_and_then_refused_is_not_served_while_upstream_
     simulator.set_tokens([])
     assert ask(mirror.image_url).status == 401
     go_away(simulator)
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         assert ask(url).status in {401, 503}
     mirror.stop()
     mirror.start()
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         assert ask(url).status == 503
 
 
@@ -238,7 +226,7 @@ def go_away(simulator: Simulator) -> None:
 
 
 def assert_served(mirror: MirrorProcess, simulator: Simulator, image_hash: str, ask: Ask) -> None:
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         assert ask(url).status == 200
     stale = ask(mirror.image_url)
     assert (stale.body, stale.header("Cache-Status")) == (simulator.read("first"), "pps-mirror; hit; detail=stale")
@@ -257,7 +245,7 @@ def test_mode_open_needs_no_token_and_uses_the_mirrors_own_toward_upstream(
     else:
         mirror = fresh_mirror(with_token(tmp_path, OTHER, sections))
     for token in (None, BAD, FORBIDDEN):
-        for url in doors(mirror, image_hash):
+        for url in mirror.doors(image_hash):
             assert ask(url, token).status == 200
         assert ask(mirror.image_url, token).body == simulator.read("first")
         assert ask(f"{mirror.url}/api/v2/version/", token).status == 200
@@ -273,7 +261,7 @@ def test_mode_open_serves_everybody_while_upstream_is_away(
     mirror = fresh_mirror(with_token(tmp_path, OTHER, sections))
     assert ask(mirror.image_url, None).status == 200
     go_away(simulator)
-    for url in doors(mirror, image_hash):
+    for url in mirror.doors(image_hash):
         assert ask(url, None).status == 200
     assert ask(mirror.image_url, None).header("Cache-Status") == "pps-mirror; hit; detail=stale"
 

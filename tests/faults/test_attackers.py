@@ -34,22 +34,15 @@ CUT_OFF = 60.0
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("first", size=SIZE)]) as simulator:
         yield simulator
 
 
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
-
-
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, upstream: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), upstream.api_url) as mirror:
-        assert fetch(mirror.image_url).sha256 == upstream.image_sha256("first")
+def mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
+    with MirrorProcess(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
+        assert fetch(mirror.image_url).sha256 == shared_simulator.image_sha256("first")
         yield mirror
 
 

@@ -27,7 +27,7 @@ BLOCKS_AND_EDGES = [1, 2 << 20, (2 << 20) + 1, SIZE - (64 << 10), SIZE - 1, SIZE
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     images = [
         ImageSpec("first", size=SIZE),
         ImageSpec("second", size=SIZE),
@@ -35,15 +35,6 @@ def upstream() -> Iterator[Simulator]:
     ]
     with Simulator.start(images) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
-    upstream.roll_over("first")
-    upstream.set_tokens(upstream.setup.tokens)
 
 
 Started = Callable[..., ForkedMirror]

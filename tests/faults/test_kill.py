@@ -29,17 +29,9 @@ SEEDS = range(6)
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("large", size=SIZE), ImageSpec("small", size=SMALL)]) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
-    upstream.set_rate(None)
 
 
 @pytest.fixture

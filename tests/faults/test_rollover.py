@@ -26,7 +26,7 @@ WHEN_STORED = {"auth": {"ttl": "0s"}, "upstream": {"metadata_ttl": "0s", "rollov
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     images = [
         ImageSpec("first", size=SIZE, created="2024-01-01T00:00:00Z"),
         ImageSpec("second", size=SIZE, created="2025-01-01T00:00:00Z"),
@@ -35,15 +35,6 @@ def upstream() -> Iterator[Simulator]:
     ]
     with Simulator.start(images) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.roll_over("first")
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
-    upstream.roll_over("first")
 
 
 Started = Callable[..., ForkedMirror]

@@ -24,18 +24,10 @@ BYPASS = "pps-mirror; fwd=bypass"
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
     with Simulator.start(images) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.reset_log()
-    yield upstream
-    upstream.clear_faults()
-    upstream.roll_over("first")
 
 
 @pytest.fixture

@@ -80,21 +80,11 @@ def download(simulator: Simulator, headers: Mapping[str, str] | None = None) -> 
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     images = [ImageSpec("old", SIZE), ImageSpec("new", SIZE + 17)]
     with Simulator.start(images, tokens=[TOKEN, "second"], forbidden=["forbidden"]) as simulator:
         yield simulator
     assert simulator.errors() == ""
-
-
-@pytest.fixture
-def simulator(shared: Simulator) -> Simulator:
-    shared.clear_faults()
-    shared.roll_over("old")
-    shared.set_rate(None)
-    shared.set_tokens([TOKEN, "second"], forbidden=["forbidden"])
-    shared.reset_log()
-    return shared
 
 
 class TestApi:

@@ -111,7 +111,10 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
 
 @pytest.fixture(scope="session")
 def shared_simulator() -> Iterator[Simulator]:
-    """One DataRobot with two images of one size, for tokens it takes and one that it forbids."""
+    """One DataRobot with two images of one size, for tokens it takes and one that it forbids.
+
+    A module that needs another has a fixture of this name and of its own scope.
+    """
     images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
     tokens = [TOKEN, "another-good-token"]
     with Simulator.start(images, tokens=tokens, forbidden=["a-forbidden-token"]) as simulator:
@@ -125,7 +128,7 @@ def simulator(shared_simulator: Simulator) -> Iterator[Simulator]:
     yield shared_simulator
     shared_simulator.clear_faults()
     shared_simulator.set_rate(None)
-    shared_simulator.roll_over("first")
+    shared_simulator.roll_over(shared_simulator.setup.images[0].name)
     shared_simulator.set_tokens(shared_simulator.setup.tokens, forbidden=shared_simulator.setup.forbidden)
 
 

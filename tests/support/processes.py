@@ -92,6 +92,12 @@ class MirrorProcess:
     def metadata_url(self) -> str:
         return self.url + METADATA
 
+    def doors(self, image_hash: str) -> list[str]:
+        """Every way to what is stored."""
+        images = f"{self.url}/mirror/v1/images/"
+        image = f"{images}{image_hash}/"
+        return [self.image_url, self.metadata_url, images, image, f"{image}metadata/"]
+
     @property
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin_port}"

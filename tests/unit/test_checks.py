@@ -17,16 +17,9 @@ from tests.support.tokens import write_tokens
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Simulator]:
+def shared_simulator() -> Iterator[Simulator]:
     with Simulator.start([ImageSpec("first", size=1 << 20)]) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Iterator[Simulator]:
-    yield running
-    running.clear_faults()
-    running.roll_over("first")
 
 
 @pytest.fixture
