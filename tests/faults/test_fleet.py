@@ -17,8 +17,8 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import Download, Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
-from tests.support.s3.fixtures import TestBucket, make_bucket
-from tests.support.s3.weed import Weed
+from tests.support.s3.fixtures import TestBucket, make_bucket, make_server
+from tests.support.s3.server import S3Server
 
 PART = 5 << 20
 SIZE = 24 << 20
@@ -270,24 +270,24 @@ def test_a_replica_without_the_image_takes_it_from_the_bucket(
 
 
 @pytest.fixture
-def own_weed(tmp_path: Path) -> Iterator[Weed]:
+def own_server(tmp_path: Path) -> Iterator[S3Server]:
     """A server of the test's own, to be killed."""
-    with Weed(tmp_path / "weed") as weed:
-        yield weed
+    with make_server(tmp_path) as server:
+        yield server
 
 
 @KINDS
 def test_a_bucket_that_is_away_for_a_while_does_no_harm(
-    tmp_path: Path, own_weed: Weed, simulator: Simulator, local_copy: bool
+    tmp_path: Path, own_server: S3Server, simulator: Simulator, local_copy: bool
 ) -> None:
-    bucket = make_bucket(own_weed)
+    bucket = make_bucket(own_server)
     with Fleet(tmp_path, bucket, simulator, 2, local_copy=local_copy) as fleet:
         outcomes = [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror, 2)]
         fleet.holder()
         eventually(arrived(fleet, 0.3))
-        own_weed.kill()
+        own_server.kill()
         time.sleep(LEASE)
-        own_weed.start()
+        own_server.start()
         assert_right(simulator, outcomes)
         assert_right(simulator, [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror)])
         image_hash = simulator.image_sha256("first")

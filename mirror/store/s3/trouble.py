@@ -74,6 +74,8 @@ def _said(error: Exception) -> str:
             return "the server cannot be reached"
         case OSError(errno=number) if number is not None:
             return f"the connection failed ({errno.errorcode.get(number, number)})"
+        case boto.HTTPClientError(kwargs={"error": Exception() as inner}):
+            return f"the connection broke ({type(inner).__name__})"
         case _:
             return f"the connection broke ({type(error).__name__})"
 

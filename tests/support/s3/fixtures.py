@@ -1,20 +1,36 @@
-"""An S3 server for all tests that want one, and a bucket for each of them."""
+"""An S3 server for all tests that want one, and a bucket for each of them.
 
+It is SeaweedFS, or what the environment variable S3_SERVER names: weed, ceph or swift.
+"""
+
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from tests.support.s3.ceph import Ceph
 from tests.support.s3.client import S3Client
+from tests.support.s3.server import S3Server
+from tests.support.s3.swift import Swift
 from tests.support.s3.weed import Weed
+
+SERVERS: dict[str, Callable[[Path], S3Server]] = {"weed": Weed, "ceph": Ceph, "swift": Swift}
+
+
+def make_server(directory: Path) -> S3Server:
+    """One more of the kind that is tested, not started."""
+    kind = os.environ.get("S3_SERVER", "weed")
+    return SERVERS[kind](directory / kind)
 
 
 @pytest.fixture(scope="session")
-def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
-    """SeaweedFS, for tests that do not stop it."""
-    with Weed(tmp_path_factory.mktemp("weed")) as weed:
-        yield weed
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server for tests that do not stop it."""
+    with make_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +39,7 @@ class TestBucket:
 
     __test__ = False
 
-    server: Weed
+    server: S3Server
     name: str
     client: S3Client
 
@@ -49,7 +65,7 @@ class TestBucket:
         self.client.delete(self.name, f"pps-mirror/{name}")
 
 
-def make_bucket(server: Weed) -> TestBucket:
+def make_bucket(server: S3Server) -> TestBucket:
     """Make one more on `server`."""
     bucket = TestBucket(server, f"images-{secrets.token_hex(6)}", server.client())
     bucket.client.make_bucket(bucket.name)
@@ -57,8 +73,8 @@ def make_bucket(server: Weed) -> TestBucket:
 
 
 @pytest.fixture
-def bucket(weed: Weed) -> Iterator[TestBucket]:
+def bucket(s3_server: S3Server) -> Iterator[TestBucket]:
     """A bucket on the shared server, removed with all that is in it."""
-    bucket = make_bucket(weed)
+    bucket = make_bucket(s3_server)
     yield bucket
     bucket.client.remove_bucket(bucket.name)
