@@ -94,7 +94,11 @@ class Course:
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, self._adopted, validator):
             return False
+        if await self.versions.usable(self.bucket, self.metadata) is not None:  # whoever had the lease has just ended
+            await upload.withdraw()
+            return False
         self.upload = upload
+        upload.begin()
         self.moved()
         return True
 

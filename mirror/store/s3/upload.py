@@ -75,16 +75,22 @@ class Upload:
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self, over: Held | None, adopted: Mapping[int, tuple[str, str]], validator: str | None) -> bool:
-        """Take the lease and begin; False when another was first. Raises BucketFailed.
+        """Take the lease, if there are leases; False when another was first. Raises BucketFailed.
 
         `adopted` are parts that other fills wrote and we have read whole: by number, that fill's id and the ETag.
         """
         self._adopted, self._validator = dict(adopted), validator
-        if self._lease is not None and not await self._lease.take(self._note(), over):
-            return False
+        return self._lease is None or await self._lease.take(self._note(), over)
+
+    async def withdraw(self) -> None:
+        """Take the lease away again: there is nothing to bring. Raises BucketFailed."""
+        if self._lease is not None:
+            await self._lease.remove()
+
+    def begin(self) -> None:
+        """Begin to bring what is there, and to keep the lease."""
         self._renewing = asyncio.create_task(self._keep_lease(), name=f"lease {self._metadata.hash}")
         self._task = asyncio.create_task(self._run(), name=f"upload {self._metadata.hash}")
-        return True
 
     def advance(self, position: int, validator: str | None) -> None:
         """Say that the bytes up to `position` are there."""

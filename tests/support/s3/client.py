@@ -1,5 +1,6 @@
 """A synchronous S3 client for tests: makes buckets, looks into them, and alters what lies there."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,12 +37,23 @@ class S3Client:
         self.raw.create_bucket(Bucket=bucket)
 
     def remove_bucket(self, bucket: str) -> None:
-        """Remove a bucket and everything in it; objects one by one, as Swift wants it."""
+        """Remove a bucket and everything in it; objects one by one, as Swift wants it.
+
+        Some servers say for a while that it is not empty.
+        """
         for upload in self.uploads(bucket):
             self.raw.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
         for key in list(self.keys(bucket)):
             self.raw.delete_object(Bucket=bucket, Key=key)
-        self.raw.delete_bucket(Bucket=bucket)
+        for pause in (0.2, 1.0, 3.0):
+            try:
+                self.raw.delete_bucket(Bucket=bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "BucketNotEmpty":
+                    raise
+                time.sleep(pause)
+            else:
+                return
 
     def keys(self, bucket: str, beginning: str = "") -> Iterator[str]:
         """The keys of all objects, in order."""
