@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check soak format bench audit install clean
+.PHONY: demo test check test-s3 soak format bench audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -19,6 +19,10 @@ check: $(VENV)/dev.ok       ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift, each a real one (needs root)
+	@for server in weed ceph swift; do echo "== $$server"; S3_SERVER=$$server FLEET_SEEDS=20 \
+	  $(BIN)/python -m pytest -q tests/stores/test_conformance.py tests/faults/test_fleet.py $(ARGS) || exit 1; done
 
 soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
 	$(BIN)/python -m pytest -m soak $(ARGS)

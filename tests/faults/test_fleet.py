@@ -140,6 +140,7 @@ def arrived(fleet: Fleet, share: float) -> Callable[[], bool]:
     return lambda: fleet.position() >= share * SIZE
 
 
+@pytest.mark.leases
 @KINDS
 def test_forty_clients_of_four_replicas_cost_one_fetch_and_all_go_along_with_it(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -182,6 +183,7 @@ class Progress:
             self.done = True
 
 
+@pytest.mark.leases
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_holder_that_is_killed_costs_one_more_fetch_and_no_client_of_the_others_notices(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, seed: int
@@ -199,6 +201,7 @@ def test_a_holder_that_is_killed_costs_one_more_fetch_and_no_client_of_the_other
         fleet.assert_settled()
 
 
+@pytest.mark.leases
 @KINDS
 def test_a_holder_that_froze_does_no_harm_when_it_wakes_up(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -216,6 +219,7 @@ def test_a_holder_that_froze_does_no_harm_when_it_wakes_up(
         fleet.assert_settled()
 
 
+@pytest.mark.leases
 @KINDS
 def test_a_holder_that_stops_hands_over_at_once_and_nothing_is_fetched_twice(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -233,6 +237,7 @@ def test_a_holder_that_stops_hands_over_at_once_and_nothing_is_fetched_twice(
         fleet.assert_settled()
 
 
+@pytest.mark.leases
 @KINDS
 def test_wrong_bytes_are_nobodys_and_the_next_fetch_is_right(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -246,6 +251,7 @@ def test_wrong_bytes_are_nobodys_and_the_next_fetch_is_right(
         fleet.assert_settled()
 
 
+@pytest.mark.leases
 @KINDS
 def test_workers_of_two_replicas_cost_one_fetch(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -276,6 +282,7 @@ def own_server(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.mark.leases
 @KINDS
 def test_a_bucket_that_is_away_for_a_while_does_no_harm(
     tmp_path: Path, own_server: S3Server, simulator: Simulator, local_copy: bool
@@ -297,6 +304,7 @@ def test_a_bucket_that_is_away_for_a_while_does_no_harm(
         assert hashlib.sha256(image).hexdigest() == image_hash
 
 
+@pytest.mark.leases
 @KINDS
 def test_an_image_that_rolls_over_while_replicas_fetch_it_comes_to_its_end_or_to_a_reset(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
@@ -312,3 +320,15 @@ def test_an_image_that_rolls_over_while_replicas_fetch_it_comes_to_its_end_or_to
         for name in ("first", "second"):
             image = bucket.read(f"images/{simulator.image_sha256(name)}")
             assert image is None or hashlib.sha256(image).hexdigest() == simulator.image_sha256(name)
+
+
+@pytest.mark.no_leases
+@KINDS
+def test_without_conditional_writes_each_replica_fetches_once_and_says_so(
+    tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
+) -> None:
+    with Fleet(tmp_path, bucket, simulator, 3, local_copy=local_copy) as fleet:
+        assert_right(simulator, [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror, 4)])
+        assert fleet.fetches() == 3
+        assert all("no conditional writes" in mirror.log() for mirror in fleet.mirrors)
+        fleet.assert_settled()

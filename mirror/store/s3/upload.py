@@ -252,11 +252,13 @@ class Upload:
             raise Gone(f"the upload of {self._metadata.hash} was removed by somebody")
 
     async def _clear_away(self) -> None:
-        async for listed in self._bucket.list(f"parts/{self._metadata.hash}/"):
+        """Remove our parts, and with them those of all who died before: whoever has the lease is the only one alive."""
+        whose = f"parts/{self._metadata.hash}/" + (f"{self.fill}/" if self._lease is None else "")
+        async for listed in self._bucket.list(whose):
             await self._bucket.delete(listed.name)
-        for unfinished in await self._bucket.uploads(self._image):  # of who died before
-            await self._bucket.abort_upload(unfinished.name, unfinished.upload)
         if self._lease is not None:
+            for unfinished in await self._bucket.uploads(self._image):
+                await self._bucket.abort_upload(unfinished.name, unfinished.upload)
             await self._lease.remove()
 
     async def _let_go(self, failed: str | None = None) -> None:

@@ -20,10 +20,20 @@ from tests.support.s3.weed import Weed
 SERVERS: dict[str, Callable[[Path], S3Server]] = {"weed": Weed, "ceph": Ceph, "swift": Swift}
 
 
+KIND = os.environ.get("S3_SERVER", "weed")
+
+
 def make_server(directory: Path) -> S3Server:
     """One more of the kind that is tested, not started."""
-    kind = os.environ.get("S3_SERVER", "weed")
-    return SERVERS[kind](directory / kind)
+    return SERVERS[KIND](directory / KIND)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about leases where the server has none, and what is about that where it has."""
+    about_other_servers = "leases" if KIND == "swift" else "no_leases"
+    left_out = [item for item in items if item.get_closest_marker(about_other_servers)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

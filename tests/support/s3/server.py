@@ -25,8 +25,6 @@ class S3Server:
 
     name = "an S3 server"
     front = "front"
-    conditions = True
-    """Whether it has conditional writes."""
 
     def __init__(self, directory: Path, parts: Sequence[str]) -> None:
         directory.mkdir(parents=True)

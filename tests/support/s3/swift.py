@@ -94,7 +94,6 @@ class Swift(S3Server):
 
     name = "OpenStack Swift s3api"
     front = "proxy"
-    conditions = False
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, [*_STORAGE_KINDS, "memcached"])
