@@ -73,7 +73,7 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
 
     async with opened_bucket(Bucket(config.store.s3), holdback=config.store.holdback) as bucket:
         if config.store.s3.local_copy:
-            tiered = TieredStore(disk, bucket, pool)
+            tiered = TieredStore(disk, bucket)
             yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
         else:
             yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))

@@ -5,11 +5,10 @@ nothing the bucket is used as if there were no disk; when the bucket fails the d
 the disk stays in the bucket.
 """
 
-import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
@@ -27,12 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class TieredStore:
-    """A `BlobStore` of `disk` and `bucket`. `pool` is for reading what is uploaded."""
+    """A `BlobStore` of `disk` and `bucket`."""
 
-    def __init__(self, disk: DiskStore, bucket: S3Store, pool: Executor) -> None:
+    def __init__(self, disk: DiskStore, bucket: S3Store) -> None:
         self._disk = disk
         self._bucket = bucket
-        self._pool = pool
 
     async def probe(self) -> None:
         """See `BlobStore.probe`: the disk."""
@@ -67,7 +65,7 @@ class TieredStore:
             except StoreUnavailable:
                 raise error from None
         if isinstance(begun, PartialFile):
-            return TieredPartial(begun, metadata, self._bucket, self._pool)
+            return TieredPartial(begun, metadata, self._bucket)
         return begun
 
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
@@ -108,7 +106,7 @@ class TieredStore:
         if image is None or await self._bucket.has(image_hash):
             return
         log.info("%s is on the disk and not in the bucket: it is brought there", image_hash)
-        await self._bucket.course(image.metadata, _Readable(image, self._pool)).settle()
+        await self._bucket.course(image.metadata, _Readable(image)).settle()
 
     async def _in_bucket(self, image_hash: str) -> Body | None:
         try:
@@ -121,10 +119,9 @@ class TieredStore:
 class TieredPartial:
     """A `Partial` on the disk whose bytes, when they come from upstream, go into the bucket as well."""
 
-    def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store, pool: Executor) -> None:
+    def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
         self.course: Course = bucket.course(metadata, self)
         self._disk = disk
-        self._pool = pool
 
     @property
     def position(self) -> int:
@@ -192,9 +189,9 @@ class TieredPartial:
         await self._disk.close()
         await self.course.close()
 
-    async def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), from the file. Raises OSError."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _read, self._disk.file, start, stop)
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """See `mirror.store.s3.course.Readable`: from the page cache, as it was written just now."""
+        return os.preadv(self._disk.file.fd, [buffer], offset)
 
 
 class _Readable:
@@ -202,23 +199,15 @@ class _Readable:
 
     validator = None
 
-    def __init__(self, image: StoredImage, pool: Executor) -> None:
+    def __init__(self, image: StoredImage) -> None:
         self.position = image.metadata.size
         self._file = image.file
-        self._pool = pool
 
-    async def read(self, start: int, stop: int) -> bytes:
+    def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.course.Readable`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _read, self._file, start, stop)
+        return os.preadv(self._file.fd, [buffer], offset)
 
 
 def _both(disk: StoredInfo, bucket: StoredInfo) -> StoredInfo:
     """One line of the list for what is in both places."""
     return replace(disk, pinned=disk.pinned or bucket.pinned, places=disk.places + bucket.places)
-
-
-def _read(file: SharedFile, start: int, stop: int) -> bytes:
-    data = bytearray()
-    while len(data) < stop - start:
-        data += file.read(start + len(data), stop)
-    return bytes(data)

@@ -20,6 +20,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
+from mirror.store.s3.span import Span
 from mirror.store.s3.trouble import TROUBLE, BucketFailed, failed
 
 CONNECT_TIMEOUT = 5.0
@@ -151,13 +152,13 @@ class Bucket:
                 return Answer(await body.read(), _version(answer), now)
         return None
 
-    async def put(self, name: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None) -> str:
-        """Write a whole object; its ETag. Raises ConditionFailed, and NotSupported for a condition."""
+    async def put(self, name: str, data: bytes | Span, *, if_absent: bool = False, if_etag: str | None = None) -> str:
+        """Write a whole object; its ETag. Raises ConditionFailed, NotSupported for a condition, OSError of the data."""
         conditions: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else {}
         if if_etag is not None:
             conditions = {"IfMatch": self.condition(if_etag)}
-        async with self._asking("PutObject", seconds=ANSWER + len(data) / SLOWEST, absent=if_etag is not None):
-            answer = await self._client.put_object(**self._object(name), Body=io.BytesIO(data), **conditions)
+        async with self._asking("PutObject", seconds=_patience(data), absent=if_etag is not None):
+            answer = await self._client.put_object(**self._object(name), Body=_file(data), **conditions)
             return str(answer["ETag"])
         raise ConditionFailed("PutObject")  # the object that was to have that ETag has gone
 
@@ -274,12 +275,12 @@ class Bucket:
             raise Gone(f"{source} or the upload is not there any more")
         return str(answer["CopyPartResult"]["ETag"])
 
-    async def upload_part(self, name: str, upload: str, number: int, data: bytes) -> str:
+    async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
         """Write part `number` (1 and up); its ETag. Raises Gone."""
         answer = None
-        async with self._asking("UploadPart", seconds=ANSWER + len(data) / SLOWEST):
+        async with self._asking("UploadPart", seconds=_patience(data)):
             answer = await self._client.upload_part(
-                **self._object(name), UploadId=upload, PartNumber=number, Body=io.BytesIO(data)
+                **self._object(name), UploadId=upload, PartNumber=number, Body=_file(data)
             )
         if answer is None:
             raise Gone("the upload is not there any more")
@@ -372,6 +373,15 @@ class Bucket:
             if isinstance(error, TimeoutError):
                 self._spared = clock() + SPARED, trouble
             raise trouble from error
+
+
+def _file(data: bytes | Span) -> io.IOBase:
+    return data if isinstance(data, Span) else io.BytesIO(data)
+
+
+def _patience(data: bytes | Span) -> float:
+    """Seconds that writing it may take."""
+    return ANSWER + (data.size if isinstance(data, Span) else len(data)) / SLOWEST
 
 
 def _version(answer: Mapping[str, Any]) -> Version:

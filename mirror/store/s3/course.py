@@ -33,8 +33,8 @@ class Readable(Protocol):
     def validator(self) -> str | None:
         """See `mirror.store.base.Partial`."""
 
-    async def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), which are there. Raises OSError when they are not any more."""
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read bytes that are there; how many. Raises OSError when they are not any more."""
 
 
 class Course:
@@ -90,7 +90,7 @@ class Course:
     async def take(self, held: Held | None) -> bool:
         """Become the one who fetches, and brings what arrives into the bucket. Raises BucketFailed."""
         assert self._journal is not None  # noqa: S101 - it `carries`
-        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._journal.read)
+        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._journal.read_into)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, self._adopted, validator):
             return False

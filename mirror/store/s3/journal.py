@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
 from mirror.metadata import ImageMetadata
@@ -50,7 +51,7 @@ class PartsJournal:
         self.metadata = metadata
         self.sure = sure
         self._digest = hashlib.sha256()
-        self._parts: dict[int, bytearray | bytes] = {}
+        self._parts: dict[int, mmap.mmap] = {}  # not of the heap, which would keep what they took
 
     async def recover(self) -> bool:
         """See `Partial.recover`: what is in the bucket comes by the source."""
@@ -66,7 +67,7 @@ class PartsJournal:
                 if first == 0:
                     await self._make_room(number)
                 fitting = piece[: self.part_size - first]
-                await loop.run_in_executor(None, self._write, number, fitting)
+                await loop.run_in_executor(None, self._write, number, first, fitting)
                 self.position += len(fitting)
                 piece = piece[len(fitting) :]
         self.course.moved()
@@ -98,14 +99,19 @@ class PartsJournal:
         """See `Partial.close`."""
         await self.course.close()
 
-    async def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), which lie in one part. Raises OSError when they are not in memory any more."""
-        number, first = divmod(start, self.part_size)
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """See `mirror.store.s3.course.Readable`."""
+        number, first = divmod(offset, self.part_size)
         if (part := self._parts.get(number)) is None:
             raise OSError(errno.ESTALE, "the bytes have left memory")
-        if first == 0 and isinstance(part, bytes) and len(part) == stop - start:
-            return part
-        return bytes(memoryview(part)[first : first + stop - start])
+        count = min(len(buffer), self.part_size - first)
+        buffer[:count] = memoryview(part)[first : first + count]
+        return count
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), which lie in one part that is in memory."""
+        number, first = divmod(start, self.part_size)
+        return self._parts[number][first : first + stop - start]
 
     def near(self, offset: int) -> bool:
         """Whether the byte at `offset` is in memory."""
@@ -136,20 +142,19 @@ class PartsJournal:
     def _settled(self, settling: "asyncio.Task[bool]") -> None:
         self.named = not settling.cancelled() and settling.result()
 
-    def _write(self, number: int, piece: memoryview) -> None:
-        part = self._parts.setdefault(number, bytearray())
-        assert isinstance(part, bytearray)  # noqa: S101 - it is not full yet
-        part += piece
+    def _write(self, number: int, first: int, piece: memoryview) -> None:
+        self._parts[number][first : first + len(piece)] = piece
         self._digest.update(piece)
-        if len(part) == self.part_size:
-            self._parts[number] = bytes(part)
 
     async def _make_room(self, number: int) -> None:
-        while len(self._parts) >= KEPT:
-            oldest = min(self._parts)
-            if (upload := self.course.upload) is not None and not await upload.landed(oldest, LANDING):
-                raise OSError(errno.EIO, "the bucket takes nothing")
-            del self._parts[oldest]
+        """Have memory for part `number`: new, or that of an earlier part which is in the bucket."""
+        if len(self._parts) < KEPT:
+            self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
+            return
+        oldest = min(self._parts)
+        if (upload := self.course.upload) is not None and not await upload.landed(oldest, LANDING):
+            raise OSError(errno.EIO, "the bucket takes nothing")
+        self._parts[number] = self._parts.pop(oldest)
 
 
 class PartsReader:
@@ -169,7 +174,7 @@ class PartsReader:
         elif journal.near(self.position):
             await self.leave()
             end = min(stop, self.position + PIECE, (self.position // journal.part_size + 1) * journal.part_size)
-            piece = await journal.read(self.position, end)
+            piece = journal.read(self.position, end)
         else:
             piece = await self._borrow(stop)
         self.position += len(piece)

@@ -18,6 +18,7 @@ from mirror.store.s3 import parts
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, Note
+from mirror.store.s3.span import ReadInto, Span
 from mirror.store.s3.trouble import BucketFailed
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ PAUSE = (0.5, 10.0)
 LOSSES = 2
 """How often all is begun anew when somebody takes away what was brought."""
 
-Read = Callable[[int, int], Awaitable[bytes]]
-"""Gives the bytes [start, stop) of the image, which are there."""
 
 T = TypeVar("T")
 
@@ -46,10 +45,10 @@ T = TypeVar("T")
 class Upload:
     """The upload of one image; `fill` is its id, `lost` when another replica has taken the lease.
 
-    `read` gives bytes up to the position that `advance` was last called with.
+    `read_into` gives bytes up to the position that `advance` was last called with, until their part is `landed`.
     """
 
-    def __init__(self, bucket: Bucket, metadata: ImageMetadata, abilities: Abilities, read: Read) -> None:
+    def __init__(self, bucket: Bucket, metadata: ImageMetadata, abilities: Abilities, read_into: ReadInto) -> None:
         self.fill = secrets.token_hex(8)
         self.lost = False
         self.trouble: BucketFailed | None = None
@@ -57,7 +56,7 @@ class Upload:
         self._bucket = bucket
         self._metadata = metadata
         self._abilities = abilities
-        self._read = read
+        self._read_into = read_into
         self._image = f"images/{metadata.hash}"
         self._lease = Lease(bucket, metadata.hash) if abilities.conditions else None
         self._adopted: Mapping[int, tuple[str, str]] = {}
@@ -188,13 +187,17 @@ class Upload:
                 self._adopted = {each: by for each, by in self._adopted.items() if each != number}
             else:
                 return
-        etag = self._landed[number] = await self._put(number, *self._span(number))
+        etag = await self._put(number, *self._span(number))
+        if not self._abilities.copies:
+            self._copied[number] = await self._again(lambda: self._copy(number, self.fill, etag))
+        self._landed[number] = etag
         self._stir()
-        self._copied[number] = await self._again(lambda: self._copy(number, self.fill, etag))
+        if self._abilities.copies:
+            self._copied[number] = await self._again(lambda: self._copy(number, self.fill, etag))
 
     async def _put(self, number: int, start: int, stop: int) -> str:
-        data = await self._read(start, stop)
-        return await self._again(lambda: self._bucket.put(parts.name(self._metadata.hash, self.fill, number), data))
+        name = parts.name(self._metadata.hash, self.fill, number)
+        return await self._again(lambda: self._bucket.put(name, Span(self._read_into, start, stop)))
 
     async def _copy(self, number: int, fill: str, etag: str) -> str:
         if self._upload is None:
@@ -204,7 +207,7 @@ class Upload:
         if self._abilities.copies:
             part = parts.name(self._metadata.hash, fill, number)
             return await self._bucket.copy_part(self._image, self._upload, number + 1, part, etag)
-        data = await self._read(*self._span(number))
+        data = Span(self._read_into, *self._span(number))
         return await self._bucket.upload_part(self._image, self._upload, number + 1, data)
 
     async def _keep_lease(self) -> None:
