@@ -40,7 +40,9 @@ CONNECTIONS = 1024
 """Connections at a time: each download that streams from the bucket has one."""
 
 PIECE = 256 << 10
-"""Bytes given at a time, at most."""
+LEAST_PIECE = 16 << 10
+READING = 4 << 20
+"""Bytes given at a time, at most and at least, and for all who read together as long as that allows."""
 
 PATIENCE = 60.0
 """Seconds without a byte after which `read` gives up."""
@@ -111,6 +113,7 @@ class Bucket:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._signer: Any = None
+        self._reading = 0
         self._spared: tuple[float, BucketFailed] | None = None
 
     async def __aenter__(self) -> Self:
@@ -220,7 +223,7 @@ class Bucket:
                         raise Gone(f"{name} is another version now")
                     if etag is None:
                         seen(etag := found)
-                    while start < stop and (piece := await body.read(min(PIECE, stop - start))):
+                    while start < stop and (piece := await body.read(min(self._piece(), stop - start))):
                         start += len(piece)
                         progressed, attempt = clock(), 0
                         yield piece
@@ -244,7 +247,14 @@ class Bucket:
         if answer is None:
             raise Gone(f"{name} is not there any more")
         async with answer["Body"] as body:
-            yield str(answer["ETag"]), body
+            self._reading += 1
+            try:
+                yield str(answer["ETag"]), body
+            finally:
+                self._reading -= 1
+
+    def _piece(self) -> int:
+        return max(LEAST_PIECE, min(PIECE, READING // self._reading))
 
     # Multipart uploads
 
