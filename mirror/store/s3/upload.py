@@ -273,6 +273,7 @@ class Upload:
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
+        self._task = self._renewing = None  # with them go the frames that hold us, and the parts in memory
         try:
             if self._upload is not None:
                 upload, self._upload = self._upload, None
