@@ -91,6 +91,7 @@ class Library:
         self._beginning = asyncio.Lock()
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._trouble: str | None = None
+        self._unreadable = False
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
 
     @property
@@ -109,10 +110,15 @@ class Library:
     async def stored(self, image_hash: str) -> Body | None:
         """The stored image of that hash. Begins nothing. A store that fails has none."""
         try:
-            return await self._store.open(image_hash)
+            image = await self._store.open(image_hash)
         except StoreUnavailable as error:
             self._failed(error)
+            self._unreadable = True
             return None
+        if self._unreadable:  # what failed has come back; whether it takes images the next fill will show
+            self._unreadable = False
+            self._recovered("the store can be read again")
+        return image
 
     async def list(self) -> Sequence[StoredInfo]:
         """Every stored image, newest first. Raises StoreUnavailable."""
@@ -202,9 +208,7 @@ class Library:
                 raise
             self._failed(error)
             return self._window(metadata)
-        if self._trouble is not None:
-            log.info("the store takes images again")
-            self._trouble = None
+        self._recovered("the store takes images again")
         return journal
 
     async def _rescue(self, fill: Fill, error: OSError) -> Partial:
@@ -215,6 +219,11 @@ class Library:
             return journal
         self._failed(StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}"))
         return self._window(fill.metadata, journal.position, journal.digest())
+
+    def _recovered(self, words: str) -> None:
+        if self._trouble is not None:
+            log.info("%s", words)
+            self._trouble = None
 
     def _failed(self, error: StoreUnavailable) -> None:
         if self._trouble is None:

@@ -16,6 +16,8 @@ from tests.support.archive import DockerArchive, make_archive
 from tests.support.docker_engine import DockerEngine
 from tests.support.downloads import Download
 from tests.support.processes import MirrorProcess
+from tests.support.s3.front import Front
+from tests.support.s3.server import S3Server
 
 SIZE = 5 << 20
 
@@ -68,7 +70,13 @@ class Canary:
         values = {f"{scheme}{token}".encode() for token in self._secrets for scheme in ("", "Bearer ", "Token ")}
         hashes = {hashlib.sha256(value).hexdigest().encode() for value in values}
         encoded = {base64.b64encode(token.encode()).rstrip(b"=") for token in self._secrets}
-        return [b"X-Amz-Signature", *(token.encode() for token in self._secrets), *hashes, *encoded]
+        return [
+            b"X-Amz-Signature",
+            b"AWS4-HMAC-SHA256",
+            *(token.encode() for token in self._secrets),
+            *hashes,
+            *encoded,
+        ]
 
 
 def _written_by_a_mirror(directory: Path) -> Iterator[Path]:
@@ -102,6 +110,10 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
         canary.hide(*simulator.setup.tokens, *simulator.setup.forbidden)
         with suppress(SimulatorFailed):  # it may have ended
             canary.hide(*signatures(simulator))
+    for server in (each for each in used if isinstance(each, S3Server)):
+        canary.hide(*server.secrets)
+    for front in (each for each in used if isinstance(each, Front)):
+        canary.hide(*front.secrets())
     mirrors = {log.parent for log in tmp_path.rglob("mirror.log")}
     mirrors |= {each.log_file.parent for each in used if isinstance(each, MirrorProcess)}
     canary.assert_nothing_leaked(mirrors)

@@ -34,6 +34,9 @@ async def find_out(bucket: Bucket) -> Abilities:
 async def _conditions(bucket: Bucket, name: str) -> bool:
     try:
         etag = await bucket.put(name, b"1", if_absent=True)
+    except NotSupported:
+        return False
+    try:
         if await _took(bucket, name, if_absent=True) or await _took(bucket, name, if_etag=f'"{"0" * 32}"'):
             return False
         for bucket.quoted in (True, False):  # how this server wants them

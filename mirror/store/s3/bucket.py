@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
 
 from mirror.config import S3
 from mirror.store.s3.span import Span
@@ -34,7 +34,8 @@ SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
 SPARED = 5.0
-"""Seconds for which a server that did not answer is not asked again, so that not every client has to find out."""
+"""Seconds for which a server that did not answer, cannot be reached or is overloaded is not asked again, so that not
+every client has to find out."""
 
 CONNECTIONS = 1024
 """Connections at a time: each download that streams from the bucket has one."""
@@ -50,6 +51,9 @@ PATIENCE = 60.0
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _CONDITION = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
 _UNSUPPORTED = frozenset({"501", "NotImplemented"})
+_SHORTER = frozenset({"416", "InvalidRange"})
+_OVERLOADED = frozenset({502, 503, 504})
+_AWAY = (TimeoutError, EndpointConnectionError, ConnectTimeoutError)
 
 
 class ConditionFailed(Exception):
@@ -242,8 +246,12 @@ class Bucket:
     @asynccontextmanager
     async def _opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, Any]]:
         answer = None
-        async with self._asking("GetObject"):
-            answer = await self._client.get_object(**self._object(name), Range=f"bytes={start}-{stop - 1}")
+        try:
+            async with self._asking("GetObject"):
+                answer = await self._client.get_object(**self._object(name), Range=f"bytes={start}-{stop - 1}")
+        except BucketFailed as error:
+            if error.code not in _SHORTER:
+                raise
         if answer is None:
             raise Gone(f"{name} is not there any more")
         async with answer["Body"] as body:
@@ -377,10 +385,13 @@ class Bucket:
             if code in _UNSUPPORTED:
                 raise NotSupported(operation) from error
             if code not in _ABSENT or not absent:
-                raise failed(error, self.name, operation) from error
+                trouble = failed(error, self.name, operation)
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _OVERLOADED:
+                    self._spared = clock() + SPARED, trouble
+                raise trouble from error
         except TROUBLE as error:
             trouble = failed(error, self.name, operation)
-            if isinstance(error, TimeoutError):
+            if isinstance(error, _AWAY):
                 self._spared = clock() + SPARED, trouble
             raise trouble from error
 

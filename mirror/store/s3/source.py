@@ -51,7 +51,8 @@ class BucketSource:
         try:
             place = await self._choose(offset, validator)
         except BucketFailed as error:
-            log.warning("%s is fetched without regard to other replicas: %s", self._course.metadata.hash, error)
+            level = logging.WARNING if self._course.carries else logging.DEBUG  # that the store failed was said then
+            log.log(level, "%s is fetched without regard to other replicas: %s", self._course.metadata.hash, error)
             place = None
         if place is not None:
             async with aclosing(place.pieces):

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 2.0
 """Seconds for which the version of an object need not be asked for again."""
 
+PROBE = 0.8
+"""Seconds for which whoever wants to know how the bucket is waits: orchestrators often wait no longer than one."""
+
 STALE = timedelta(days=1)
 """Age from which parts, unfinished uploads and leases are nobody's any more."""
 
@@ -58,6 +61,8 @@ class S3Store:
         self._served: dict[str, datetime] = {}
         self._verifying: dict[str, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._probing: asyncio.Task[None] | None = None
+        self._trouble: BucketFailed | None = None
 
     async def close(self) -> None:
         """End what goes on in the background; another replica can go on with it."""
@@ -87,9 +92,18 @@ class S3Store:
     # What a BlobStore does
 
     async def probe(self) -> None:
-        """See `BlobStore.probe`: whether the bucket answers; what it is written with is found out at the first fill."""
-        await self.bucket.now()
-        await self.abilities()
+        """See `BlobStore.probe`: whether the bucket answers, and takes what is written.
+
+        Whoever asks is not patient: when that takes its time, it is as it was found last.
+        """
+        if self._probing is None:
+            self._probing = asyncio.create_task(self._probe(), name="probe the bucket")
+            self.keep(self._probing)
+        await asyncio.wait([self._probing], timeout=PROBE)
+        if self._trouble is not None:
+            raise BucketFailed(self._trouble.message)
+        if self._probing is not None:
+            raise BucketFailed(f"the bucket {self.bucket.name} cannot be used: the server is slow to answer")
 
     async def has(self, image_hash: str) -> bool:
         """See `BlobStore.has`."""
@@ -99,10 +113,11 @@ class S3Store:
         """See `BlobStore.open`."""
         if not is_hash(image_hash):
             return None
-        version = self._found.get(image_hash) or await self.bucket.head(f"images/{image_hash}")
+        version = self._found.get(image_hash)
+        if version is None and (version := await self.bucket.head(f"images/{image_hash}")):
+            self._found[image_hash] = version  # only then: or who asks often would be told the same for ever
         if version is None or (metadata := await self._described(image_hash)) is None:
             return None
-        self._found[image_hash] = version
         if version.size != metadata.size or self.versions.distrusted(image_hash, version):
             return None
         return self._image(metadata, version)
@@ -218,6 +233,17 @@ class S3Store:
         return None
 
     # How
+
+    async def _probe(self) -> None:
+        try:
+            await self.bucket.now()
+            await self.abilities()
+        except BucketFailed as error:
+            self._trouble = error
+        else:
+            self._trouble = None
+        finally:
+            self._probing = None
 
     async def _leftovers(self, before: datetime) -> AsyncIterator[tuple[Removal, Coroutine[Any, Any, None]]]:
         fills: dict[str, list[tuple[str, Version]]] = {}

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.s3.ceph import Ceph
 from tests.support.s3.client import S3Client
+from tests.support.s3.front import Front
 from tests.support.s3.server import S3Server
 from tests.support.s3.swift import Swift
 from tests.support.s3.weed import Weed
@@ -88,3 +89,10 @@ def bucket(s3_server: S3Server) -> Iterator[TestBucket]:
     bucket = make_bucket(s3_server)
     yield bucket
     bucket.client.remove_bucket(bucket.name)
+
+
+@pytest.fixture
+def front(s3_server: S3Server) -> Iterator[Front]:
+    """A proxy before the shared server, to misbehave."""
+    with Front(s3_server) as front:
+        yield front

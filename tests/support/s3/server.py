@@ -49,6 +49,11 @@ class S3Server:
         """The variables with which a process may do everything here."""
         return credentials(self.access_key, self.secret_key)
 
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The secret keys of everybody it knows."""
+        return (self.secret_key,)
+
     def client(self) -> S3Client:
         """Somebody who may do everything here."""
         return S3Client(self.endpoint_url, self.access_key, self.secret_key)

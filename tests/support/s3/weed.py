@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.needs import needs
@@ -27,6 +28,11 @@ class Weed(S3Server):
     def reader_environ(self) -> dict[str, str]:
         """The variables with which a process may read."""
         return credentials(*self._reader)
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """See `S3Server.secrets`."""
+        return (self.secret_key, self._reader[1])
 
     def launch(self) -> None:
         """See `S3Server.launch`."""
