@@ -34,8 +34,8 @@ SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
 SPARED = 5.0
-"""Seconds for which a server that did not answer, cannot be reached or is overloaded is not asked again, so that not
-every client has to find out."""
+"""Seconds, or as long as it took to find out, for which a server that does not answer, cannot be reached or is overloaded
+is not asked again, so that not every client has to wait."""
 
 CONNECTIONS = 1024
 """Connections at a time: each download that streams from the bucket has one."""
@@ -375,6 +375,7 @@ class Bucket:
         clock = asyncio.get_running_loop().time
         if self._spared is not None and clock() < self._spared[0]:
             raise BucketFailed(self._spared[1].message)  # a new one: a traceback grows with each who raises it
+        began = clock()
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -392,7 +393,7 @@ class Bucket:
         except TROUBLE as error:
             trouble = failed(error, self.name, operation)
             if isinstance(error, _AWAY):
-                self._spared = clock() + SPARED, trouble
+                self._spared = clock() + max(SPARED, clock() - began), trouble
             raise trouble from error
 
 
