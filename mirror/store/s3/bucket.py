@@ -34,8 +34,8 @@ SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
 SPARED = 5.0
-"""Seconds, or as long as it took to find out, for which a server that does not answer, cannot be reached or is overloaded
-is not asked again, so that not every client has to wait."""
+"""Seconds, or as long as it took to find out, for which a server that does not answer, cannot be reached or is
+overloaded is not asked again, so that not every client has to wait."""
 
 CONNECTIONS = 1024
 """Connections at a time: each download that streams from the bucket has one."""
