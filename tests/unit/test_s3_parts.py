@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.store.s3 import parts
-from mirror.store.s3.lease import LEASE, Held, Note
+from mirror.store.s3.lease import LEASE, Held, LeaseNote
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
@@ -63,8 +63,8 @@ def test_what_a_lease_says_is_read_as_it_was_written(
     runs: list[tuple[str, int]], validator: str | None, released: bool, failed: str | None
 ) -> None:
     owners = tuple(owner for owner, count in runs for _ in range(count))
-    note = Note("ab12", 16 * MIB, len(owners) * 16 * MIB, owners, validator, released, failed)
-    assert Note.decode(note.encode()) == note
+    note = LeaseNote("ab12", 16 * MIB, len(owners) * 16 * MIB, owners, validator, released, failed)
+    assert LeaseNote.decode(note.encode()) == note
 
 
 json_values = st.recursive(
@@ -75,7 +75,7 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_whatever_lies_where_a_lease_should_be_it_is_read_as_nothing_or_as_a_note(data: bytes) -> None:
-    assert Note.decode(data) is None
+    assert LeaseNote.decode(data) is None
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_whatever_lies_where_a_lease_should_be_it_is_read_as_nothing_or_as_a_not
     ],
 )
 def test_a_lease_that_could_lead_astray_is_read_as_nothing(change: dict[str, object]) -> None:
-    good = json.loads(Note("ab12", 16 * MIB, 20 * MIB, ("ab12", "cd34")).encode())
+    good = json.loads(LeaseNote("ab12", 16 * MIB, 20 * MIB, ("ab12", "cd34")).encode())
     changed = {key: value for key, value in {**good, **change}.items() if value is not ...}
-    assert Note.decode(json.dumps(good).encode()) is not None
-    assert Note.decode(json.dumps(changed).encode()) is None
+    assert LeaseNote.decode(json.dumps(good).encode()) is not None
+    assert LeaseNote.decode(json.dumps(changed).encode()) is None
 
 
 def test_a_lease_is_free_when_it_says_so_or_has_expired() -> None:
-    note = Note("ab12", 16 * MIB)
+    note = LeaseNote("ab12", 16 * MIB)
     assert not Held(note, '"e"', LEASE).free
     assert Held(note, '"e"', LEASE + 1).free
     assert Held(None, '"e"', 0).free

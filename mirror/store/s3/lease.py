@@ -21,7 +21,7 @@ class LeaseLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class LeaseNote:
     """What the holder says of its fill. `fill` is its id; `position` bytes are in parts of `part_size` bytes.
 
     `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
@@ -52,7 +52,7 @@ class Note:
         return json.dumps(fields).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> "Note | None":
+    def decode(cls, data: bytes) -> "LeaseNote | None":
         """Read it; None when it is no such note."""
         try:
             fields = json.loads(data)
@@ -74,7 +74,7 @@ class Note:
 class Held:
     """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds."""
 
-    note: Note | None
+    note: LeaseNote | None
     etag: str
     age: float
 
@@ -97,9 +97,9 @@ class Lease:
         if (answer := await self._bucket.get(self._name)) is None:
             return None
         age = (answer.now - answer.version.modified).total_seconds()
-        return Held(Note.decode(answer.data), answer.version.etag, age)
+        return Held(LeaseNote.decode(answer.data), answer.version.etag, age)
 
-    async def take(self, note: Note, over: Held | None) -> bool:
+    async def take(self, note: LeaseNote, over: Held | None) -> bool:
         """Take the lease that is not there, or is as it was found `over`; False when another was first."""
         try:
             if over is None:
@@ -110,7 +110,7 @@ class Lease:
             return False
         return True
 
-    async def renew(self, note: Note) -> None:
+    async def renew(self, note: LeaseNote) -> None:
         """Say how far we are, and keep the lease. Raises LeaseLost, BucketFailed."""
         if self._etag is None:
             raise LeaseLost

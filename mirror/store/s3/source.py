@@ -15,7 +15,7 @@ from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
 from mirror.store.s3.course import Course
-from mirror.store.s3.lease import Lease, Note
+from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.trouble import BucketFailed
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class BucketSource:
         self._course = course
         self._upstream = upstream
         self._lease = Lease(course.bucket, course.metadata.hash)
-        self._vanished: Note | None = None
+        self._vanished: LeaseNote | None = None
 
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
@@ -101,7 +101,7 @@ class BucketSource:
         async for piece in course.bucket.read(name, offset, version.size, version.etag, patience=PATIENCE):
             yield piece
 
-    async def _follow(self, offset: int, note: Note | None) -> AsyncGenerator[bytes, None]:
+    async def _follow(self, offset: int, note: LeaseNote | None) -> AsyncGenerator[bytes, None]:
         """Read the parts as they land, until whoever writes them is done or gone."""
         course = self._course
         course.reads_elsewhere()
@@ -122,7 +122,7 @@ class BucketSource:
             note = held.note if held is not None and not held.free else None
         raise Elsewhere
 
-    async def _part(self, offset: int, note: Note, steps: "_Steps") -> AsyncGenerator[bytes, None]:
+    async def _part(self, offset: int, note: LeaseNote, steps: "_Steps") -> AsyncGenerator[bytes, None]:
         """Read on in the part at `offset`, as far as it is there."""
         course = self._course
         size = note.part_size

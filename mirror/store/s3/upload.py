@@ -17,7 +17,7 @@ from mirror.metadata import ImageMetadata
 from mirror.store.s3 import parts
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
-from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, Note
+from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
 from mirror.store.s3.span import ReadInto, Span
 from mirror.store.s3.trouble import BucketFailed
 
@@ -65,6 +65,7 @@ class Upload:
         self._landed: dict[int, str] = {}
         self._copied: dict[int, str] = {}
         self._open_end = 0
+        self._whole_parts = 0
         self._losses = 0
         self._failed = False
         self._upload: str | None = None
@@ -160,7 +161,7 @@ class Upload:
         said = "; ".join(str(error) for error in lost.exceptions)
         log.warning("what was brought of %s into the bucket was lost: %s", self._metadata.hash, said)
         self._failed, self._losses = self._losses == LOSSES, self._losses + 1
-        self._upload, self._open_end = None, 0
+        self._upload, self._open_end, self._whole_parts = None, 0, 0
         self._landed, self._copied, self._adopted = {}, {}, {}
         return False
 
@@ -185,6 +186,7 @@ class Upload:
             except (Gone, ConditionFailed):
                 log.info("part %d of %s has gone: it is written anew", number, self._metadata.hash)
                 self._adopted = {each: by for each, by in self._adopted.items() if each != number}
+                self._whole_parts = 0
             else:
                 return
         etag = await self._put(number, *self._span(number))
@@ -226,20 +228,19 @@ class Upload:
 
     def _reached(self) -> int:
         """How far the parts in the bucket go without a gap."""
-        number = 0
-        while number in self._landed or number in self._adopted:
-            number += 1
-        start, stop = self._span(number)
+        while self.holds(self._whole_parts) is not None:
+            self._whole_parts += 1
+        start, stop = self._span(self._whole_parts)
         return min(self._metadata.size, max(start, self._open_end if start <= self._open_end < stop else 0))
 
     def _has_moved(self, before: int) -> bool:
         return self._reached() != before
 
-    def _note(self) -> Note:
+    def _note(self) -> LeaseNote:
         position = self._reached()
         numbers = range(parts.count(position, self.part_size))
         owners = tuple(self._adopted[number][0] if number in self._adopted else self.fill for number in numbers)
-        return Note(self.fill, self.part_size, position, owners, self._validator)
+        return LeaseNote(self.fill, self.part_size, position, owners, self._validator)
 
     async def _complete(self) -> None:
         assert self._upload is not None  # noqa: S101 - there is a part, and it was copied
@@ -255,11 +256,11 @@ class Upload:
             raise Gone(f"the upload of {self._metadata.hash} was removed by somebody")
 
     async def _clear_away(self) -> None:
-        """Remove our parts, and with them those of all who died before: whoever has the lease is the only one alive."""
-        whose = f"parts/{self._metadata.hash}/" + (f"{self.fill}/" if self._lease is None else "")
-        async for listed in self._bucket.list(whose):
+        """Remove our parts, and with them those of all who died before: who has the lease is the only one alive."""
+        alone = self._lease is not None and not self.lost
+        async for listed in self._bucket.list(f"parts/{self._metadata.hash}/" + ("" if alone else f"{self.fill}/")):
             await self._bucket.delete(listed.name)
-        if self._lease is not None:
+        if self._lease is not None and alone:
             for unfinished in await self._bucket.uploads(self._image):
                 await self._bucket.abort_upload(unfinished.name, unfinished.upload)
             await self._lease.remove()
