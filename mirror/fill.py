@@ -27,10 +27,8 @@ log = logging.getLogger(__name__)
 BACKOFF = (0.25, 20.0)
 """Seconds before the first retry and at most; clients give up after 60 s without a byte."""
 
-
 OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a journal that leave what it has as good as it was; after others nobody reads from it any more."""
-
 
 Rescue = Callable[["Fill", OSError], Awaitable[Partial]]
 """Gives the journal to go on with when a fill's fails, maybe the same. Raises StoreUnavailable when there is none."""
