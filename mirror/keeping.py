@@ -25,6 +25,8 @@ from mirror.units import format_size
 if TYPE_CHECKING:
     from mirror.store.s3.store import S3Store
 
+_WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
+
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -113,7 +115,9 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
         for image_hash in [shelf.find(name)] if name is not None else shelf.hashes:
             for where, place in shelf.places(image_hash):
                 size = shelf.sizes[where].get(image_hash, 0)
-                said = f"{image_hash[:12]} ({format_size(size)})" + (f" in the {where}:" if shelf.stores.bucket else "")
+                said = f"{image_hash[:12]} ({format_size(size)})" + (
+                    f" {_WHERE[where]}:" if shelf.stores.bucket else ""
+                )
                 meter.start(size, 0, "verifying")
                 try:
                     verified = await place.verify(image_hash, progress=lambda at: meter.show(at, "verifying"))
