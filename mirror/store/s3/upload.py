@@ -260,8 +260,9 @@ class Upload:
     async def _end(self, tidy: Callable[[], Awaitable[None]]) -> None:
         """Tidy up as far as that is possible; what stays is removed by the keeper when a day has gone by."""
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            renewing, self._renewing = self._renewing, None
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
         try:
             if self._upload is not None:
                 upload, self._upload = self._upload, None
