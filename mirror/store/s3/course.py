@@ -4,6 +4,7 @@ Between the fill's source, which decides where bytes come from, and its journal,
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -90,7 +91,7 @@ class Course:
     async def take(self, held: Held | None) -> bool:
         """Become the one who fetches, and brings what arrives into the bucket. Raises BucketFailed."""
         assert self._journal is not None  # noqa: S101 - it `carries`
-        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._journal.read_into)
+        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, self._adopted, validator):
             return False
@@ -179,6 +180,12 @@ class Course:
         """The fill has ended, or goes on without the bucket."""
         if self._settling is None:
             await self._end()
+
+    def _read_into(self, offset: int, buffer: memoryview) -> int:
+        """What an upload reads with: when all is over it holds no journal, and no file, whatever still holds it."""
+        if self._journal is None:
+            raise OSError(errno.ESTALE, "the journal is closed")
+        return self._journal.read_into(offset, buffer)
 
     async def _end(self) -> None:
         self._journal = None
