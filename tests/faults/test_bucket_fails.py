@@ -204,7 +204,9 @@ def test_a_bucket_that_hangs_keeps_neither_the_orchestrator_waiting_nor_who_is_s
 def test_a_bucket_that_hangs_is_found_out_once_and_the_image_passed_through(tmp_path: Path, replicas: Replicas) -> None:
     with make_server(tmp_path) as server:
         hanging = replace(replicas, bucket=make_bucket(server))
-        with hanging.make(local_copy=False, endpoint=server.endpoint_url) as mirror:
+        mirror = hanging.make(local_copy=False, endpoint=server.endpoint_url)
+        mirror.constants = {}
+        with mirror:
             eventually(lambda: health(mirror) == WELL)
             server.freeze()
             outcome = fetch(mirror.image_url)
