@@ -111,6 +111,7 @@ class Fill:
                     piece = await reader.take(min(stop, own))
                     position += len(piece)
                     yield piece
+                    del piece  # 200 readers that wait would hold that much
 
     async def answered(self) -> None:
         """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
