@@ -109,6 +109,18 @@ class Fleet:
         """Let clients download from a replica."""
         return [self._clients.submit(fetch, mirror.image_url) for _ in range(times)]
 
+    def next_holder(self, dead: Sequence[ForkedMirror]) -> ForkedMirror | None:
+        """The next one that fetches, now that these are dead; None when the image is there without it."""
+        found: list[ForkedMirror] = []
+
+        def is_there() -> bool:
+            alive = [mirror for mirror in self.mirrors if mirror not in dead]
+            found[:] = [mirror for mirror in alive if "is fetched here for all replicas" in mirror.log()]
+            return bool(found) or f"images/{self.simulator.image_sha256('first')}" in self.bucket.names("images/")
+
+        eventually(is_there, what="a fetch by one of those that are left")
+        return found[0] if found else None
+
     def position(self) -> int:
         """How far the one that fetches says it is; 0 when there is no lease."""
         note = self.bucket.read(f"leases/{self.simulator.image_sha256('first')}")
@@ -198,6 +210,50 @@ def test_a_holder_that_is_killed_costs_one_more_fetch_and_no_client_of_the_other
             if mirror is not holder:
                 assert_right(simulator, outcomes[mirror])
         assert fleet.fetches() <= 2
+        fleet.assert_settled()
+
+
+@pytest.mark.leases
+@pytest.mark.parametrize("seed", SEEDS[::3])
+def test_holders_that_are_killed_one_after_another_cost_one_more_fetch_each(
+    tmp_path: Path, bucket: TestBucket, simulator: Simulator, seed: int
+) -> None:
+    chance = random.Random(seed)
+    dead: list[ForkedMirror] = []
+    with Fleet(tmp_path, bucket, simulator, 4, local_copy=seed % 2 == 0) as fleet:
+        outcomes = {mirror: fleet.fetch(mirror) for mirror in fleet.mirrors}
+        while len(dead) < 3 and (holder := fleet.next_holder(dead)):
+            time.sleep(chance.uniform(0.0, 0.3) * SIZE / RATE)
+            holder.kill()
+            dead.append(holder)
+        for mirror in fleet.mirrors:
+            if mirror not in dead:
+                assert_right(simulator, outcomes[mirror])
+        assert fleet.fetches() <= 1 + len(dead)
+        fleet.assert_settled()
+
+
+@pytest.mark.leases
+def test_who_comes_late_to_a_follower_gets_the_image_though_the_parts_have_gone_meanwhile(
+    tmp_path: Path, bucket: TestBucket, simulator: Simulator
+) -> None:
+    simulator.set_rate(None)
+    simulator.fault(Fault("store", hang_after=SIZE - PART // 4))
+    fleet = Fleet(tmp_path, bucket, simulator, 2, local_copy=False)
+    holder, follower = fleet.mirrors
+    follower.constants = {**CONSTANTS, "mirror.store.s3.source:FOLLOW": 5.0}
+    with fleet:
+        outcomes = fleet.fetch(holder)
+        eventually(arrived(fleet, 0.8))
+        early = Progress(follower.image_url)
+        eventually(lambda: early.received >= 0.8 * SIZE)
+        simulator.release()
+        eventually(lambda: not bucket.names("parts/") and bucket.names("images/"))
+        late = Progress(follower.image_url)  # what it wants has left memory, and its fill does not know yet
+        eventually(lambda: late.received >= 0.8 * SIZE)
+        assert_right(simulator, outcomes)
+        eventually(lambda: early.done and late.done)
+        assert {early.sha256, late.sha256} == {simulator.image_sha256("first")}
         fleet.assert_settled()
 
 

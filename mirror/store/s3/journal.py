@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import logging
 import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
@@ -17,6 +18,8 @@ from mirror.store.s3 import parts
 from mirror.store.s3.bucket import PIECE, Bucket, Gone
 from mirror.store.s3.course import Course, Readable
 from mirror.store.s3.trouble import BucketFailed
+
+log = logging.getLogger(__name__)
 
 KEPT = 3
 """Parts in memory, at most: one that grows, and two on their way into the bucket."""
@@ -128,15 +131,17 @@ class PartsJournal:
 
     async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """Give the bytes [start, stop), or the first of them, from the bucket. Raises Gone, BucketFailed."""
-        if self.named:
-            name, first, last = f"images/{self.metadata.hash}", start, stop
-        else:
-            number, first, last = next(parts.spans(start, stop, self.part_size))
-            fill = self.course.writer(number)
-            if fill is None:
-                raise Gone("it was never there")
-            name = parts.name(self.metadata.hash, fill, number)
-        async for piece in self.bucket.read(name, first, last):
+        number, first, last = next(parts.spans(start, stop, self.part_size))
+        if not self.named and (fill := self.course.writer(number)):
+            try:
+                async for piece in self.bucket.read(parts.name(self.metadata.hash, fill, number), first, last):
+                    start += len(piece)
+                    yield piece
+            except Gone:
+                log.debug("the parts of %s have gone: whoever fetched it is done", self.metadata.hash)
+            else:
+                return
+        async for piece in self.bucket.read(f"images/{self.metadata.hash}", start, stop):
             yield piece
 
     def _settled(self, settling: "asyncio.Task[bool]") -> None:
