@@ -33,6 +33,7 @@ CONSTANTS = {
     "mirror.store.s3.upload:RENEW": 1.0,
     "mirror.store.s3.upload:FLUSH": 1.0,
     "mirror.store.s3.parts:PART": PART,
+    "mirror.store.s3.source:LOOK_AGAIN": 1.0,
 }
 SEEDS = range(int(os.environ.get("FLEET_SEEDS", "6")))
 
@@ -358,6 +359,23 @@ def test_a_bucket_that_is_away_for_a_while_does_no_harm(
         image = bucket.read(f"images/{image_hash}")
         assert image is not None
         assert hashlib.sha256(image).hexdigest() == image_hash
+
+
+@pytest.mark.leases
+def test_replicas_that_went_alone_come_together_again_when_the_bucket_is_back(
+    tmp_path: Path, own_server: S3Server, simulator: Simulator
+) -> None:
+    simulator.set_rate(RATE / 4)  # shared by all who fetch
+    with Fleet(tmp_path, make_bucket(own_server), simulator, 3) as fleet:
+        outcomes = [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror)]
+        fleet.holder()
+        eventually(arrived(fleet, 0.2))
+        own_server.kill()
+        eventually(lambda: any("without regard to other replicas" in mirror.log() for mirror in fleet.mirrors))
+        own_server.start()
+        assert_right(simulator, outcomes)
+        fleet.assert_settled()
+        assert sum(asked.sent for asked in simulator.log("store")) < 2 * SIZE
 
 
 @pytest.mark.leases

@@ -5,6 +5,7 @@ each replica asks for itself.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 FOLLOW = 0.5
 """Seconds between two looks at how far another replica is."""
+
+LOOK_AGAIN = 10.0
+"""Seconds after which who fetches alone, because the bucket failed, looks whether it still does."""
 
 PATIENCE = 15.0
 """Seconds without a byte from the bucket after which upstream is asked."""
@@ -48,19 +52,21 @@ class BucketSource:
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
         """See `Source.open`. Waits while another replica that fetches has not got beyond `offset`."""
+        alone = False
         try:
             place = await self._choose(offset, validator)
         except BucketFailed as error:
             level = logging.WARNING if self._course.carries else logging.DEBUG  # that the store failed was said then
             log.log(level, "%s is fetched without regard to other replicas: %s", self._course.metadata.hash, error)
-            place = None
+            place, alone = None, True
         if place is not None:
             async with aclosing(place.pieces):
                 yield Stream(offset, place.validator, _translated(place.pieces), place.origin)
             return
         self._course.reads_elsewhere()
         async with self._upstream.open(offset, validator) as stream:
-            yield Stream(stream.offset, stream.validator, self._while_ours(stream.pieces))
+            pieces = self._while_alone(stream.pieces) if alone else self._while_ours(stream.pieces)
+            yield Stream(stream.offset, stream.validator, pieces)
 
     async def _choose(self, offset: int, validator: str | None) -> _Place | None:
         """Give what is to be read in the bucket; None when upstream is to be asked. Raises BucketFailed, Changed."""
@@ -93,6 +99,18 @@ class BucketSource:
             yield piece
             if self._course.superseded:
                 raise Elsewhere
+
+    async def _while_alone(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Until the bucket is well again: then it is chosen anew, lest every replica fetches the rest by itself."""
+        clock = asyncio.get_running_loop().time
+        again = clock() + LOOK_AGAIN
+        async for piece in pieces:
+            yield piece
+            if clock() >= again:
+                with contextlib.suppress(BucketFailed):
+                    await self._lease.look()
+                    raise Elsewhere
+                again = clock() + LOOK_AGAIN
 
     async def _object(self, offset: int, version: Version) -> AsyncGenerator[bytes, None]:
         course = self._course

@@ -258,16 +258,21 @@ class Upload:
     async def _clear_away(self) -> None:
         """Remove our parts, and with them those of all who died before: who has the lease is the only one alive."""
         alone = self._lease is not None and not self.lost
-        async for listed in self._bucket.list(f"parts/{self._metadata.hash}/" + ("" if alone else f"{self.fill}/")):
-            await self._bucket.delete(listed.name)
+        await self._remove_parts("" if alone else f"{self.fill}/")
         if self._lease is not None and alone:
             for unfinished in await self._bucket.uploads(self._image):
                 await self._bucket.abort_upload(unfinished.name, unfinished.upload)
             await self._lease.remove()
 
+    async def _remove_parts(self, whose: str) -> None:
+        async for listed in self._bucket.list(f"parts/{self._metadata.hash}/{whose}"):
+            await self._bucket.delete(listed.name)
+
     async def _let_go(self, failed: str | None = None) -> None:
         if self._lease is not None and not self.lost:
             await self._lease.renew(replace(self._note(), released=True, failed=failed))
+        elif self.lost and await self._bucket.head(self._image) is not None:  # who took over is done, and has tidied up
+            await self._remove_parts(f"{self.fill}/")
 
     async def _end(self, tidy: Callable[[], Awaitable[None]]) -> None:
         """Tidy up as far as that is possible; what stays is removed by the keeper when a day has gone by."""
