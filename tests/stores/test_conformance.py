@@ -353,6 +353,23 @@ async def test_what_fills_left_a_day_ago_is_removed_and_nothing_else(
     assert await replica.stores.front.has(metadata.hash)
 
 
+@pytest.mark.leases
+@ONLY_BUCKETS
+async def test_a_lease_that_says_more_than_there_can_be_leads_nobody_beyond_the_image(
+    replica: Replica, shared: TestBucket
+) -> None:
+    image = image_of(PART + 1000)
+    image_hash = metadata_of(image).hash
+    for number, part in enumerate((image[:PART], image[PART:])):
+        shared.write(f"parts/{image_hash}/ab12/{number:05d}", part)
+    note = lease.LeaseNote("ab12", PART, 5 * PART, ("ab12",) * 5)
+    shared.write(f"leases/{image_hash}", note.encode())
+    running = await replica.begin(image)
+    assert await read(running.fill) == image
+    await running.end()
+    assert not running.source.asked
+
+
 @ONLY_BUCKETS
 @pytest.mark.parametrize("said", [b"", b"nonsense", b"{}", json.dumps({"fill": "../..", "partSize": 1}).encode()])
 async def test_a_lease_that_says_nothing_sensible_is_free(replica: Replica, shared: TestBucket, said: bytes) -> None:

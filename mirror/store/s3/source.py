@@ -126,7 +126,7 @@ class BucketSource:
         steps = _Steps()
         while note is not None:
             try:
-                while offset < note.position:
+                while offset < min(note.position, course.metadata.size):  # whatever a lease may say
                     async for piece in self._part(offset, note, steps):
                         offset += len(piece)
                         yield piece
