@@ -18,7 +18,8 @@ from cachetools import TTLCache
 from mirror.caller import Caller, Own
 from mirror.catalog import Away, Catalog, Current
 from mirror.decisions import Decisions
-from mirror.errors import Unauthorized, UpstreamRefused
+from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
+from mirror.metrics import Metrics
 from mirror.tokens import Tokens
 from mirror.turnstile import Turnstile
 
@@ -55,6 +56,40 @@ class Access(Protocol):
 
     async def close(self) -> None:
         """Wait until what was learnt last is on the disk."""
+
+
+class Counted:
+    """An `Access` whose decisions are counted: accepted, refused, or unknown when nobody could be asked."""
+
+    def __init__(self, access: Access, metrics: Metrics) -> None:
+        self._access = access
+        self._decisions = metrics.decisions
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """See `Access.admit`."""
+        try:
+            current = await self._access.admit(caller)
+        except MirrorError as error:
+            self._decisions.labels("refused" if error.status in {401, 403} else "unknown").inc()
+            raise
+        self._decisions.labels("accepted").inc()
+        return current
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`."""
+        return self._access.speaker(caller)
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
+        return self._access.outside(caller)
+
+    async def load(self) -> None:
+        """See `Access.load`."""
+        await self._access.load()
+
+    async def close(self) -> None:
+        """See `Access.close`."""
+        await self._access.close()
 
 
 class OpenAccess:

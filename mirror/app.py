@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from mirror.access import Access, OpenAccess, TokensAccess, UpstreamAccess
+from mirror.access import Access, Counted, OpenAccess, TokensAccess, UpstreamAccess
 from mirror.caller import Caller, Own
 from mirror.catalog import Catalog
 from mirror.config import Config, load_token
 from mirror.errors import ConfigError
-from mirror.http.admin_api import Health
 from mirror.http.client_api import Location
 from mirror.http.image_response import content_disposition
 from mirror.library import Library
 from mirror.metadata import ImageMetadata
+from mirror.metrics import Metrics
 from mirror.rollover import Bring, WhenStored
+from mirror.status import Health
 from mirror.store.base import StoreUnavailable
 from mirror.stores import Stores, disk_store
 from mirror.stores import opened as opened_stores
@@ -47,6 +48,7 @@ class Mirror:
     catalog: Catalog
     access: Access
     library: Library
+    metrics: Metrics
 
     @property
     def location(self) -> Location | None:
@@ -73,12 +75,14 @@ class Mirror:
 
 
 @asynccontextmanager
-async def opened(config: Config, environ: Mapping[str, str], *, needs_store: bool = True) -> AsyncIterator[Mirror]:
+async def opened(
+    config: Config, environ: Mapping[str, str], *, needs_store: bool = True, metrics: Metrics | None = None
+) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
-    own = Own(load_token(config, environ))
+    own, metrics = Own(load_token(config, environ)), metrics or Metrics()
     url = config.upstream.url
     if url is None and config.auth.mode == "upstream":
         raise ConfigError(
@@ -95,7 +99,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             if needs_store:
                 raise
             log.error("%s", error)
-        upstream = await stack.enter_async_context(_upstream(config, url, environ)) if url else None
+        upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics)) if url else None
 
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
@@ -114,6 +118,7 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             )
         elif config.auth.tokens_file is not None:
             access = TokensAccess(own, config.auth.tokens_file, pool)
+        access = Counted(access, metrics)
         await access.load()
         stack.push_async_callback(access.close)
         library = Library(
@@ -123,9 +128,10 @@ async def opened(config: Config, environ: Mapping[str, str], *, needs_store: boo
             holdback=config.store.holdback,
             retry=config.upstream.fill_retry,
             changed=catalog.expire,
+            metrics=metrics,
         )
         stack.push_async_callback(library.stop)
-        yield Mirror(config, own, pool, stores, upstream, catalog, access, library)
+        yield Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics)
 
 
 def _forget_shown(config: Config) -> None:
@@ -136,11 +142,11 @@ def _forget_shown(config: Config) -> None:
         log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error)
 
 
-def _upstream(config: Config, url: str, environ: Mapping[str, str]) -> Upstream:
+def _upstream(config: Config, url: str, environ: Mapping[str, str], metrics: Metrics) -> Upstream:
     proxies = Proxies.of(config.upstream, environ)
     if proxy := proxies.for_url(URL(url)):
         log.info("upstream is asked through %s", proxy)
-    return Upstream(config.upstream, url, proxies)
+    return Upstream(config.upstream, url, proxies, metrics)
 
 
 async def loaded_catalog(

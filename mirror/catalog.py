@@ -17,9 +17,11 @@ from typing import Protocol, TypeVar
 
 from mirror.caller import Caller
 from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.note import Note
 from mirror.rollover import WhenStored
+from mirror.status import UpstreamState
 from mirror.store.base import BlobStore
 from mirror.store.durable import write_durably
 from mirror.units import format_duration
@@ -106,6 +108,17 @@ class Catalog:
         self._heard = -math.inf
         self._learnt = -math.inf
         self._asking = asyncio.Lock()
+        self._state = UpstreamState(None)
+
+    @property
+    def upstream_state(self) -> UpstreamState:
+        """What is known of upstream, without asking it."""
+        return self._state
+
+    async def last_answer(self) -> Note | None:
+        """What upstream said last, to any process of this store; None when it never did."""
+        await self._take_up()
+        return None if self._known is None else Note(self._known, self._fetched_at)
 
     async def load(self) -> None:
         """Take up the last known answer of an earlier process."""
@@ -200,7 +213,8 @@ class Catalog:
             raise
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:
             if self._away is None:
-                log.warning("upstream is away: %s", error)
+                log.warning("upstream is away: %s", error, extra=event("upstream.away"))
+                self._state = replace(self._state, reachable=False, since=self._now(), reason=str(error))
             # Who hangs is not asked again for as long as it took to find out; who fails at once may be asked at once.
             took = clock() - began
             self._away, self._away_until = error, clock() + (took if took > HANGING else 0.0)
@@ -219,8 +233,10 @@ class Catalog:
     def _is_back(self) -> None:
         self._heard = asyncio.get_running_loop().time()
         if self._away is not None:
-            log.info("upstream is back")
+            log.info("upstream is back", extra=event("upstream.back"))
             self._away = None
+        since = self._state.since if self._state.reachable else self._now()
+        self._state = UpstreamState(None, True, since, None, heard_at=self._now())
 
     async def last_known(self, away: Away) -> Current:
         """What was current when upstream was last heard, by any process of this store.
@@ -241,7 +257,8 @@ class Catalog:
 
     async def _learn(self, metadata: ImageMetadata) -> None:
         if self._known is None or self._known.hash != metadata.hash:
-            log.info("current image is %s (%s)", metadata.hash, metadata.filename.encode("ascii", "replace").decode())
+            name = metadata.filename.encode("ascii", "replace").decode()
+            log.info("current image is %s (%s)", metadata.hash, name, extra=event("image.current", image=metadata.hash))
         self._known, self._fetched_at, self._expired = metadata, self._now(), False
         note = Note(metadata, self._fetched_at)
         try:

@@ -156,13 +156,11 @@ def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
-def _settings(options: argparse.Namespace, *, serving: bool = False) -> config.Config:
-    """Load the configuration and set up the log; a command that a person runs logs little, and for people."""
+def _settings(options: argparse.Namespace) -> config.Config:
+    """Load the configuration and set up the log: little of it, and for people."""
     settings = config.load(options.config, os.environ)
-    changes = {} if serving else {"level": "warning"}
-    if options.log_level:
-        changes["level"] = options.log_level
-    if not serving and settings.log.format == "auto":
+    changes = {"level": options.log_level or "warning"}
+    if settings.log.format == "auto":
         changes["format"] = "console"
     settings = settings.model_copy(update={"log": settings.log.model_copy(update=changes)})
     log.set_up(settings.log)
@@ -170,7 +168,10 @@ def _settings(options: argparse.Namespace, *, serving: bool = False) -> config.C
 
 
 def _serve(options: argparse.Namespace) -> int:
-    asyncio.run(serving.serve(_settings(options, serving=True), os.environ))
+    settings = config.load(options.config, os.environ)
+    if options.log_level:
+        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
+    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log)))
     return 0
 
 

@@ -41,6 +41,12 @@ class Unauthorized(MirrorError):
     status = 401
 
 
+class Forbidden(MirrorError):
+    """The request may come from somebody else than the person in whose name it is sent."""
+
+    status = 403
+
+
 class NotFound(MirrorError):
     """There is no such route or image here."""
 

@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from mirror.errors import BadUpstream, Unavailable
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.appender import Appender
@@ -44,7 +45,7 @@ class Fill:
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
     which it gives up. `resumes` counts how often the source was opened anew, `origin` is where bytes came from last;
-    None as long as the source gave nothing.
+    None as long as the source gave nothing. `clients` are the downloads that read along now.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Fill:
         self.state = State.RECEIVING if journal.ours else State.FOLLOWING
         self.failure: FillFailed | None = None
         self.resumes = 0
+        self.clients = 0
         self.origin: Origin | None = None
         self._source = source
         self._journal = journal
@@ -214,7 +216,8 @@ class Fill:
             self._answered |= self.position > 0
             self._enter(State.RECEIVING if self._journal.ours else State.FOLLOWING)
         if self.position and self._journal.ours:
-            log.info("fill of %s goes on from byte %d", self.metadata.hash, self.position)
+            going_on = event("fill.went_on", image=self.metadata.hash, position=self.position)
+            log.info("fill of %s goes on from byte %d", self.metadata.hash, self.position, extra=going_on)
 
     async def _receive_all(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -239,7 +242,14 @@ class Fill:
                 if clock() + delay - progressed > self._retry:
                     raise FillFailed(Reason.GAVE_UP, Unavailable(f"upstream keeps failing: {cut}")) from cut
                 self._enter(State.RETRYING)
-                log.warning("fill of %s at byte %d: %s; retry in %.1f s", self.metadata.hash, self.position, cut, delay)
+                log.warning(
+                    "fill of %s at byte %d: %s; retry in %.1f s",
+                    self.metadata.hash,
+                    self.position,
+                    cut,
+                    delay,
+                    extra=event("fill.cut", image=self.metadata.hash, position=self.position),
+                )
                 await asyncio.sleep(delay)
                 self.resumes += 1
                 self._enter(State.RECEIVING)

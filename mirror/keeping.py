@@ -4,68 +4,21 @@ An image is named by the first 6 or more digits of its hash, or `current`.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mirror import ls
 from mirror.config import Config
-from mirror.errors import MirrorError, NotFound, UsageError
+from mirror.errors import MirrorError
 from mirror.progress import Meter
-from mirror.store.disk import DiskStore
+from mirror.shelf import Shelf, lines
 from mirror.store.removal import Removal
 from mirror.store.space import Collected
 from mirror.store.verification import Verdict, Verified
-from mirror.stores import Stores, opened
+from mirror.stores import opened
 from mirror.units import format_size
 
-if TYPE_CHECKING:
-    from mirror.store.s3.store import S3Store
-
 _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
-
-_PREFIX = re.compile(r"[0-9a-f]{6,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelf:
-    """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
-
-    stores: Stores
-    sizes: Mapping[str, Mapping[str, int]]
-    lines: Mapping[str, ls.Line]
-
-    @property
-    def hashes(self) -> Sequence[str]:
-        """Of all that lies there."""
-        return list(dict.fromkeys([*(each for sizes in self.sizes.values() for each in sizes), *self.lines]))
-
-    def places(self, image_hash: str) -> Sequence[tuple[str, "DiskStore | S3Store"]]:
-        """Where an image is. A part of one that is verified anew just now is on the disk."""
-        return [
-            (name, place)
-            for name, place in self.stores.places.items()
-            if image_hash in self.sizes[name] or name in self.lines[image_hash].info.places
-        ]
-
-    def find(self, name: str) -> str:
-        """The hash that `name` stands for. Raises UsageError, or NotFound when it is none or more than one."""
-        if name == "current":
-            named = [image_hash for image_hash, line in self.lines.items() if line.current]
-            if not named:
-                raise NotFound("the current image is not stored, as far as is known here; see `pps-mirror ls`")
-            return named[0]
-        if not _PREFIX.fullmatch(prefix := name.lower()):
-            raise UsageError(f"{name!r} names no image; expected 6 or more digits of its hash, or current")
-        alike = [image_hash for image_hash in self.hashes if image_hash.startswith(prefix)]
-        if not alike:
-            raise NotFound(f"no stored image has a hash that begins with {prefix}; see `pps-mirror ls`")
-        if len(alike) > 1:
-            raise NotFound(f"{len(alike)} stored images have a hash that begins with {prefix}: give more of it")
-        return alike[0]
 
 
 def verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
@@ -98,15 +51,10 @@ def complain_of_excess(collected: Collected) -> None:
 
 
 @asynccontextmanager
-async def _open(config: Config) -> AsyncIterator[_Shelf]:
+async def _open(config: Config) -> AsyncIterator[Shelf]:
     with ThreadPoolExecutor(2) as pool:
         async with opened(config, pool) as stores:
-            sizes: dict[str, Mapping[str, int]] = {"disk": {}}
-            for name, place in stores.places.items():
-                if name != "disk" or (config.store.path / "images").exists():
-                    sizes[name] = await place.sizes()
-            lines = {line.info.metadata.hash: line for line in await ls.lines(config, stores, pool)}
-            yield _Shelf(stores, sizes, lines)
+            yield await Shelf.of(config, stores, await lines(config, stores, pool))
 
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
@@ -133,26 +81,12 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
 
 async def _pin(config: Config, name: str, pinned: bool) -> str:
     async with _open(config) as shelf:
-        image_hash = shelf.find(name)
-        for _, place in shelf.places(image_hash):
-            await place.pin(image_hash, pinned=pinned)
-        return image_hash
+        return await shelf.pin(name, pinned=pinned)
 
 
 async def _remove(config: Config, name: str, force: bool) -> str:
     async with _open(config) as shelf:
-        image_hash = shelf.find(name)
-        line = shelf.lines.get(image_hash)
-        if line is not None and not force:
-            reasons = [word for word, holds in (("pinned", line.info.pinned), ("current", line.current)) if holds]
-            if reasons:
-                raise MirrorError(
-                    f"{image_hash[:12]} is {' and '.join(reasons)}: give --force to remove it all the same"
-                )
-        for _, place in shelf.places(image_hash):
-            if not await place.remove(image_hash):
-                raise MirrorError(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
-        return image_hash
+        return await shelf.remove(name, force=force)
 
 
 async def _collect(config: Config, dry_run: bool) -> Collected:

@@ -9,8 +9,10 @@ import hashlib
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 
 from cachetools import TTLCache
@@ -18,8 +20,10 @@ from cachetools import TTLCache
 from mirror.caller import Caller, Own
 from mirror.errors import BadUpstream, MirrorError, NotFound
 from mirror.fill import OUT_OF_SPACE, Fill
+from mirror.log import event
 from mirror.metadata import ImageMetadata
-from mirror.source import NoSource, Origin
+from mirror.metrics import Metrics
+from mirror.source import Counted, NoSource, Origin
 from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
@@ -39,6 +43,16 @@ WINDOWS = 4
 """Images passed through at a time, at most: each takes memory (see `mirror.store.window.SIZE`)."""
 
 
+_OUTCOMES = {
+    Reason.WRONG_BYTES: "wrong_bytes",
+    Reason.CHANGED: "changed",
+    Reason.REFUSED: "refused",
+    Reason.GAVE_UP: "gave_up",
+    Reason.STORE: "store_failed",
+    Reason.STOPPED: "stopped",
+}
+
+
 class Found(Enum):
     """How a request came by its body."""
 
@@ -56,11 +70,23 @@ class Opened:
     found: Found
     fill: Fill | None = None
 
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Be one of the fill's clients meanwhile."""
+        if self.fill is not None:
+            self.fill.clients += 1
+        try:
+            yield
+        finally:
+            if self.fill is not None:
+                self.fill.clients -= 1
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     fill: Fill
     source: ImageSource | NoSource
+    began_at: datetime
 
 
 class Library:
@@ -78,6 +104,7 @@ class Library:
         holdback: int,
         retry: float,
         changed: Callable[[], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._upstream = upstream
@@ -85,6 +112,7 @@ class Library:
         self._holdback = holdback
         self._retry = retry
         self._changed = changed
+        self._metrics = metrics or Metrics()
         self._fills: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._read: set[str] = set()
@@ -98,6 +126,11 @@ class Library:
     def trouble(self) -> str | None:
         """Why the store took no image when it was last asked to, in words; None when it did."""
         return self._trouble
+
+    @property
+    def fills(self) -> Sequence[tuple[Fill, datetime]]:
+        """The fills that others may join now, and when each began."""
+        return [(running.fill, running.began_at) for running in self._fills.values()]
 
     async def has(self, image_hash: str) -> bool:
         """Whether that image is stored. A store that fails has none."""
@@ -151,12 +184,13 @@ class Library:
             if not isinstance(journal, Partial):
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
-            nearest = self._store.source(metadata, journal, source)
+            nearest = Counted(self._store.source(metadata, journal, source), self._metrics.fetched)
             fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
-            self._fills[metadata.hash] = _Running(fill, source)
+            self._fills[metadata.hash] = _Running(fill, source, datetime.now(UTC))
             self._own_task(self._run(fill), f"fill {metadata.hash}")
             how = "began" if journal.ours else "is another process's: following it"
-            log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how)
+            began = event("fill.began" if journal.ours else "fill.followed", image=metadata.hash, size=metadata.size)
+            log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
@@ -178,7 +212,8 @@ class Library:
         try:
             await self.open(metadata, caller, pass_through=False)
         except MirrorError as error:
-            log.warning("%s cannot be brought here now: %s", metadata.hash, error)
+            failed = event("fill.refused", image=metadata.hash)
+            log.warning("%s cannot be brought here now: %s", metadata.hash, error, extra=failed)
 
     async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
         running = self._fills.get(metadata.hash)
@@ -222,12 +257,16 @@ class Library:
 
     def _recovered(self, words: str) -> None:
         if self._trouble is not None:
-            log.info("%s", words)
+            log.info("%s", words, extra=event("store.recovered"))
             self._trouble = None
 
     def _failed(self, error: StoreUnavailable) -> None:
         if self._trouble is None:
-            log.error("%s; until it is well again images are passed through and not stored", error)
+            log.error(
+                "%s; until it is well again images are passed through and not stored",
+                error,
+                extra=event("store.failing"),
+            )
         self._trouble = error.message
 
     def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
@@ -259,7 +298,10 @@ class Library:
 
     def _conclude(self, fill: Fill, seconds: float) -> None:
         image_hash = fill.metadata.hash
+        self._metrics.resumes.inc(fill.resumes)
+        self._metrics.fills.labels(_outcome(fill)).inc()
         if fill.failure is None:
+            self._metrics.fill_seconds.observe(seconds)
             self._wrong.pop(image_hash, None)
             how = "published" if fill.journal.ours else "published by the other process"
             log.info(
@@ -269,6 +311,7 @@ class Library:
                 format_size(fill.metadata.size),
                 format_duration(seconds),
                 fill.resumes,
+                extra=event(f"fill.{_outcome(fill)}", image=image_hash, seconds=seconds, resumes=fill.resumes),
             )
             return
         log.log(
@@ -277,7 +320,10 @@ class Library:
             image_hash,
             fill.position,
             fill.failure,
+            extra=event(f"fill.{_outcome(fill)}", image=image_hash, position=fill.position),
         )
+        if fill.failure.reason is Reason.WRONG_BYTES:
+            self._metrics.unverified.labels("fill").inc()
         if fill.failure.reason is Reason.WRONG_BYTES and fill.origin is Origin.UPSTREAM:  # else they lay in the store
             self._wrong[image_hash] = deque((*self._wrong.get(image_hash, ()), self._wrong.timer()), DOOMED_FAILURES)
         if fill.failure.reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
@@ -295,6 +341,15 @@ class Library:
                 f"{pause:.0f} s, or at once when upstream names another image",
                 retry_after=max(1, round(pause)),
             )
+
+
+def _outcome(fill: Fill) -> str:
+    """What became of a fill, in one word for machines."""
+    if fill.failure is not None:
+        return _OUTCOMES.get(fill.failure.reason, "other")
+    if isinstance(fill.journal, Window):
+        return "passed_through"
+    return "published" if fill.journal.ours else "followed"
 
 
 def _how(fill: Fill, found: Found) -> Found:

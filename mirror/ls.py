@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TextIO
 
@@ -11,24 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirror.app import loaded_catalog
 from mirror.config import Config
-from mirror.store.base import StoredInfo
-from mirror.stores import Stores, opened
+from mirror.shelf import Line
+from mirror.shelf import lines as listed
+from mirror.stores import opened
 from mirror.units import format_size
-from mirror.upstream.client import Upstream
-from mirror.upstream.proxies import Proxies
 
 PIPE_WIDTH = 200
 """Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A stored image, and whether it is the one that clients get who name none."""
-
-    info: StoredInfo
-    current: bool
 
 
 def read(config: Config) -> Sequence[Line]:
@@ -39,20 +28,7 @@ def read(config: Config) -> Sequence[Line]:
 
 async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
     async with opened(config, pool) as stores:
-        return await lines(config, stores, pool)
-
-
-async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:
-    """List the images, newest first; none when there is no store yet. Raises StoreUnavailable."""
-    if not (config.store.path / "images").exists():
-        if stores.bucket is None:
-            return []
-        stores = replace(stores, front=stores.bucket)
-    url = config.upstream.url
-    upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
-    catalog = await loaded_catalog(config, upstream, stores, pool)
-    current = await catalog.known_hash()
-    return [Line(info, current=info.metadata.hash == current) for info in await stores.front.list()]
+        return await listed(config, stores, pool)
 
 
 def write(lines: Sequence[Line], config: Config, stream: TextIO) -> None:

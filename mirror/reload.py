@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from mirror.errors import ConfigError
+from mirror.log import event
 from mirror.signals import on_signal
 from mirror.systemd import ServiceManager
 
@@ -40,7 +41,7 @@ async def _keep(parts: Mapping[str, Part], manager: ServiceManager, asked: async
         asked.clear()
         manager.reloading()
         reloaded = [key for key, load in parts.items() if await _worked(load)]
-        log.info("SIGHUP: reloaded %s", ", ".join(reloaded) or "nothing")
+        log.info("SIGHUP: reloaded %s", ", ".join(reloaded) or "nothing", extra=event("mirror.reloaded"))
         manager.ready()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirror.caller import Caller
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.note import Note
 from mirror.store.base import BlobStore, StoreUnavailable
@@ -66,7 +67,12 @@ class WhenStored:
             return await self._switch(newest, gone)
         if self._pending != newest.hash:
             self._pending = newest.hash
-            log.info("upstream has a new image %s: clients get %s until it is stored", newest.hash, last.hash)
+            log.info(
+                "upstream has a new image %s: clients get %s until it is stored",
+                newest.hash,
+                last.hash,
+                extra=event("image.announced", image=newest.hash),
+            )
         self._shown = last
         await self._write()
         if caller is not None:
@@ -83,7 +89,7 @@ class WhenStored:
     async def _switch(self, newest: ImageMetadata, said: str | None) -> ImageMetadata:
         before, self._shown, self._pending = self._shown, newest, None
         if said is not None and (before is None or before.hash != newest.hash):  # else another request was quicker
-            log.info("%s", said)
+            log.info("%s", said, extra=event("image.switched", image=newest.hash))
         await self._write()
         return newest
 

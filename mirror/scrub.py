@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from mirror.errors import MirrorError
+from mirror.log import event
 from mirror.store.disk import DiskStore
 from mirror.store.verification import Verdict
 
@@ -93,8 +94,9 @@ class Scrubber:
         self._tried[image_hash] = self._now()  # whatever comes of it: it must not keep the others waiting
         verified = await self._store.verify(image_hash, rate=self._rate)
         if verified.bad:
-            log.error("%s is bad: %s; the next request fetches it anew", image_hash, verified.detail)
+            bad = event("scrub.bad", image=image_hash)
+            log.error("%s is bad: %s; the next request fetches it anew", image_hash, verified.detail, extra=bad)
         elif verified.verdict is Verdict.GOOD:
-            log.info("%s was verified again", image_hash)
+            log.info("%s was verified again", image_hash, extra=event("scrub.good", image=image_hash))
         else:
             log.debug("%s cannot be verified now: %s", image_hash, verified.detail)

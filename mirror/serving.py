@@ -8,25 +8,35 @@ import asyncio
 import contextlib
 import logging
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
 from mirror.app import Mirror, opened
-from mirror.config import Config, Server, load_token
-from mirror.errors import ConfigError
-from mirror.http.admin_api import AdminApi, Health
+from mirror.config import Config, Server, load_admin_token, load_token
+from mirror.errors import ConfigError, NotFound
+from mirror.events import Events
+from mirror.http.accounting import Accounting
+from mirror.http.admin_access import AdminAccess
+from mirror.http.admin_api import AdminApi
 from mirror.http.client_api import ClientApi
+from mirror.http.page import Page
 from mirror.http.sending import Sender
 from mirror.http.server import Listener
 from mirror.http.tls import ServerTls
-from mirror.log import log_access
+from mirror.log import Verbosity, event, log_access
+from mirror.metrics import Metrics
+from mirror.operating import Operator
+from mirror.overview import Overview
 from mirror.reload import Part, reloading
 from mirror.scrub import Scrubber
-from mirror.signals import stop_requested, stop_when_left_alone
+from mirror.signals import on_signal, stop_requested, stop_when_left_alone
+from mirror.status import Health, PrefetchState
 from mirror.systemd import ServiceManager
-from mirror.workers import Workers
+from mirror.telemetry import INTERVAL, Report, Telemetry, Together
+from mirror.workers import READY, Workers
 
 SENDING_THREADS = 2
 """Threads that send images from memory: two keep the cores of a small machine busy."""
@@ -34,19 +44,25 @@ SENDING_THREADS = 2
 log = logging.getLogger(__name__)
 
 
-async def serve(config: Config, environ: Mapping[str, str]) -> None:
+async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler."""
     _take_descriptors()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
+    metrics = Metrics()
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
-        mirror = await stack.enter_async_context(opened(config, environ, needs_store=config.upstream.url is None))
+        events = stack.enter_context(Events(metrics))
+        mirror = await stack.enter_async_context(
+            opened(config, environ, needs_store=config.upstream.url is None, metrics=metrics)
+        )
+        telemetry = Telemetry(metrics, events, mirror.library, mirror.catalog)
+        together = Together(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
             port = stack.enter_context(_reserved_port(config.server))
             own_port = config.server.model_copy(update={"port": port})
-            workers = Workers(config.model_copy(update={"server": own_port}), environ)
+            workers = Workers(config.model_copy(update={"server": own_port}), environ, together.hear)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -57,9 +73,27 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
                 return Health(["the mirror is stopping"])
             return _with_workers(await mirror.health(), workers)
 
-        operators = Listener(
-            AdminApi(health), config.admin.host, config.admin.port, header_timeout=10.0, max_connections=256, drain=1.0
+        overview = Overview(
+            mirror,
+            telemetry,
+            together,
+            health=health,
+            prefetch=lambda: PrefetchState(False, "off"),
+            workers=workers,
         )
+        operator = Operator(mirror, _no_prefetch, overview.expire)
+        stack.push_async_callback(operator.close)
+        admin_access = AdminAccess(config.admin.host, lambda: load_admin_token(config), mirror.pool)
+        await admin_access.load()
+        operators = Listener(
+            AdminApi(health, overview, operator, admin_access, Page()),
+            config.admin.host,
+            config.admin.port,
+            header_timeout=10.0,
+            max_connections=256,
+            drain=1.0,
+        )
+        await stack.enter_async_context(overview.watching())
         await operators.start()
         stack.push_async_callback(operators.stop)
         if workers is not None:
@@ -79,30 +113,75 @@ async def serve(config: Config, environ: Mapping[str, str]) -> None:
             port,
             config.admin.host,
             operators.port,
+            extra=event("mirror.started"),
         )
         parts = _parts(mirror, tls, environ)
+        if config.admin.token_file is not None:
+            parts["admin.token_file"] = admin_access.load
         if workers is not None:
             parts["server.workers"] = workers.reload
+        on_signal(signal.SIGUSR1, partial(_toggle, verbosity, workers))
         async with reloading(parts, manager):
             manager.ready()
             await alive.enter_async_context(manager.watched())
             await stop_requested()
         stopping.set()
         manager.stopping()
-        log.info("stopping: downloads have %g s to end", config.server.drain)
+        log.info("stopping: downloads have %g s to end", config.server.drain, extra=event("mirror.stopping"))
 
 
-async def serve_as_worker(config: Config, environ: Mapping[str, str], say_ready: Callable[[], None]) -> None:
-    """Serve clients until told to stop or left alone, then drain."""
+async def serve_as_worker(
+    config: Config, environ: Mapping[str, str], verbosity: Verbosity, say: Callable[[bytes], None]
+) -> None:
+    """Serve clients until told to stop or left alone, then drain. `say` tells whoever keeps us a line; it blocks."""
     tls = ServerTls.of(config.server)
-    async with (
-        opened(config, environ, needs_store=config.upstream.url is None) as mirror,
-        _client_listener(mirror, tls, share_port=True),
-    ):
-        async with reloading(_parts(mirror, tls, environ), ServiceManager.of(environ)):
-            say_ready()
-            stop_when_left_alone()
-            await stop_requested()
+    metrics = Metrics()
+    with Events(metrics) as events:
+        async with (
+            opened(config, environ, needs_store=config.upstream.url is None, metrics=metrics) as mirror,
+            _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog), say),
+            _client_listener(mirror, tls, share_port=True),
+        ):
+            async with reloading(_parts(mirror, tls, environ), ServiceManager.of(environ)):
+                on_signal(signal.SIGUSR1, verbosity.toggle)
+                say(READY)
+                stop_when_left_alone()
+                await stop_requested()
+
+
+@asynccontextmanager
+async def _reporting(mirror: Mirror, telemetry: Telemetry, say: Callable[[bytes], None]) -> AsyncIterator[None]:
+    """Tell meanwhile how this worker is, whenever there is something new."""
+    loop = asyncio.get_running_loop()
+
+    async def report() -> None:
+        said = Report()
+        while True:
+            await asyncio.sleep(INTERVAL)
+            telemetry.tick()
+            if (now := telemetry.report()) != said:
+                said = now
+                await loop.run_in_executor(mirror.pool, say, now.to_line())
+
+    reporting = asyncio.create_task(report(), name="report")
+    try:
+        yield
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        with contextlib.suppress(OSError):  # nobody keeps us any more
+            say(telemetry.report().to_line())
+
+
+def _toggle(verbosity: Verbosity, workers: Workers | None) -> None:
+    """Have all processes write everything to the log, or what the configuration says again."""
+    verbosity.toggle()
+    if workers is not None:
+        workers.tell(signal.SIGUSR1)
+
+
+async def _no_prefetch() -> str:
+    raise NotFound("there is nothing to prefetch from: set upstream.url")
 
 
 def _parts(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]) -> dict[str, Part]:
@@ -137,14 +216,15 @@ async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port:
         passthrough=mirror.config.upstream.passthrough,
         location=mirror.location,
     )
+    accounting = Accounting(client_api, log_access, mirror.metrics)
     clients = Listener(
-        client_api,
+        accounting,
         server.host,
         server.port,
         header_timeout=server.header_timeout,
         max_connections=server.max_connections,
         drain=server.drain,
-        log_access=log_access,
+        log_access=accounting.ended,
         tls=tls.context if tls else None,
         share_port=share_port,
     )

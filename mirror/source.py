@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
+
+from prometheus_client import Counter
 
 from mirror.caller import Caller
 from mirror.errors import NotFound
@@ -75,6 +77,26 @@ class Source(Protocol):
 
         Raises Broken (try again), Changed (another object), or a MirrorError (final: what clients are told).
         """
+
+
+class Counted:
+    """A `Source` whose bytes are counted by where they came from."""
+
+    def __init__(self, source: Source, counter: Counter) -> None:
+        self._source = source
+        self._counter = counter
+
+    @asynccontextmanager
+    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
+        """See `Source.open`."""
+        async with self._source.open(offset, validator) as stream:
+            yield replace(stream, pieces=self._counting(stream))
+
+    async def _counting(self, stream: Stream) -> AsyncIterator[bytes]:
+        counter = self._counter.labels(stream.origin.name.lower())
+        async for piece in stream.pieces:
+            counter.inc(len(piece))
+            yield piece
 
 
 class NoSource:

@@ -1,7 +1,7 @@
 """How the mirror is, as values: what the status page shows, `/api/status` says and `/api/events` pushes.
 
-Times are aware datetimes, sizes bytes, rates bytes per second. Nothing here is a secret, but file names and reasons come
-from outside: whoever shows them must treat them as text.
+Times are aware datetimes, sizes bytes, rates bytes per second. Nothing here is a secret, but file names and reasons
+come from outside: whoever shows them must treat them as text.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Health:
 class CurrentImage:
     """What clients get who name no image. `fetched_at` is when upstream last said so, None when it never did.
 
-    `announced` is the hash of the newer image that is on its way while clients get this one (`rollover = "when_stored"`).
+    `announced` is the hash of the newer image that is on its way while clients get this one (rollover `when_stored`).
     """
 
     hash: str
@@ -49,7 +49,7 @@ class UpstreamState:
 
 @dataclass(frozen=True, slots=True)
 class RunningFill:
-    """A transfer that runs. `state` is one of `mirror.verdict.State`; `seconds_left` is None as long as nobody can tell.
+    """A transfer that runs. `state` is one of `mirror.verdict.State`; `seconds_left` is None while nobody can tell.
 
     `clients` are the downloads that read along now; `resumes` counts how often it was cut and went on.
     """

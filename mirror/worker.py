@@ -10,23 +10,22 @@ from mirror import log
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
 from mirror.serving import serve_as_worker
-from mirror.workers import READY
 
 
 def main() -> int:
     """Serve until told to stop, or until nobody keeps us any more; the exit status."""
     config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
-    log.set_up(config.log)
+    verbosity = log.set_up(config.log)
     try:
-        asyncio.run(serve_as_worker(config, os.environ, _say_ready))
+        asyncio.run(serve_as_worker(config, os.environ, verbosity, _say))
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 
-def _say_ready() -> None:
-    sys.stdout.buffer.write(READY)
+def _say(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
 
 

@@ -2,7 +2,8 @@
 
 Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
 `mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
-tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves.
+tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves, and from then on
+how it is, a line each time (see `mirror.telemetry`).
 """
 
 import asyncio
@@ -11,10 +12,11 @@ import logging
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mirror.config import Config
 from mirror.errors import ConfigError
+from mirror.log import event
 
 RESTART = (0.1, 10.0)
 """Seconds before a worker that died is replaced, the first time in a row and at most."""
@@ -27,6 +29,9 @@ GRACE = 5.0
 
 READY = b"ready\n"
 
+LONGEST_LINE = 4 << 20
+"""Bytes of what a worker says at a time, at most."""
+
 _OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 """Variables that the service manager gave to this process alone."""
 
@@ -34,11 +39,15 @@ log = logging.getLogger(__name__)
 
 
 class Workers:
-    """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside."""
+    """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+    `heard` gets a worker's number and each line that it says; None instead of a line when it has ended.
+    """
+
+    def __init__(self, config: Config, environ: Mapping[str, str], heard: Callable[[int, bytes | None], None]) -> None:
         self.count = config.server.workers
         self._config = config
+        self._heard = heard
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
         self._serving: set[int] = set()
@@ -72,26 +81,29 @@ class Workers:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send all of them a signal."""
-        for process in self._processes.values():
-            _send(process, number)
-
     async def reload(self) -> None:
         """Have all of them read again what can be: those that start just now once they serve."""
         self._outdated = set(self._processes) - self._serving
-        for number in self._serving:
-            _send(self._processes[number], signal.SIGHUP)
+        self.tell(signal.SIGHUP)
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal to those that serve: the others do not know what to do about it yet."""
+        for worker in self._serving:
+            _send(self._processes[worker], number)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes.values():
+            _send(process, number)
 
     async def _stop(self) -> None:
         self._stopping.set()
-        self.signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._config.server.drain + GRACE):
                 await asyncio.gather(*self._keepers, return_exceptions=True)
         except TimeoutError:
             log.error("workers do not stop: killing them")
-            self.signal(signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _keep(self, number: int, started: asyncio.Event) -> None:
@@ -105,7 +117,8 @@ class Workers:
             if self._stopping.is_set() or (status == 2 and not started.is_set()):
                 return
             delay = first if clock() - began > SETTLED else min(most, delay * 2)
-            log.error("worker %d ended with status %d; another one starts in %.1f s", number, status, delay)
+            died = event("worker.died", worker=number, status=status)
+            log.error("worker %d ended with status %d; another one starts in %.1f s", number, status, delay, extra=died)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._stopping.wait()
@@ -118,6 +131,7 @@ class Workers:
             stdin=PIPE,
             stdout=PIPE,
             env=self._environ,
+            limit=LONGEST_LINE,
             process_group=0,  # what a terminal sends comes from us, once
         )
         assert process.stdin is not None  # noqa: S101 - both are pipes
@@ -134,15 +148,18 @@ class Workers:
                 if number in self._outdated:
                     self._outdated.remove(number)
                     _send(process, signal.SIGHUP)
+                async for line in process.stdout:
+                    self._heard(number, line)
             return await process.wait()
         finally:
+            self._heard(number, None)
             self._serving.discard(number)
             del self._processes[number]
 
 
 async def _all(events: Sequence[asyncio.Event]) -> None:
-    for event in events:
-        await event.wait()
+    for each in events:
+        await each.wait()
 
 
 def _send(process: Process, number: signal.Signals) -> None:

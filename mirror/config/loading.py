@@ -82,17 +82,29 @@ def load_token(config: Config, environ: Mapping[str, str]) -> str | None:
         ConfigError: the file cannot be read, or what was found is not one token.
     """
     if path := config.upstream.token_file:
-        source = f"upstream.token_file = {_shown('upstream.token_file', str(path))}"
-        try:
-            text = path.read_bytes().decode("ascii", "replace")
-            if path.stat().st_mode & 0o004:
-                _log.warning("%s: every user of this machine can read it; expected mode 0600", source)
-        except OSError as error:
-            raise ConfigError(f"{source}: cannot read it: {error.strerror or type(error).__name__}") from None
-    else:
-        source, text = TOKEN_VARIABLE, environ.get(TOKEN_VARIABLE, "")
-        if not text:
-            return None
+        return _token_in("upstream.token_file", path)
+    if text := environ.get(TOKEN_VARIABLE, ""):
+        return _one_token(TOKEN_VARIABLE, text)
+    return None
+
+
+def load_admin_token(config: Config) -> str | None:
+    """Return the token that operators send, from `admin.token_file`; None when there is none. Raises ConfigError."""
+    return _token_in("admin.token_file", config.admin.token_file) if config.admin.token_file else None
+
+
+def _token_in(key: str, path: Path) -> str:
+    source = f"{key} = {_shown(key, str(path))}"
+    try:
+        text = path.read_bytes().decode("ascii", "replace")
+        if path.stat().st_mode & 0o004:
+            _log.warning("%s: every user of this machine can read it; expected mode 0600", source)
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot read it: {error.strerror or type(error).__name__}") from None
+    return _one_token(source, text)
+
+
+def _one_token(source: str, text: str) -> str:
     if not re.fullmatch(r"[!-~]+", token := text.strip()):
         raise ConfigError(f"{source}: expected one token: ASCII, not empty, no white space within, no scheme before it")
     return token

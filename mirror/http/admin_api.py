@@ -1,45 +1,192 @@
-"""The admin listener: is it alive, is it able to serve."""
+"""The admin listener: health, metrics, the status page, and the few things that an operator may do."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from aiohttp import web
 
-from mirror.errors import NotFound
-from mirror.http.errors import JSON, message_response
+from mirror.errors import MirrorError, NotFound, Unauthorized
+from mirror.http.admin_access import AdminAccess
+from mirror.http.errors import JSON, error_response, message_response
+from mirror.http.page import Page
+from mirror.http.server import finish_headers
+from mirror.operating import Operator
+from mirror.overview import Overview
+from mirror.status import Health, Status, as_json
 
+PUSH_SECONDS = 1.0
+"""Seconds between two looks whether there is something to push."""
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """In words: what keeps the mirror from serving, and what it has to do without meanwhile."""
+HEARTBEAT = 15.0
+"""Seconds after which a silent stream says that it is alive."""
 
-    reasons: Sequence[str] = ()
-    degraded: Sequence[str] = ()
+WATCHED = 32
+"""Event streams at once; more are told to come back."""
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+_IMAGE = re.compile(r"/api/images/([0-9A-Za-z]{1,64})(?:/(pin|unpin|verify))?")
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class AdminApi:
     """Answers the requests of the admin listener. `health` finds out how the mirror is."""
 
-    def __init__(self, health: Callable[[], Awaitable[Health]]) -> None:
+    def __init__(
+        self,
+        health: Callable[[], Awaitable[Health]],
+        overview: Overview,
+        operator: Operator,
+        access: AdminAccess,
+        page: Page,
+    ) -> None:
         self._health = health
+        self._overview = overview
+        self._operator = operator
+        self._access = access
+        self._page = page
+        self._watched = 0
+        self._public: dict[str, Answer] = {"/healthz": self._alive, "/readyz": self._ready, "/metrics": self._metrics}
+        self._private: dict[str, Answer] = {
+            "/": self._show,
+            "/style.css": self._style,
+            "/script.js": self._script,
+            "/api/status": self._status,
+            "/api/events": self._events,
+        }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        path = request.path.rstrip("/")
-        if path not in {"/healthz", "/readyz"}:
-            raise NotFound("there is nothing here; see /healthz and /readyz")
-        if request.method not in {"GET", "HEAD"}:
-            response = message_response(405, "only GET and HEAD are understood here")
-            response.headers["Allow"] = "GET, HEAD"
+        try:
+            return await self._answer(request)
+        except Unauthorized as error:
+            response = error_response(error)
+            if request.path.rstrip("/") in {"", "/api/status", "/api/events"}:  # where browsers go
+                response.headers.add("WWW-Authenticate", 'Basic realm="pps-mirror", charset="UTF-8"')
             return response
-        if path == "/healthz":
-            return _json(200, {"alive": True})
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.rstrip("/") or "/"
+        if answer := self._public.get(path) or self._private.get(path):
+            if request.method not in {"GET", "HEAD"}:
+                return _not_allowed("GET, HEAD")
+            if path in self._private:
+                self._access.may_look(request)
+            return await answer(request)
+        if path == "/api/prefetch":
+            return await self._change(request, "POST", self._operator.prefetch)
+        if match := _IMAGE.fullmatch(path):
+            return await self._change_image(request, match[1], match[2])
+        raise NotFound("there is nothing here; see /, /healthz, /readyz, /metrics and /api/status")
+
+    async def _change_image(self, request: web.BaseRequest, name: str, action: str | None) -> web.StreamResponse:
+        operator = self._operator
+        match action:
+            case None:
+                force = request.rel_url.query.get("force") == "true"
+                return await self._change(request, "DELETE", lambda: operator.remove(name, force=force))
+            case "verify":
+                return await self._change(request, "POST", lambda: operator.verify(name))
+            case _:
+                return await self._change(request, "POST", lambda: operator.pin(name, pinned=action == "pin"))
+
+    async def _change(
+        self, request: web.BaseRequest, method: str, change: Callable[[], Awaitable[str]]
+    ) -> web.StreamResponse:
+        if request.method != method:
+            return _not_allowed(method)
+        self._access.may_change(request)
+        return _json(200, {"message": await change()})
+
+    # What is public
+
+    async def _alive(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(200, {"alive": True})
+
+    async def _ready(self, request: web.BaseRequest) -> web.StreamResponse:
         health = await self._health()
         said = {"ready": not health.reasons, "reasons": list(health.reasons), "degraded": list(health.degraded)}
         return _json(503 if health.reasons else 200, said)
 
+    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        body, content_type = await self._overview.exposition(request.headers.get("Accept", ""))
+        return _response(body, content_type)
+
+    # What is not
+
+    async def _show(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _response(self._page.render(await self._overview.status()).encode(), "text/html; charset=utf-8")
+
+    async def _style(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _response(self._page.style, "text/css; charset=utf-8")
+
+    async def _script(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _response(self._page.script, "text/javascript; charset=utf-8")
+
+    async def _status(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(200, as_json(await self._overview.status()))
+
+    async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Push the status whenever it has changed, as server-sent events (HTML standard, section 9.2)."""
+        if request.method == "HEAD":
+            return _response(b"", "text/event-stream")
+        if self._watched >= WATCHED:
+            raise TooManyWatch("as many watch already as can; look at /api/status instead")
+        response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "text/event-stream"})
+        finish_headers(request, response)
+        self._watched += 1
+        try:
+            await response.prepare(request)
+            await self._push(response)
+        except ConnectionError:
+            pass
+        finally:
+            self._watched -= 1
+        return response
+
+    async def _push(self, response: web.StreamResponse) -> None:
+        clock = asyncio.get_running_loop().time
+        said: Status | None = None
+        spoke = clock()
+        while True:
+            status = await self._overview.status()
+            if said is None or replace(status, now=said.now) != said:
+                said = status
+                await response.write(b"event: status\ndata: " + json.dumps(as_json(status)).encode() + b"\n\n")
+                spoke = clock()
+            elif clock() - spoke > HEARTBEAT:
+                await response.write(b": still here\n\n")
+                spoke = clock()
+            await asyncio.sleep(PUSH_SECONDS)
+
+
+class TooManyWatch(MirrorError):
+    """No room for another stream."""
+
+    status = 503
+
+
+def _not_allowed(methods: str) -> web.Response:
+    response = message_response(405, f"only {methods} is understood here")
+    response.headers["Allow"] = methods
+    return response
+
+
+def _response(body: bytes, content_type: str, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=body, headers=_HEADERS | {"Content-Type": content_type})
+
 
 def _json(status: int, value: object) -> web.Response:
-    headers = {"Content-Type": JSON, "Cache-Control": "no-store"}
-    return web.Response(status=status, body=json.dumps(value).encode(), headers=headers)
+    return _response(json.dumps(value).encode(), JSON, status)

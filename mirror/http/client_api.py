@@ -83,30 +83,35 @@ class ClientApi:
             patience=PASSED_SECONDS,
             message="the mirror is busy passing many requests on to upstream; come back soon",
         )
-        self._routes: dict[str, Route] = {METADATA: self._metadata, IMAGE: self._current_image, IMAGES: self._list}
-        self._routes |= {API + path: self._pass_through for path in passthrough}
+        self._routes: dict[str, tuple[str, Route]] = {
+            METADATA: ("metadata", self._metadata),
+            IMAGE: ("image", self._current_image),
+            IMAGES: ("list", self._list),
+        }
+        self._routes |= {API + path: ("passthrough", self._pass_through) for path in passthrough}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = request.path if request.path.endswith("/") else request.path + "/"
-        route = self._routes.get(path)
-        if route is None and path.startswith(IMAGES):
-            route = self._by_hash(*path.removeprefix(IMAGES).split("/"))
-        if route is None:
+        found = self._routes.get(path)
+        if found is None and path.startswith(IMAGES):
+            found = self._by_hash(*path.removeprefix(IMAGES).split("/"))
+        if found is None:
             raise NotFound("there is nothing here; the mirror serves " + ", ".join((IMAGE, METADATA, IMAGES)))
+        request["route"], route = found
         if request.method not in {"GET", "HEAD"}:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
         return await route(request, _caller(request))
 
-    def _by_hash(self, image_hash: str, *rest: str) -> Route | None:
+    def _by_hash(self, image_hash: str, *rest: str) -> tuple[str, Route] | None:
         if not is_hash(image_hash):
             return None
         if rest == ("",):
-            return lambda request, caller: self._image_by_hash(request, caller, image_hash)
+            return "stored_image", lambda request, caller: self._image_by_hash(request, caller, image_hash)
         if rest == ("metadata", ""):
-            return lambda request, caller: self._metadata_by_hash(caller, image_hash)
+            return "stored_metadata", lambda request, caller: self._metadata_by_hash(caller, image_hash)
         return None
 
     # Metadata and lists
@@ -176,13 +181,14 @@ class ClientApi:
             return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
         outside = self._access.outside(caller)
         opened = await self._library.open(metadata, outside, selection.start if isinstance(selection, Part) else 0)
-        await self._answered(opened)
-        self._library.serving(metadata.hash)
-        found = _found(opened)
-        status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
-        response, start, stop = bodied(metadata, selection, status)
-        finish_headers(request, response)
-        await self._sender.send(request, response, opened.body, start, stop)
+        with opened.attached():
+            await self._answered(opened)
+            self._library.serving(metadata.hash)
+            found = _found(opened)
+            status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
+            response, start, stop = bodied(metadata, selection, status)
+            finish_headers(request, response)
+            await self._sender.send(request, response, opened.body, start, stop)
         return response
 
     async def _answered(self, opened: Opened) -> None:

@@ -23,6 +23,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
 from mirror.store.base import Partial, Retention, StoredImage, StoredInfo, StoreUnavailable
@@ -32,7 +33,7 @@ from mirror.store.partial_file import PartialFile, lock
 from mirror.store.quarantine import set_aside
 from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
-from mirror.store.space import Collected, Space
+from mirror.store.space import Collected, Space, Use
 from mirror.store.trust import Identity, verified_at
 from mirror.store.verification import Verification, Verified
 
@@ -128,6 +129,10 @@ class DiskStore:
             if rate is not None:
                 await asyncio.sleep(began + verification.position / rate - clock())
         return await self._run(verification.conclude)
+
+    async def use(self) -> Use:
+        """How full it is. Raises StoreUnavailable."""
+        return await self._run(self._space.use)
 
     async def sizes(self) -> Mapping[str, int]:
         """The bytes of all that lies where an image does, by hash: also what is not whole. Raises StoreUnavailable."""
@@ -237,10 +242,20 @@ class DiskStore:
         if (file := self._layout.file(metadata.hash)) is None:
             return False
         if length < file.st_size <= metadata.size:
-            log.warning("%s is not the file that was verified: it is verified again", image)
+            log.warning(
+                "%s is not the file that was verified: it is verified again",
+                image,
+                extra=event("image.altered", image=metadata.hash),
+            )
             image.rename(self._partial / metadata.hash)
             return True
-        log.warning("%s has %d bytes and should have %d: it is set aside", image, file.st_size, metadata.size)
+        log.warning(
+            "%s has %d bytes and should have %d: it is set aside",
+            image,
+            file.st_size,
+            metadata.size,
+            extra=event("image.set_aside", image=metadata.hash),
+        )
         set_aside(image, self._quarantine, metadata.hash)
         return False
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.note import Note
 from mirror.store.base import Retention, StoreUnavailable
@@ -30,6 +31,14 @@ class _Room(NamedTuple):
     used: int
     free: int
     promised: int
+
+
+class Use(NamedTuple):
+    """Bytes: `used` by the store, the `limit` up to which it may grow now, `free` on its file system."""
+
+    used: int
+    limit: int
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,12 @@ class Space:
                 return False
             return sum(self._evict(removal) for removal in plan) > 0
 
+    def use(self) -> "Use":
+        """How full it is."""
+        room = self._room(None)
+        limit = room.used + max(0, room.free - self._min_free)
+        return Use(room.used, limit if self._max_size is None else min(limit, self._max_size), room.free)
+
     def lacking(self, metadata: ImageMetadata, wanted: int) -> str | None:
         """Say why `wanted` more bytes of an image would have no room, even if all was evicted that may be; or None."""
         room = self._room(metadata.hash)
@@ -106,7 +121,13 @@ class Space:
     def _evict(self, removal: Removal) -> bool:
         done = carry_out(self._layout, removal)
         if done:
-            log.info("evicted %s %s (%s)", removal.kind, removal.path.name, format_size(removal.size))
+            log.info(
+                "evicted %s %s (%s)",
+                removal.kind,
+                removal.path.name,
+                format_size(removal.size),
+                extra=event(f"{removal.kind}.evicted", path=removal.path.name, size=removal.size),
+            )
         return done
 
     def _plan(self, short: int, *, spare: Collection[str], without: Collection[Path] = ()) -> list[Removal]:

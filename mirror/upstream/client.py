@@ -17,6 +17,7 @@ from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.metrics import Metrics
 from mirror.upstream.line import Line, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
@@ -49,8 +50,9 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`."""
 
-    def __init__(self, config: UpstreamConfig, url: str, proxies: Proxies) -> None:
+    def __init__(self, config: UpstreamConfig, url: str, proxies: Proxies, metrics: Metrics | None = None) -> None:
         self._config = config
+        self._metrics = metrics or Metrics()
         self._base = URL(url)
         self.policy = RedirectPolicy(self._base, config.redirect_hosts)
         self._line = Line(config, self._base, proxies, self.policy)
@@ -71,7 +73,7 @@ class Upstream:
             UpstreamRefused: upstream's own 401, 403, 404 or 429.
             BadUpstream, Unavailable, UpstreamTimeout: nonsense, nobody there, no answer in time.
         """
-        answer = await self._ask("GET", METADATA, "", caller, MAX_BODY)
+        answer = await self._ask("metadata", "GET", METADATA, "", caller, MAX_BODY)
         if answer.status == 200:
             return ImageMetadata.parse(answer.body)
         if answer.status in PASSED_THROUGH:
@@ -83,7 +85,7 @@ class Upstream:
 
         Raises BadUpstream, Unavailable, UpstreamTimeout; every status but a redirect's is an answer.
         """
-        answer = await self._ask(method, path, query, caller, MAX_FORWARDED)
+        answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED)
         if answer.status in FOLLOWED:
             raise _failure(answer.status, answer.headers)
         return answer
@@ -95,6 +97,16 @@ class Upstream:
         Raises BadUpstream for a refused hop, ProxyFailed, and aiohttp's ClientError, TimeoutError or OSError for a
         broken line.
         """
+        with self._metrics.asking("image") as asked:
+            response, url, redirected = await self._follow(caller, headers)
+            asked.answered(response.status)
+        try:
+            yield ImageResponse(response, str(url.host), redirected)
+        finally:
+            response.close()
+
+    async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
+        """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
         url = self._url(IMAGE, "")
         response = await self._line.send("GET", url, {**headers, **_identity(caller)})
         hop = 0
@@ -111,16 +123,18 @@ class Upstream:
                     raise
                 except (aiohttp.InvalidURL, UnicodeError):  # a host that is neither a name nor an address
                     raise not_a_url() from None
-            yield ImageResponse(response, str(url.host), redirected=hop > 0)
-        finally:
+        except BaseException:
             response.close()
+            raise
+        return response, url, hop > 0
 
-    async def _ask(self, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
+    async def _ask(self, what: str, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
         total = 2 * self._config.connect_timeout
         try:
-            async with await self._line.send(
-                method, self._url(path, query), _identity(caller), total=total
-            ) as response:
+            with self._metrics.asking(what) as asked:
+                response = await self._line.send(method, self._url(path, query), _identity(caller), total=total)
+                asked.answered(response.status)
+            async with response:
                 body = b"".join([piece async for piece in _limited(response.content, limit)])
         except ProxyFailed as error:
             raise error.told() from None

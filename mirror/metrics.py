@@ -1,0 +1,96 @@
+"""One definition of every metric that a process counts. What is looked up when asked is in `mirror.telemetry`.
+
+Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
+`mirror.telemetry` adds up what its processes counted.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+NAMESPACE = "pps_mirror"
+
+OUTCOMES = (
+    *("published", "followed", "passed_through"),
+    *("wrong_bytes", "changed", "refused", "gave_up", "store_failed", "stopped", "other"),
+)
+"""What may become of a fill."""
+
+_QUICK = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_REQUEST = (*_QUICK, 100.0, 300.0, 1000.0, 3600.0)
+_FILL = (1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)
+
+
+class Metrics:
+    """What one process counts. Attributes are metrics of prometheus-client, in the registry of that name."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, namespace=NAMESPACE, buckets=buckets, registry=self.registry)
+
+        self.requests = counter("requests", "Requests of clients, when they ended.", "route", "status", "cache")
+        self.request_seconds = histogram(
+            "request_duration_seconds", "From a request's header to the end of its answer.", _REQUEST, "route"
+        )
+        self.downloads = counter("downloads", "Answers that carry an image or a part of it.", "cache")
+        self.served = counter("served_bytes", "Bytes of images that went to clients.", "cache")
+        self.fetched = counter("fetched_bytes", "Bytes of images that fills received, by where from.", "origin")
+        self.fills = counter("fills", "Fills that ended, by what became of them.", "outcome")
+        self.fill_seconds = histogram(
+            "fill_duration_seconds", "From a fill's beginning to its verdict, when that was good.", _FILL
+        )
+        self.resumes = counter("fill_resumes", "How often a transfer was cut and went on.")
+        self.unverified = counter("verification_failures", "Images whose hash or size was wrong.", "where")
+        self.upstream_requests = counter("upstream_requests", "Requests to upstream.", "request", "outcome")
+        self.upstream_seconds = histogram(
+            "upstream_request_duration_seconds", "From a request to upstream to its answer's header.", _QUICK, "request"
+        )
+        self.decisions = counter("access_decisions", "Whether callers were let in.", "decision")
+        self.evictions = counter("evictions", "Images that had to make room.")
+        self.scrubs = counter("scrubs", "Stored images that were hashed again by the scrub.", "verdict")
+        self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
+
+        # From the beginning, or nobody would see the first of them as an increase.
+        for outcome in OUTCOMES:
+            self.fills.labels(outcome)
+        for where in ("fill", "scrub"):
+            self.unverified.labels(where)
+        for decision in ("accepted", "refused", "unknown"):
+            self.decisions.labels(decision)
+        for origin in ("upstream", "replica", "store"):
+            self.fetched.labels(origin)
+        for request, outcome in product(("metadata", "image", "passthrough"), ("ok", "refused", "failed")):
+            self.upstream_requests.labels(request, outcome)
+
+    @contextmanager
+    def asking(self, request: str) -> Iterator["Asked"]:
+        """Count one request to upstream: failed, unless it is said inside what the answer was."""
+        asked = Asked()
+        began = time.monotonic()
+        try:
+            yield asked
+        finally:
+            self.upstream_requests.labels(request, asked.outcome).inc()
+            took = (asked.answered_at or time.monotonic()) - began
+            self.upstream_seconds.labels(request).observe(took)
+
+
+class Asked:
+    """One request to upstream and what became of it."""
+
+    def __init__(self) -> None:
+        self.outcome = "failed"
+        self.answered_at: float | None = None
+
+    def answered(self, status: int) -> None:
+        """Note the answer's header."""
+        self.answered_at = time.monotonic()
+        self.outcome = "ok" if status < 400 else "refused" if status < 500 else "failed"

@@ -1,0 +1,95 @@
+"""What an operator may do to a running mirror: fetch now, pin, verify and remove images.
+
+What takes long goes on in the background and ends as an event that the status page shows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from mirror.app import Mirror
+from mirror.errors import BadRequest, MirrorError, UsageError
+from mirror.log import event
+from mirror.shelf import Shelf, lines_of
+from mirror.store.verification import Verdict
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """Acts on `mirror`. `prefetch` begins to fetch what is current and says in words what came of it."""
+
+    def __init__(
+        self, mirror: Mirror, prefetch: Callable[[], Awaitable[str]], changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._mirror = mirror
+        self._prefetch = prefetch
+        self._changed = changed
+        self._verifying: dict[str, asyncio.Task[None]] = {}
+
+    async def prefetch(self) -> str:
+        """Fetch the current image if it is not stored; what is done about that, in words. Raises MirrorError."""
+        return await self._prefetch()
+
+    async def pin(self, name: str, *, pinned: bool) -> str:
+        """Pin an image, or take that back; what was done, in words. Raises MirrorError."""
+        image_hash = await self._on_shelf(lambda shelf: shelf.pin(name, pinned=pinned))
+        done = "pinned" if pinned else "unpinned"
+        log.info("%s was %s", image_hash, done, extra=event(f"image.{done}", image=image_hash))
+        return f"{image_hash[:12]} is {done}"
+
+    async def remove(self, name: str, *, force: bool) -> str:
+        """Remove an image; what was done, in words. Raises MirrorError."""
+        image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force))
+        log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
+        return f"{image_hash[:12]} is removed"
+
+    async def verify(self, name: str) -> str:
+        """Begin to hash an image again; that it began, in words. Raises MirrorError."""
+
+        async def begin(shelf: Shelf) -> str:
+            image_hash = shelf.find(name)
+            if image_hash not in self._verifying:
+                task = asyncio.create_task(self._verify(shelf, image_hash), name=f"verify {image_hash}")
+                self._verifying[image_hash] = task
+                task.add_done_callback(lambda _: self._verifying.pop(image_hash, None))
+            return image_hash
+
+        image_hash = await self._on_shelf(begin)
+        return f"{image_hash[:12]} is being verified; the outcome will be among the events"
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        tasks = tuple(self._verifying.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _on_shelf(self, action: Callable[[Shelf], Awaitable[str]]) -> str:
+        stores = self._mirror.stores
+        lines = lines_of(await stores.front.list(), await self._mirror.catalog.known_hash())
+        try:
+            return await action(await Shelf.of(self._mirror.config, stores, lines))
+        except UsageError as error:
+            raise BadRequest(str(error)) from None
+        finally:
+            self._changed()
+
+    async def _verify(self, shelf: Shelf, image_hash: str) -> None:
+        try:
+            for name, place in shelf.places(image_hash):
+                verified = await place.verify(image_hash)
+                good = verified.verdict is Verdict.GOOD
+                said = event("image.verified" if good else "image.bad", image=image_hash, place=name)
+                log.log(
+                    logging.INFO if good else logging.ERROR,
+                    "%s was verified (%s): %s",
+                    image_hash,
+                    name,
+                    "good" if good else f"{verified.verdict}: {verified.detail}",
+                    extra=said,
+                )
+        except MirrorError as error:
+            log.error("%s cannot be verified: %s", image_hash, error, extra=event("image.unverified", image=image_hash))
+        finally:
+            self._changed()
