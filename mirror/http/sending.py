@@ -64,6 +64,7 @@ class Sender:
         When they do not, because the fill failed or the disk does, the connection is reset.
         """
         request["sent"] = 0
+        request["whole"] = response, stop - start
         try:
             await response.prepare(request)
             if request.transport is None:
@@ -99,8 +100,8 @@ class Sender:
             if transport.is_closing():
                 raise ConnectionResetError
             # A descriptor of its own, because the lane may still hold it when the transport has closed.
-            connection = transport.get_extra_info("socket").dup()
-            await lane.run(self._push(request, connection, lane.memory, file, position, limit))
+            with transport.get_extra_info("socket").dup() as connection:
+                await lane.run(self._push(request, connection, lane.memory, file, position, limit))
             position = limit
         return position
 
@@ -113,23 +114,21 @@ class Sender:
         start: int,
         stop: int,
     ) -> None:
-        """Send the bytes [start, stop), all of which are there, and close `connection`. Runs in a lane."""
+        """Send the bytes [start, stop), all of which are there. Runs in a lane."""
         loop = asyncio.get_running_loop()
         position = start
-        with connection:
-            connection.setblocking(False)
-            while position < stop:
-                with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
-                    if not file.resident(position, position + size):
-                        await loop.run_in_executor(self._pool, file.load, position, position + size)
-                    if size >= BLOCK // 2:
-                        with file.window(position, position + size) as window:
-                            await loop.sock_sendall(connection, window)
-                    else:
-                        await _sendfile(connection, file.fileno(), position, size)
-                position += size
-                request["sent"] += size
-                await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
+        connection.setblocking(False)
+        while position < stop:
+            with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
+                if not file.resident(position, position + size):
+                    await loop.run_in_executor(self._pool, file.load, position, position + size)
+                if size >= BLOCK // 2:
+                    with file.window(position, position + size) as window:
+                        await _send(request, connection, window)
+                else:
+                    await _sendfile(request, connection, file.fileno(), position, size)
+            position += size
+            await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
 
     async def _send_copied(
         self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
@@ -175,24 +174,46 @@ async def _headers_gone(transport: asyncio.Transport) -> None:
         await asyncio.sleep(0.001)
 
 
-async def _sendfile(connection: socket.socket, file: int, start: int, size: int) -> None:
-    """Send `size` bytes from `start`. Raises the OSError there is: `loop.sock_sendfile` hides one that comes first."""
-    loop = asyncio.get_running_loop()
+# The loop's own ways do not tell how much the kernel has taken when they are cancelled: a client that leaves with its
+# last byte would not have got it; and `loop.sock_sendfile` hides an error that comes first.
+
+
+async def _send(request: web.BaseRequest, connection: socket.socket, window: memoryview) -> None:
+    """Send what is in `window`."""
+    while window:
+        try:
+            sent = connection.send(window)
+        except BlockingIOError:
+            await _writable(connection)
+        else:
+            request["sent"] += sent
+            window = window[sent:]
+
+
+async def _sendfile(request: web.BaseRequest, connection: socket.socket, file: int, start: int, size: int) -> None:
+    """Send `size` bytes of `file` from `start`."""
     stop = start + size
     while start < stop:
         try:
             sent = os.sendfile(connection.fileno(), file, start, stop - start)
         except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(connection, _wake, writable)
-            try:
-                await writable
-            finally:
-                loop.remove_writer(connection)
+            await _writable(connection)
         else:
             if not sent:
                 raise OSError(f"the file ends before byte {stop}")
+            request["sent"] += sent
             start += sent
+
+
+async def _writable(connection: socket.socket) -> None:
+    """Wait until the kernel takes more."""
+    loop = asyncio.get_running_loop()
+    writable = loop.create_future()
+    loop.add_writer(connection, _wake, writable)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(connection)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -227,14 +248,43 @@ class _Lane:
         self._thread.start()
 
     async def run(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` in the lane and wait for its end; cancelled, it is cancelled there too."""
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        """Run `work` in the lane and wait for its end; cancelled, it is cancelled there too, and has ended as well.
+
+        So what it did is known, which `run_coroutine_threadsafe` does not wait for.
+        """
+        here = asyncio.get_running_loop()
+        ended = here.create_future()
+        tasks: list[asyncio.Task[None]] = []
+
+        def start() -> None:
+            task = self._loop.create_task(work)
+            task.add_done_callback(lambda task: here.call_soon_threadsafe(_conclude, ended, task))
+            tasks.append(task)
+
+        self._loop.call_soon_threadsafe(start)
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            await asyncio.wait([ended])
+            if not ended.cancelled():
+                ended.exception()  # seen: the cancellation is what counts
+            raise
 
     def stop(self) -> None:
         """End the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _conclude(ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        ended.cancel()
+    elif error := task.exception():
+        ended.set_exception(error)
+    else:
+        ended.set_result(None)
 
 
 def reset(transport: asyncio.Transport | None) -> None:

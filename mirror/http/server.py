@@ -123,7 +123,10 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
             log.exception("request %s failed", request["id"])
             response = message_response(500, f"the mirror made a mistake; its log says more under {request['id']}")
         finally:
-            if response is not None and not response.prepared:
+            if response is None and "whole" in request:  # it may have left with the last byte
+                whole, size = request["whole"]
+                response = whole if request["sent"] == size else None
+            elif response is not None and not response.prepared:
                 finish_headers(request, response)
             log_access(request, response, time.monotonic() - began)
         return response

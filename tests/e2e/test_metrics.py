@@ -1,0 +1,153 @@
+"""/metrics: valid, whole, true; also when workers die."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from mirror.metrics import OUTCOMES
+from mirror.simulator.client import Fault, Simulator
+from tests.support.admin import ask_admin, metric
+from tests.support.downloads import Download
+from tests.support.fixtures import Ask, FreshMirror
+from tests.support.processes import MirrorProcess, eventually, free_port
+
+MIB = 1 << 20
+OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+
+
+def test_openmetrics_can_be_parsed_and_names_no_image_token_or_client(mirror: MirrorProcess) -> None:
+    answer = ask_admin(mirror, "GET", "/metrics", OPENMETRICS)
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name: family for family in parse_openmetrics(answer.body.decode())}  # type: ignore[no-untyped-call]
+    ours = {name: family for name, family in families.items() if name.startswith("pps_mirror_")}
+    assert len(ours) > 25
+    for name, family in ours.items():
+        assert family.documentation.endswith("."), name
+        assert len(family.samples) <= 200, name
+        for sample in family.samples:
+            assert not re.search(r"[0-9a-f]{13}", " ".join(sample.labels.values()))
+
+
+def test_promtool_finds_nothing_wrong(mirror: MirrorProcess) -> None:
+    text = ask_admin(mirror, "GET", "/metrics").body
+    lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    said = [line for line in lint.stderr.decode().splitlines() if "pps_mirror" in line]
+    assert not said
+    assert b"error while linting" not in lint.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_and_bytes_are_counted_once_among_all_processes(
+    fresh_mirror: FreshMirror, ask: Ask, workers: int
+) -> None:
+    mirror = fresh_mirror({"server": {"workers": workers}})
+    for _ in range(4):
+        ask(mirror.image_url)
+    ask(mirror.metadata_url, "a-token-nobody-knows")
+    ask(mirror.url + "/nothing/")
+    eventually(lambda: metric(mirror, "requests_total") == 6, what="the count of all requests")
+    assert metric(mirror, "requests_total", route="image", status="200", cache="hit") == 3
+    assert metric(mirror, "requests_total", route="image", status="200", cache="stored") == 1
+    assert metric(mirror, "requests_total", route="metadata", status="401") == 1
+    assert metric(mirror, "requests_total", route="other", status="404") == 1
+    assert metric(mirror, "served_bytes_total") == 20 * MIB
+    assert metric(mirror, "fetched_bytes_total") == 5 * MIB
+    assert metric(mirror, "fills_total", outcome="published") == 1
+    assert metric(mirror, "access_decisions_total", decision="refused") == 1
+    assert metric(mirror, "upstream_requests_total", request="image", outcome="ok") == 1
+    assert metric(mirror, "upstream_requests_total", request="metadata", outcome="refused") == 1
+    assert metric(mirror, "request_duration_seconds_count", route="image") == 4
+    assert metric(mirror, "workers", state="serving") == workers
+    assert metric(mirror, "store_used_bytes", place="disk") == 5 * MIB
+    assert metric(mirror, "upstream_up") == 1
+
+
+def test_a_download_shows_while_it_runs(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    simulator.set_rate(MIB)
+    mirror = fresh_mirror()
+    with Download(mirror.image_url) as download:
+        eventually(lambda: metric(mirror, "served_bytes_total") > MIB, what="a part of it")
+        assert metric(mirror, "active_downloads") == 1
+        eventually(lambda: metric(mirror, "fill_received_bytes") > MIB, what="the fill's position")
+        assert metric(mirror, "fill_size_bytes") == 5 * MIB
+        assert metric(mirror, "requests_total") == 0
+        simulator.set_rate(None)
+        download.read_all()
+    eventually(lambda: metric(mirror, "active_downloads") == 0, what="its end")
+
+
+def test_cuts_and_wrong_bytes_are_counted(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    simulator.fault(Fault("store", times=2, cut_after=MIB))
+    mirror = fresh_mirror()
+    with Download(mirror.image_url) as download:
+        download.read_all()
+    eventually(lambda: metric(mirror, "fill_resumes_total") == 2, what="two resumes")
+    simulator.roll_over("second")
+    simulator.fault(Fault("store", corrupt_at=MIB))
+    other = fresh_mirror()
+    with Download(other.image_url) as download:
+        assert download.read_all().ended == "reset"
+    eventually(lambda: metric(other, "verification_failures_total", where="fill") == 1, what="a wrong image")
+    assert metric(other, "fills_total", outcome="wrong_bytes") == 1
+
+
+def test_every_outcome_of_a_fill_is_there_from_the_beginning(fresh_mirror: FreshMirror) -> None:
+    text = ask_admin(fresh_mirror(), "GET", "/metrics").body.decode()
+    assert set(re.findall(r'pps_mirror_fills_total{outcome="(\w+)"} 0\.0', text)) == set(OUTCOMES)
+
+
+def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
+    mirror = fresh_mirror({"server": {"workers": 2}})
+    with Download(mirror.image_url) as download:
+        download.read_all()
+    eventually(lambda: metric(mirror, "served_bytes_total") == 5 * MIB, what="the count")
+    assert mirror.process is not None
+    pid = mirror.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        subprocess.run(["kill", "-KILL", child], check=True)
+    eventually(lambda: "ended with status -9" in mirror.log(), what="the end of a worker")
+    eventually(lambda: metric(mirror, "workers", state="serving") == 2, what="other workers")
+    assert metric(mirror, "served_bytes_total") == 5 * MIB
+
+
+def test_a_real_prometheus_scrapes_it(mirror: MirrorProcess, tmp_path: Path) -> None:
+    port = free_port()
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\n"
+        "scrape_configs:\n"
+        "  - job_name: pps-mirror\n"
+        f"    static_configs: [{{targets: ['127.0.0.1:{mirror.admin_port}']}}]\n"
+    )
+    with (tmp_path / "prometheus.log").open("wb") as log:
+        prometheus = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+
+        def query(expression: str) -> str:
+            done = subprocess.run(
+                ["promtool", "query", "instant", f"http://127.0.0.1:{port}", expression],
+                capture_output=True,
+                check=False,
+            )
+            return done.stdout.decode()
+
+        eventually(lambda: "=> 1 @" in query('up{job="pps-mirror"}'), what="a scrape")
+        assert "=> 1 @" in query("pps_mirror_ready")
+        assert 'outcome="published"' in query("pps_mirror_fills_total > 0")
+        assert query("histogram_quantile(0.9, sum by (le) (pps_mirror_fill_duration_seconds_bucket))")
+    finally:
+        prometheus.send_signal(signal.SIGTERM)
+        prometheus.wait(20)
