@@ -19,6 +19,7 @@ from mirror.http.image_response import content_disposition
 from mirror.library import Library
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
+from mirror.pacing import Pace
 from mirror.rollover import Bring, WhenStored
 from mirror.status import Health
 from mirror.store.base import StoreUnavailable
@@ -26,6 +27,7 @@ from mirror.stores import Stores, disk_store
 from mirror.stores import opened as opened_stores
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
+from mirror.upstream.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +78,16 @@ class Mirror:
 
 @asynccontextmanager
 async def opened(
-    config: Config, environ: Mapping[str, str], *, needs_store: bool = True, metrics: Metrics | None = None
+    config: Config,
+    environ: Mapping[str, str],
+    *,
+    needs_store: bool = True,
+    metrics: Metrics | None = None,
+    throttle: Throttle | None = None,
 ) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
+
+    Somebody else keeps the pace of a `throttle` that is given.
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
@@ -99,7 +108,12 @@ async def opened(
             if needs_store:
                 raise
             log.error("%s", error)
-        upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics)) if url else None
+        if throttle is None:
+            throttle = Throttle()
+            await stack.enter_async_context(Pace(throttle, config.upstream).kept())
+        upstream = None
+        if url:
+            upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics, throttle))
 
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
@@ -142,11 +156,11 @@ def _forget_shown(config: Config) -> None:
         log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error)
 
 
-def _upstream(config: Config, url: str, environ: Mapping[str, str], metrics: Metrics) -> Upstream:
+def _upstream(config: Config, url: str, environ: Mapping[str, str], metrics: Metrics, throttle: Throttle) -> Upstream:
     proxies = Proxies.of(config.upstream, environ)
     if proxy := proxies.for_url(URL(url)):
         log.info("upstream is asked through %s", proxy)
-    return Upstream(config.upstream, url, proxies, metrics)
+    return Upstream(config.upstream, url, proxies, metrics, throttle)
 
 
 async def loaded_catalog(

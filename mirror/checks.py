@@ -146,6 +146,10 @@ def _upstream(config: Config, answer: ImageMetadata | MirrorError | None, throug
 def _token(config: Config, answer: ImageMetadata | MirrorError | None, *, has_token: bool) -> Finding:
     refused = isinstance(answer, UpstreamRefused) and answer.status in {401, 403}
     if not has_token:
+        if config.prefetch.enabled:
+            return Finding(
+                "token", False, f"none, and prefetch.enabled needs one: set upstream.token_file or {TOKEN_VARIABLE}"
+            )
         how = f"set upstream.token_file or {TOKEN_VARIABLE}"
         if refused and config.auth.mode != "upstream":
             return Finding("token", False, f'none, and auth.mode = "{config.auth.mode}" needs one here: {how}')

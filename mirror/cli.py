@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -171,7 +172,8 @@ def _serve(options: argparse.Namespace) -> int:
     settings = config.load(options.config, os.environ)
     if options.log_level:
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
-    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log)))
+    read_again = functools.partial(config.load, options.config, os.environ)
+    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read_again))
     return 0
 
 

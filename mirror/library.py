@@ -86,6 +86,7 @@ class Opened:
 class _Running:
     fill: Fill
     source: ImageSource | NoSource
+    task: asyncio.Task[None]
     began_at: datetime
 
 
@@ -186,8 +187,8 @@ class Library:
             source = self._source(metadata, caller)
             nearest = Counted(self._store.source(metadata, journal, source), self._metrics.fetched)
             fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
-            self._fills[metadata.hash] = _Running(fill, source, datetime.now(UTC))
-            self._own_task(self._run(fill), f"fill {metadata.hash}")
+            task = self._own_task(self._run(fill), f"fill {metadata.hash}")
+            self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
             how = "began" if journal.ours else "is another process's: following it"
             began = event("fill.began" if journal.ours else "fill.followed", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
@@ -196,6 +197,14 @@ class Library:
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
         self._own_task(self._bring(metadata, caller), f"bring {metadata.hash}")
+
+    def pause(self, fill: Fill) -> bool:
+        """Stop a fill; what it has stays, for the next one to go on from. False when it does not run any more."""
+        running = self._fills.get(fill.metadata.hash)
+        if running is None or running.fill is not fill:
+            return False
+        del self._fills[fill.metadata.hash]  # from now on nobody joins it
+        return running.task.cancel()
 
     def renew(self) -> None:
         """Let the fills that run use the mirror's own credential as it is now, when upstream refuses what it was."""
@@ -276,10 +285,11 @@ class Library:
         self._windows.add(window)
         return window
 
-    def _own_task(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _own_task(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run(self, fill: Fill) -> None:
         clock = asyncio.get_running_loop().time

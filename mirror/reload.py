@@ -17,8 +17,8 @@ from mirror.systemd import ServiceManager
 log = logging.getLogger(__name__)
 
 
-Part = Callable[[], Awaitable[None]]
-"""Reads one thing again. Raises ConfigError when it cannot be used, having changed nothing."""
+Part = Callable[[], Awaitable[bool | None]]
+"""Reads one thing again; False: it is as it was. Raises ConfigError when it cannot be used, having changed nothing."""
 
 
 @asynccontextmanager
@@ -47,11 +47,10 @@ async def _keep(parts: Mapping[str, Part], manager: ServiceManager, asked: async
 
 async def _worked(load: Part) -> bool:
     try:
-        await load()
+        return await load() is not False
     except ConfigError as error:
         log.error("SIGHUP: %s; what was read before stays in use", error)
         return False
     except Exception:
         log.exception("SIGHUP: a mistake of the mirror; what was read before stays in use")
         return False
-    return True

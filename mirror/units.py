@@ -43,6 +43,10 @@ class Window:
     start: time
     end: time
 
+    def __str__(self) -> str:
+        """As a person writes it."""
+        return f"{self.start:%H:%M}-{self.end:%H:%M}"
+
 
 def parse_size(value: object) -> int:
     """Return a size in bytes, 0 to `MAX_SIZE`, from "64MiB", "1.5 GB", "1024" or an int. A broken byte is cut off.

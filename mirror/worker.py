@@ -1,15 +1,30 @@
 """One of several processes that serve clients; see `mirror.workers`, which starts it."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from mirror import log
+from mirror.app import Mirror, opened
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
-from mirror.serving import serve_as_worker
+from mirror.events import Events
+from mirror.http.tls import ServerTls
+from mirror.listening import client_listener, reloadable
+from mirror.log import Verbosity
+from mirror.metrics import Metrics
+from mirror.reload import reloading
+from mirror.signals import on_signal, stop_requested, stop_when_left_alone
+from mirror.systemd import ServiceManager
+from mirror.telemetry import INTERVAL, Report, Telemetry
+from mirror.upstream.throttle import Throttle
+from mirror.workers import READY
 
 
 def main() -> int:
@@ -17,11 +32,60 @@ def main() -> int:
     config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
     verbosity = log.set_up(config.log)
     try:
-        asyncio.run(serve_as_worker(config, os.environ, verbosity, _say))
+        asyncio.run(_serve(config, os.environ, verbosity, Throttle(int(sys.argv[1])), _say))
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+async def _serve(
+    config: Config,
+    environ: Mapping[str, str],
+    verbosity: Verbosity,
+    throttle: Throttle,
+    say: Callable[[bytes], None],
+) -> None:
+    """Serve clients until told to stop or left alone, then drain. `say` tells whoever keeps us a line; it blocks."""
+    tls = ServerTls.of(config.server)
+    metrics = Metrics()
+    with Events(metrics) as events:
+        async with (
+            opened(
+                config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle
+            ) as mirror,
+            _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog), say),
+            client_listener(mirror, tls, share_port=True),
+        ):
+            async with reloading(reloadable(mirror, tls, environ), ServiceManager.of(environ)):
+                on_signal(signal.SIGUSR1, verbosity.toggle)
+                say(READY)
+                stop_when_left_alone()
+                await stop_requested()
+
+
+@asynccontextmanager
+async def _reporting(mirror: Mirror, telemetry: Telemetry, say: Callable[[bytes], None]) -> AsyncIterator[None]:
+    """Tell meanwhile how this worker is, whenever there is something new."""
+    loop = asyncio.get_running_loop()
+
+    async def report() -> None:
+        said = Report()
+        while True:
+            await asyncio.sleep(INTERVAL)
+            telemetry.tick()
+            if (now := telemetry.report()) != said:
+                said = now
+                await loop.run_in_executor(mirror.pool, say, now.to_line())
+
+    reporting = asyncio.create_task(report(), name="report")
+    try:
+        yield
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        with contextlib.suppress(OSError):  # nobody keeps us any more
+            say(telemetry.report().to_line())
 
 
 def _say(line: bytes) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mirror.config import Config
 from mirror.errors import ConfigError
 from mirror.log import event
+from mirror.upstream.throttle import Throttle
 
 RESTART = (0.1, 10.0)
 """Seconds before a worker that died is replaced, the first time in a row and at most."""
@@ -32,6 +33,9 @@ READY = b"ready\n"
 LONGEST_LINE = 4 << 20
 """Bytes of what a worker says at a time, at most."""
 
+Heard = Callable[[int, bytes | None], None]
+"""Gets a worker's number and a line that it says; None instead of a line when it has ended."""
+
 _OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 """Variables that the service manager gave to this process alone."""
 
@@ -41,12 +45,13 @@ log = logging.getLogger(__name__)
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    `heard` gets a worker's number and each line that it says; None instead of a line when it has ended.
+    They share `throttle` with this process.
     """
 
-    def __init__(self, config: Config, environ: Mapping[str, str], heard: Callable[[int, bytes | None], None]) -> None:
+    def __init__(self, config: Config, environ: Mapping[str, str], throttle: Throttle, heard: Heard) -> None:
         self.count = config.server.workers
         self._config = config
+        self._throttle = throttle
         self._heard = heard
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
@@ -127,7 +132,8 @@ class Workers:
     async def _run(self, number: int, started: asyncio.Event) -> int:
         """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "mirror.worker"),
+            *(sys.executable, "-P", "-m", "mirror.worker", str(self._throttle.descriptor)),
+            pass_fds=(self._throttle.descriptor,),
             stdin=PIPE,
             stdout=PIPE,
             env=self._environ,

@@ -5,8 +5,8 @@ text is None. Every problem is one `ConfigError` whose text is one line that a p
 what may be a secret. Nothing here touches the network or the store.
 """
 
-from mirror.config.loading import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token, unbuilt
-from mirror.config.model import KEYS, S3, Admin, Auth, Config, Log, Prefetch, Server, Store, Upstream
+from mirror.config.loading import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token
+from mirror.config.model import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
 
 __all__ = [
     "FILE_VARIABLE",
@@ -19,11 +19,11 @@ __all__ = [
     "Config",
     "Log",
     "Prefetch",
+    "RateWindow",
     "Server",
     "Store",
     "Upstream",
     "load",
     "load_admin_token",
     "load_token",
-    "unbuilt",
 ]

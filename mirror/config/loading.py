@@ -25,14 +25,6 @@ TOKEN_VARIABLE: Final = "DATAROBOT_API_TOKEN"  # noqa: S105 - the name of a vari
 PREFIX: Final = "PPS_MIRROR__"
 """What the variables of keys begin with. One underscore is not ours: Kubernetes sets PPS_MIRROR_PORT and the like."""
 
-_UNBUILT: Final = frozenset(
-    {
-        "upstream.max_rate",
-        "prefetch",
-    }
-)
-"""What this version understands but does not do yet: keys, single values of a key, whole sections."""
-
 _SECRET: Final = re.compile("token|secret|passw|credential|auth|proxy|key")
 """Names of keys, known or made up, whose value no message quotes; those that end in _file hold a path."""
 
@@ -45,34 +37,16 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Read the file at `path`, else the one that `PPS_MIRROR_CONFIG` names, else none, and then the environment.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, a value is bad or contradicts another, or asks for what
-            this version does not do yet.
+        ConfigError: the file cannot be read, a key is unknown, a value is bad or contradicts another.
     """
     if path is None and environ.get(FILE_VARIABLE):
         path = Path(environ[FILE_VARIABLE])
     given = _Given(_read(path) if path else {}, _plain(str(path or "")), {})
     given.overlay(environ)
     try:
-        config = Config.model_validate(given.tree)
+        return Config.model_validate(given.tree)
     except ValidationError as error:
         raise given.explain(error) from None
-    if missing := unbuilt(config):
-        default = _as_toml(_get(Config(), missing[0]))
-        raise given.problem(
-            missing[0].split("."), f" is not built yet in this version; remove it or set it to {default}"
-        )
-    return config
-
-
-def unbuilt(config: Config) -> list[str]:
-    """Name the keys that differ from their default and whose feature this version does not have yet."""
-
-    def is_unbuilt(key: str) -> bool:
-        value = _get(config, key)
-        names = {key, key.rpartition(".")[0], f"{key}={value}"}
-        return value != _get(Config(), key) and not _UNBUILT.isdisjoint(names)
-
-    return [key for key in KEYS if is_unbuilt(key)]
 
 
 def load_token(config: Config, environ: Mapping[str, str]) -> str | None:
@@ -170,12 +144,15 @@ class _Given:
     def problem(self, place: Sequence[str], reason: str) -> ConfigError:
         """Say where the value at `place` was set, its key, the value if it may be shown, and the reason."""
         key = ".".join(place)
-        value = reduce(lambda node, name: node[name], place, self.tree)
+        value = reduce(_within, place, self.tree)
         return ConfigError(f"{self.variables.get(key, self.file)}: {_plain(key)} = {_shown(key, value)}{reason}")
 
 
-def _get(config: Config, key: str) -> object:
-    return reduce(getattr, key.split("."), config)
+def _within(node: Any, name: str) -> Any:
+    """What is at `name` of a table or a list; a text that stands for one, as the environment has it, is all of it."""
+    if isinstance(node, list):
+        return node[int(name)]
+    return node.get(name, node) if isinstance(node, dict) else node
 
 
 def _variable(key: str) -> str:

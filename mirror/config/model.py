@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from mirror.config.values import (
@@ -31,9 +31,12 @@ from mirror.config.values import (
     OptionalWindow,
     Port,
     PresignDuration,
+    Rate,
+    RequiredWindow,
     Routes,
     Size,
     Timeout,
+    rate_windows,
     whole,
 )
 from mirror.units import DAY, GIB, HOUR, KIB, MINUTE
@@ -68,8 +71,18 @@ class Admin(Section):
     token_file: OptionalPath = None
 
 
+class RateWindow(Section):
+    """`[[upstream.rates]]`: another rate in a part of the day, in bytes per second."""
+
+    window: RequiredWindow
+    rate: Rate
+
+
 class Upstream(Section):
-    """`[upstream]`: where images come from. `url` is without `/api/v2`; `max_rate` in bytes per second."""
+    """`[upstream]`: where images come from. `url` is without `/api/v2`; `max_rate` in bytes per second.
+
+    In the first of `rates` whose window is open, its rate holds instead.
+    """
 
     url: OptionalUpstreamUrl = None
     token_file: OptionalPath = None
@@ -81,6 +94,7 @@ class Upstream(Section):
     stale_if_error: Duration = 30 * DAY
     redirect_hosts: HostPatterns = ()
     max_rate: OptionalRate = None
+    rates: Annotated[tuple[RateWindow, ...], BeforeValidator(rate_windows)] = ()
     fill_retry: Duration = HOUR
     passthrough: Routes = ("version/",)
     rollover: Literal["at_once", "when_stored"] = "at_once"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from mirror.units import (
     DAY,
@@ -88,6 +88,16 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_text(item) for item in value))
 
 
+def rate_windows(value: object) -> object:
+    """Take `[[upstream.rates]]`, or one text as the environment has it: "08:00-18:00=5MB/s, 18:00-22:00=20MB/s"."""
+    if isinstance(value, str):
+        pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+        value = [{"window": window.strip(), "rate": rate.strip()} for window, _, rate in pairs]
+    if not isinstance(value, list | tuple):
+        raise ValueError("expected tables [[upstream.rates]] with window and rate each")
+    return value
+
+
 def _between(low: float, high: float, expected: str) -> AfterValidator:
     def check(number: _Number) -> _Number:
         if not low <= number <= high:
@@ -161,10 +171,14 @@ OptionalSize = Annotated[
     Annotated[int, _between(1, MAX_SIZE, "a size above zero")] | None,
     _or_none(parse_size),
 ]
-OptionalRate = Annotated[int | None, _or_none(parse_rate)]
+_AS_RATE = PlainSerializer(lambda rate: rate and f"{rate}B/s")
+_AS_TEXT = PlainSerializer(lambda window: window and str(window))
+Rate = Annotated[int, BeforeValidator(parse_rate), _AS_RATE]
+OptionalRate = Annotated[int | None, _or_none(parse_rate), _AS_RATE]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Timeout = Annotated[Duration, _between(0.001, MAX_DURATION, "a duration of 1ms or more")]
-OptionalWindow = Annotated[Window | None, _or_none(parse_window)]
+RequiredWindow = Annotated[Window, BeforeValidator(parse_window), _AS_TEXT]
+OptionalWindow = Annotated[Window | None, _or_none(parse_window), _AS_TEXT]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Directory = Annotated[Path, BeforeValidator(_path)]
 OptionalPath = Annotated[Path | None, _or_none(_path)]

@@ -21,6 +21,7 @@ from mirror.metrics import Metrics
 from mirror.upstream.line import Line, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
+from mirror.upstream.throttle import Throttle
 
 API = "/api/v2/"
 IMAGE = API + "mlops/portablePredictionServerImage/"
@@ -50,9 +51,17 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`."""
 
-    def __init__(self, config: UpstreamConfig, url: str, proxies: Proxies, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        url: str,
+        proxies: Proxies,
+        metrics: Metrics | None = None,
+        throttle: Throttle | None = None,
+    ) -> None:
         self._config = config
         self._metrics = metrics or Metrics()
+        self.throttle = throttle or Throttle()
         self._base = URL(url)
         self.policy = RedirectPolicy(self._base, config.redirect_hosts)
         self._line = Line(config, self._base, proxies, self.policy)

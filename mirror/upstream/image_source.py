@@ -67,18 +67,26 @@ class ImageSource:
         if answer.status == 200:
             if answer.content_length not in {None, self._size}:
                 raise Changed(f"upstream offers {answer.content_length} bytes, metadata says {self._size}")
-            return Stream(0, etag, _pieces(answer))
+            return Stream(0, etag, self._pieces(answer))
         if answer.status == 206 and offset:
             self._check_range(answer.headers.get("Content-Range", ""), offset)
             if validator and etag and validator != etag:
                 raise Changed("upstream answered the range with another ETag")
-            return Stream(offset, etag or validator, _pieces(answer))
+            return Stream(offset, etag or validator, self._pieces(answer))
         if answer.status == 416 and offset:
             if answer.headers.get("Content-Range", f"bytes */{self._size}") != f"bytes */{self._size}":
                 raise Changed("upstream's image ends before what we hold")
             self._resumable = False
             raise Broken("upstream cannot answer the range: starting over", definitive_after=PATIENCE)
         raise await self._refusal(response, offset)
+
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for piece in answer.content.iter_any():
+                async for part in self._upstream.throttle.pass_on(piece):
+                    yield part
+        except _LINE_BROKE as error:
+            raise Broken(f"the line broke: {reason(error)}") from error
 
     def _check_range(self, content_range: str, offset: int) -> None:
         match = _CONTENT_RANGE.fullmatch(content_range)
@@ -100,14 +108,6 @@ class ImageSource:
         if status == 429 or status >= 500:
             return Broken(f"upstream answered {status}", retry_after=retry_after(headers))
         return BadUpstream(f"upstream answered the image request with {status}, which makes no sense here")
-
-
-async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for piece in answer.content.iter_any():
-            yield piece
-    except _LINE_BROKE as error:
-        raise Broken(f"the line broke: {reason(error)}") from error
 
 
 def _strong(etag: str | None) -> str | None:

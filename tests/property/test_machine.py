@@ -32,6 +32,7 @@ from mirror.library import Library
 from mirror.store import partial_file
 from mirror.store.disk import DiskStore
 from mirror.upstream.client import ImageResponse, Upstream
+from mirror.upstream.throttle import Throttle
 from mirror.verdict import FillFailed, Reason
 from tests.support.scripted import metadata_of
 
@@ -141,6 +142,7 @@ class ScriptedUpstream:
         self.blamed: set[int] = set()
         self.tainted: set[int] = set()
         self.filling: list[int] = []
+        self.throttle = Throttle()
         self._gate = asyncio.Event()
 
     def release(self) -> None:

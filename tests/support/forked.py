@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -54,10 +55,12 @@ class Steps:
 class ForkedMirror(MirrorProcess):
     """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given.
 
-    `constants` of the mirror's modules have other values in it: by module and name, with a colon between.
+    `constants` of the mirror's modules have other values in it: by module and name, with a colon between. Its schedule
+    sees the time that the file `clock` says, if there is one.
     """
 
     steps: Steps | None = None
+    clock: Path | None = None
     constants: Mapping[str, float] = MappingProxyType({})
     _child: multiprocessing.process.BaseProcess | None = None
 
@@ -68,6 +71,7 @@ class ForkedMirror(MirrorProcess):
             args=(
                 *(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps),
                 dict(self.constants),
+                self.clock,
             ),
         )
         self._child.start()
@@ -75,6 +79,13 @@ class ForkedMirror(MirrorProcess):
             eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
             assert self.alive() or self.steps, self.log()
         return self
+
+    def set_clock(self, local: str) -> None:
+        """Make it this local time for its schedule."""
+        self.clock = self.config_file.with_name("clock")
+        new = self.clock.with_suffix(".new")
+        new.write_text(datetime.fromisoformat(local).astimezone().isoformat())
+        new.replace(self.clock)
 
     def freeze(self) -> None:
         """Stop it where it stands; it notices nothing."""
@@ -130,6 +141,7 @@ def _serve(
     store: str,
     steps: Steps | None,
     constants: Mapping[str, float],
+    clock: Path | None,
 ) -> None:
     """Become the mirror."""
     with Path(log).open("ab") as file:
@@ -139,8 +151,10 @@ def _serve(
     os.environ.update(environ)
     if steps is not None:
         _Watched(Path(store), steps).interpose()
-    from mirror import cli
+    from mirror import cli, schedule
 
+    if clock is not None:
+        schedule.now = lambda: datetime.fromisoformat(clock.read_text())
     for constant, value in constants.items():
         module, _, name = constant.partition(":")
         imported = importlib.import_module(module)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mirror.config import KEYS, Config, load, load_token, unbuilt
+from mirror.config import KEYS, Config, load, load_token
 from mirror.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -61,47 +61,14 @@ def test_the_example_file_says_of_every_key_what_it_is_for(key: str) -> None:
     assert len(line.partition("# ")[2]) > 10
 
 
-@pytest.mark.parametrize(
-    ("key", "other"),
-    [
-        ("upstream.max_rate", "50MB/s"),
-        ("prefetch.enabled", "true"),
-        ("prefetch.interval", "1h"),
-        ("prefetch.window", "22:00-06:00"),
-    ],
-)
-def test_what_is_not_built_yet_is_refused_when_set_and_marked_in_the_example(
-    key: str, other: str, complaint: Complain
-) -> None:
-    variable = "PPS_MIRROR__" + key.upper().replace(".", "__")
-    message = complaint(**{variable: other})
-    assert message.startswith(f"{variable}: {key} = ")
-    assert "is not built yet in this version; remove it or set it to " in message
-    line = next(line for line in section_of(key) if line.startswith(f"{key.rpartition('.')[2]} = "))
-    assert "(not built yet: refused when set)" in line
-
-
 def section_of(key: str) -> list[str]:
     text = EXAMPLE.read_text()
     return text.partition(f"[{key.rpartition('.')[0]}]\n")[2].partition("\n[")[0].splitlines()
 
 
-def test_the_refusal_says_which_value_is_allowed(complaint: Complain) -> None:
-    assert complaint('[upstream]\nmax_rate = "1MB/s"') == (
-        "m.toml: upstream.max_rate = '1MB/s' is not built yet in this version; remove it or set it to \"\""
-    )
-    assert complaint("[prefetch]\ninterval = '1h'").endswith('set it to "15m"')
-    assert complaint("[prefetch]\nenabled = true").endswith("set it to false")
-
-
-def test_a_value_not_built_yet_may_be_set_to_its_default(tmp_path: Path) -> None:
-    assert read(tmp_path, '[server]\nworkers = 1\n[prefetch]\ninterval = "900s"\n[store.s3]\nbucket = ""') == Config()
-
-
 def test_every_auth_mode_is_built(tmp_path: Path) -> None:
     assert read(tmp_path, '[auth]\nmode = "tokens"\ntokens_file = "/tokens"').auth.mode == "tokens"
     assert read(tmp_path, '[auth]\nmode = "open"').auth.mode == "open"
-    assert unbuilt(Config()) == []
 
 
 # Values.

@@ -1,0 +1,60 @@
+"""The operators' side of the first process: what it tells them, and what they may have it do."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mirror.app import Mirror
+from mirror.config import load_admin_token
+from mirror.http.admin_access import AdminAccess
+from mirror.http.admin_api import AdminApi
+from mirror.http.page import Page
+from mirror.http.server import Listener
+from mirror.operating import Operator
+from mirror.overview import Overview
+from mirror.prefetch import Prefetcher, nothing_to_fetch
+from mirror.status import Health
+from mirror.telemetry import Telemetry, Together
+from mirror.workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """A mirror that operators can look at: on which `port`, with which token, and what fetches ahead for it."""
+
+    port: int
+    access: AdminAccess
+    prefetcher: Prefetcher
+
+
+@asynccontextmanager
+async def managed(
+    mirror: Mirror,
+    telemetry: Telemetry,
+    together: Together,
+    health: Callable[[], Awaitable[Health]],
+    workers: Workers | None,
+) -> AsyncIterator[Managed]:
+    """Listen to operators. Raises ConfigError when their address cannot be had, or their token not be read."""
+    config = mirror.config
+    prefetcher = Prefetcher(config.prefetch, mirror.catalog, mirror.library, mirror.own, mirror.metrics)
+    overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
+    fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
+    operator = Operator(mirror, fetch_now, overview.expire)
+    access = AdminAccess(config.admin.host, lambda: load_admin_token(config), mirror.pool)
+    await access.load()
+    listener = Listener(
+        AdminApi(health, overview, operator, access, Page()),
+        config.admin.host,
+        config.admin.port,
+        header_timeout=10.0,
+        max_connections=256,
+        drain=1.0,
+    )
+    async with overview.watching():
+        await listener.start()
+        try:
+            yield Managed(listener.port, access, prefetcher)
+        finally:
+            await listener.stop()
+            await operator.close()

@@ -1,0 +1,86 @@
+"""How fast images may come from upstream, among all fills of all processes of a mirror: one leaky bucket.
+
+Its state is a few numbers in memory that the processes share, and what they take is added up there. A fill that took
+more than the bucket holds waits before it takes again; meanwhile nothing is read, and TCP slows upstream down.
+"""
+
+import asyncio
+import fcntl
+import mmap
+import os
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+BURST_SECONDS = 0.02
+"""How much may be taken at once, in seconds of the rate."""
+
+STEP_SECONDS = 0.1
+LEAST = 4096
+"""How much is passed on at a time, in seconds of the rate, and bytes at least."""
+
+LOOK = 0.25
+"""Seconds that a fill sleeps at most before it looks whether the rate has changed."""
+
+_STATE = struct.Struct("ddd")
+"""When it was looked at last (CLOCK_MONOTONIC, the same in all processes), bytes in it, bytes per second or 0."""
+
+
+class Throttle:
+    """The bucket. `descriptor` is that of another process's, which it is to share; without one it is a new one."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            descriptor = os.memfd_create("pps-mirror-rate", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, _STATE.size)
+        self.descriptor = descriptor
+        self._state = mmap.mmap(descriptor, _STATE.size)
+
+    def limit(self, rate: int | None) -> None:
+        """From now on this many bytes per second, for all who share it; None: as many as come."""
+        with self._locked():
+            _, level, _ = self._drained()
+            _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))
+
+    async def pass_on(self, piece: bytes) -> AsyncIterator[bytes]:
+        """Give what was received as it may come: in small steps on a thin line, or readers would starve in between."""
+        start = 0
+        while start < len(piece):
+            _, _, rate = _STATE.unpack_from(self._state)
+            stop = start + max(LEAST, int(rate * STEP_SECONDS)) if rate else len(piece)
+            part = piece[start:stop]
+            await self.take(len(part))
+            yield part
+            start = stop
+
+    async def take(self, size: int) -> None:
+        """Count `size` bytes; return when there may be more."""
+        wait = self._put(size)
+        while wait > 0:
+            await asyncio.sleep(min(wait, LOOK))
+            wait = self._put(0)
+
+    def _put(self, size: int) -> float:
+        """Put bytes into the bucket; seconds until it has room for more."""
+        with self._locked():
+            now, level, rate = self._drained()
+            if not rate:
+                return 0.0
+            _STATE.pack_into(self._state, 0, now, level + size, rate)
+            return (level + size) / rate - BURST_SECONDS
+
+    def _drained(self) -> tuple[float, float, float]:
+        """The state as it is now."""
+        then, level, rate = _STATE.unpack_from(self._state)
+        now = time.monotonic()
+        return now, max(0.0, level - (now - then) * rate), rate
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep the other processes out; within one, all of this happens in the event loop."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
