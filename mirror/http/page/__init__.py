@@ -1,14 +1,103 @@
-"""The status page."""
+"""The status page: a `Status` as HTML, whole without its script; one stylesheet, one script, nothing from elsewhere.
+
+File names and reasons come from outside: the template escapes everything, and isolates what may run from right to left.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
 
 from mirror.status import Status
+from mirror.units import format_duration, format_size
+
+WIDTH, HEIGHT, BAR = 576, 80, 4
+"""Of a picture: units of its own, and those that an interval takes."""
 
 
 class Page:
-    """Renders a status as HTML."""
+    """Renders the page. `style` and `script` are what it loads."""
 
-    style = b""
-    script = b""
+    def __init__(self) -> None:
+        room = files(__package__ or __name__)
+        self.style = room.joinpath("style.css").read_bytes()
+        self.script = room.joinpath("script.js").read_bytes()
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {"size": _size, "took": format_duration, "time": _time, "bars": bars}
+        self._template = environment.from_string(room.joinpath("page.html").read_text("utf-8"))
 
     def render(self, status: Status) -> str:
-        """The page."""
-        return f"<!DOCTYPE html><title>pps-mirror</title><p>{status.version}"
+        """The page, as text."""
+        return self._template.render(
+            status=status,
+            sentence=sentence(status),
+            mood=_mood(status),
+            ago=lambda moment: _ago(moment, status.now),
+            pictures=_pictures(status),
+            width=WIDTH,
+            height=HEIGHT,
+        )
+
+
+def sentence(status: Status) -> str:
+    """How the mirror is, in one sentence."""
+    if status.health.reasons:
+        return f"Cannot serve: {'; '.join(status.health.reasons)}."
+    if status.health.degraded:
+        return f"Serving, but {'; '.join(status.health.degraded)}."
+    if status.upstream.reachable is False:
+        return "Serving what is known: DataRobot cannot be reached."
+    if status.fills:
+        return f"Serving, and fetching {'an image' if len(status.fills) == 1 else f'{len(status.fills)} images'}."
+    return "Serving."
+
+
+def bars(values: Sequence[int], peak: int) -> str:
+    """The path of an SVG picture of `values`, the tallest as high as `peak` says."""
+    shapes = []
+    for number, value in enumerate(values):
+        if value > 0 and peak:
+            tall = max(1.0, HEIGHT * value / peak)
+            shapes.append(f"M{number * BAR} {HEIGHT}v-{tall:.1f}h{BAR - 1}v{tall:.1f}z")
+    return "".join(shapes)
+
+
+def _pictures(status: Status) -> Sequence[tuple[str, str, Sequence[int], int, str]]:
+    """Of each: its name for machines, its title, values, their peak, and what they come to in words."""
+    traffic = [interval.traffic for interval in status.history]
+    served, fetched = [each.served for each in traffic], [each.fetched for each in traffic]
+    downloads = [each.downloads for each in traffic]
+    lines = max([0, *served]), max([0, *fetched])
+    return (
+        ("served", "To clients", served, lines[0], f"{_size(sum(served))}, at most {_rate(status, lines[0])}"),
+        ("fetched", "From DataRobot", fetched, lines[1], f"{_size(sum(fetched))}, at most {_rate(status, lines[1])}"),
+        ("downloads", "Downloads", downloads, max([0, *downloads]), f"{sum(downloads)} in all"),
+    )
+
+
+def _rate(status: Status, peak: int) -> str:
+    return f"{format_size(peak // max(1, status.history[0].seconds))}/s" if status.history else "0 B/s"
+
+
+def _mood(status: Status) -> str:
+    if status.health.reasons:
+        return "bad"
+    return "weak" if status.health.degraded or status.upstream.reachable is False else "good"
+
+
+def _size(size: int) -> str:
+    return format_size(size) if size >= 0 else f"\N{MINUS SIGN}{format_size(-size)}"
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
+
+
+def _ago(moment: datetime, now: datetime) -> str:
+    """How long before `now` that was, to the minute; or in how long it will be."""
+    seconds = (now - moment).total_seconds()
+    if abs(seconds) < 60:
+        return "just now" if seconds >= 0 else "in a moment"
+    words = format_duration(abs(seconds) // 60 * 60)
+    return f"{words} ago" if seconds > 0 else f"in {words}"
