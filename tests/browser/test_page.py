@@ -1,0 +1,245 @@
+"""The status page, as an operator sees it in Chromium."""
+
+import contextlib
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from axe_core_python.selenium import Axe
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from mirror.simulator.client import Fault, ImageSpec, Simulator
+from tests.support.admin import actions_of, status_of
+from tests.support.downloads import Download, fetch
+from tests.support.fixtures import Canary, FreshMirror
+from tests.support.processes import MirrorProcess, eventually
+
+MIB = 1 << 20
+HOSTILE = "<img src=x onerror=alert(1)>\"'</bdi><script>alert(2)</script>\u202egz.rat" + "x" * 120 + ".tar.gz"
+TOKEN = "the-token-of-the-operators"
+
+Browse = Callable[..., webdriver.Chrome]
+
+
+@pytest.fixture(scope="module")
+def browse() -> Iterator[Browse]:
+    """Browsers, one for each kind of user."""
+    with contextlib.ExitStack() as running:
+        open_ones: dict[tuple[str, ...], webdriver.Chrome] = {}
+
+        def start(*arguments: str, scripts: bool = True) -> webdriver.Chrome:
+            key = (*arguments, str(scripts))
+            if key not in open_ones:
+                options = webdriver.ChromeOptions()
+                options.binary_location = "/usr/bin/chromium"
+                own = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+                for argument in (*own, *(arguments or ("--window-size=1200,1400",))):
+                    options.add_argument(argument)
+                if not scripts:
+                    options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
+                options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+                browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+                running.callback(browser.quit)
+                open_ones[key] = browser
+            return open_ones[key]
+
+        yield start
+
+
+def text(browser: webdriver.Chrome, identifier: str) -> str:
+    """What a person reads there; empty while it is being replaced."""
+    with contextlib.suppress(Exception):
+        return browser.find_element(By.ID, identifier).text
+    return ""
+
+
+def complaints(browser: webdriver.Chrome) -> list[str]:
+    """What the browser refused or failed to do for the page."""
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call] # theirs
+    said = [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
+    return [message for message in said if message.startswith(browser.current_url)]
+
+
+def press(browser: webdriver.Chrome, path: str) -> None:
+    """Press a button, and Yes in the dialog."""
+    browser.find_element(By.CSS_SELECTOR, f'.act[data-path="{path}"]').click()
+    assert browser.find_element(By.ID, "confirm").is_displayed()
+    browser.find_element(By.ID, "do").click()
+
+
+def outcome(browser: webdriver.Chrome) -> str:
+    eventually(lambda: text(browser, "outcome") not in {"", "…"}, what="an outcome")
+    said = text(browser, "outcome")
+    browser.find_element(By.ID, "cancel").click()
+    return said
+
+
+def test_a_running_fill_moves(simulator: Simulator, fresh_mirror: FreshMirror, browse: Browse) -> None:
+    simulator.set_rate(MIB)
+    mirror = fresh_mirror()
+    browser = browse()
+    with Download(mirror.image_url) as download:
+        browser.get(mirror.admin_url)
+        seen: set[str] = set()
+
+        def moved() -> bool:
+            with contextlib.suppress(Exception):
+                seen.add(browser.find_element(By.CSS_SELECTOR, "#fills progress").get_attribute("value") or "")
+            return len(seen) >= 3
+
+        eventually(moved, what="three positions")
+        assert "1 client attached" in text(browser, "fills")
+        assert text(browser, "sentence") == "Serving, and fetching an image."
+        simulator.set_rate(None)
+        download.read_all()
+    eventually(lambda: "None." in text(browser, "fills"), what="the end of the fill")
+    eventually(lambda: "current" in text(browser, "images"), what="the image")
+    assert complaints(browser) == []
+
+
+def test_it_is_whole_without_scripts(mirror: MirrorProcess, simulator: Simulator, browse: Browse) -> None:
+    browser = browse("--window-size=1200,1401", scripts=False)
+    browser.get(mirror.admin_url)
+    assert simulator.image_sha256("first")[:12] in text(browser, "images")
+    assert "pps-mirror pull" in text(browser, "now")
+    assert not any(button.is_displayed() for button in browser.find_elements(By.CSS_SELECTOR, ".act"))
+    assert browser.find_element(By.CSS_SELECTOR, "noscript meta[http-equiv=refresh]")
+
+
+def test_a_hostile_file_name_is_text(simulator: Simulator, fresh_mirror: FreshMirror, browse: Browse) -> None:
+    simulator.fault(Fault("metadata", times=None, values={"filename": HOSTILE}))
+    mirror = fresh_mirror()
+    fetch(mirror.image_url)
+    browser = browse()
+    browser.get(mirror.admin_url)
+    shown = browser.find_element(By.CSS_SELECTOR, "#images bdi.name")
+    assert "<img src=x onerror=alert(1)>" in (shown.get_attribute("textContent") or "")
+    assert not browser.find_elements(By.CSS_SELECTOR, "main img, main script")
+    assert complaints(browser) == []
+
+
+def test_buttons_pin_verify_and_delete(simulator: Simulator, fresh_mirror: FreshMirror, browse: Browse) -> None:
+    mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
+    fetch(mirror.image_url)
+    image = f"/api/images/{simulator.image_sha256('first')}"
+    simulator.roll_over("second")
+    fetch(mirror.image_url)
+    browser = browse()
+    browser.get(mirror.admin_url)
+    press(browser, f"{image}/pin")
+    assert "is pinned" in outcome(browser)
+    eventually(lambda: "pinned" in text(browser, "images"), what="the pin")
+    press(browser, image)
+    assert "is pinned: " in outcome(browser)
+    press(browser, f"{image}/verify")
+    assert "is being verified" in outcome(browser)
+    eventually(lambda: "image.verified" in actions_of(mirror), what="the verification")
+    eventually(lambda: browser.find_elements(By.CSS_SELECTOR, f'.act[data-path="{image}/unpin"]'), what="the button")
+    press(browser, f"{image}/unpin")
+    assert "is unpinned" in outcome(browser)
+    press(browser, image)
+    assert "is removed" in outcome(browser)
+    assert [each["hash"] for each in status_of(mirror)["images"]] == [simulator.image_sha256("second")]
+
+
+def test_a_button_works_from_the_keyboard_and_asks_for_the_token(
+    fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path, canary: Canary
+) -> None:
+    canary.hide(TOKEN)
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    token_file.chmod(0o600)
+    mirror = fresh_mirror({"admin": {"token_file": str(token_file)}})
+    fetch(mirror.image_url)
+    browser = browse()
+    browser.get(mirror.admin_url)
+
+    def tab() -> str:
+        webdriver.ActionChains(browser).send_keys(Keys.TAB).perform()
+        return browser.switch_to.active_element.get_attribute("textContent") or ""
+
+    assert tab() == "Skip to the content"
+    eventually(lambda: tab().startswith("Pin "), what="the button")
+    webdriver.ActionChains(browser).send_keys(Keys.ENTER).perform()
+    field = browser.find_element(By.ID, "token")
+    eventually(field.is_displayed, what="the field for the token")
+    field.send_keys("wrong", Keys.ENTER)
+    eventually(lambda: "needs the token" in text(browser, "outcome"), what="a refusal")
+    field.clear()
+    field.send_keys(TOKEN, Keys.ENTER)
+    eventually(lambda: "is pinned" in text(browser, "outcome"), what="the pin")
+
+
+def test_another_page_can_neither_act_nor_read(fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path) -> None:
+    mirror = fresh_mirror()
+    fetch(mirror.image_url)
+    [image] = status_of(mirror)["images"]
+    target = f"{mirror.admin_url}/api/images/{image['hash']}/pin"
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "index.html").write_text(
+        f"""<!DOCTYPE html><title>waiting</title><iframe name=hidden></iframe>
+        <form action="{target}" method=post target=hidden><input name=a></form>
+        <script>
+        document.forms[0].submit();
+        const tries = [
+          fetch("{target}", {{method: "POST"}}),
+          fetch("{target}", {{method: "POST", mode: "no-cors"}}),
+          fetch("{target}", {{method: "POST", headers: {{"X-Requested-With": "pps-mirror"}}}}),
+          fetch("{target}", {{method: "POST", headers: {{"Content-Type": "application/json"}}, body: "{{}}"}}),
+          fetch("{mirror.admin_url}/api/status").then(answer => answer.text()),
+        ];
+        Promise.allSettled(tries).then(all =>
+          document.title = all.map(each => each.value && each.value.type !== "opaque" ? "came through" : "no").join());
+        </script>"""
+    )
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path / "evil"))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = browse()
+        browser.get(f"http://localhost:{server.server_port}/")
+        eventually(lambda: browser.title != "waiting", what="the end of all tries")
+        time.sleep(0.5)
+        server.shutdown()
+    assert browser.title == "no,no,no,no,no"
+    assert not status_of(mirror)["images"][0]["pinned"]
+
+
+KINDS = {
+    "light": ("--window-size=1200,1400",),
+    "dark": ("--window-size=1200,1400", "--blink-settings=preferredColorScheme=0"),
+    "phone": ("--window-size=500,900",),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everybody_can_use_it(mirror: MirrorProcess, browse: Browse, kind: str) -> None:
+    browser = browse(*KINDS[kind])
+    if kind == "phone":
+        phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(mirror.admin_url)
+    dark = browser.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
+    assert dark is (kind == "dark")
+    found = Axe().run(browser)["violations"]
+    assert [(each["id"], each["impact"]) for each in found if each["impact"] in {"serious", "critical"}] == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert complaints(browser) == []
+
+
+def test_a_mirror_that_knows_nothing_has_a_page_too(tmp_path: Path, browse: Browse) -> None:
+    with Simulator.start([ImageSpec("first", size=MIB)]):
+        with MirrorProcess(tmp_path, "", {"auth": {"mode": "open"}}) as mirror:
+            browser = browse()
+            browser.get(mirror.admin_url)
+            assert "serves what was imported" in text(browser, "now")
