@@ -105,7 +105,7 @@ def is_name(text: str) -> bool:
 def image_name(metadata: ImageMetadata) -> str:
     """The image's name in a bundle: upstream's, made safe for every file system and shell."""
     last = re.split(r"[/\\]", metadata.filename)[-1]
-    name = re.sub(r"[^A-Za-z0-9._+-]", "_", last).lstrip("._+-").rstrip(".")[-120:].lstrip("._+-")
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", last).lstrip("._+-").rstrip(".")[-120:].lstrip("._+-")
     taken = name.lower() in {METADATA.lower(), LEAFLET.lower(), SUMS.lower(), SIGNATURE.lower()}
     if not name or taken or _DEVICE.match(name):
         return f"{metadata.hash[:12]}.tar.gz"
