@@ -151,12 +151,22 @@ class Catalog:
 
     async def known_hash(self) -> str | None:
         """The hash of what clients get who name none, as far as is known, without asking anybody."""
+        known = self._known if self._upstream is not None else await self._named_here()
         if self._rollover is not None:
-            return await self._rollover.shown_hash(self._known)
-        if self._known is None and self._upstream is None:
-            images = await self._store.list()
-            return images[0].metadata.hash if images else None
-        return self._known.hash if self._known else None
+            return await self._rollover.shown_hash(known)
+        return known.hash if known else None
+
+    async def imported(self, metadata: ImageMetadata) -> bool:
+        """Let a stored image be the current one when it was carried here, and no upstream says what is; whether it is.
+
+        It becomes that when what is current by name is older, or is not stored. Without such a name the newest is.
+        """
+        named = await self.last_answer()
+        if self._upstream is None and named is not None and named.metadata.hash != metadata.hash:
+            stored = {info.metadata.hash for info in await self._store.list()}
+            if metadata.created > named.metadata.created or named.metadata.hash not in stored:
+                await self._learn(metadata)
+        return await self.known_hash() == metadata.hash
 
     async def current(self, caller: Caller) -> Current:
         """The current image, asking upstream with the caller's credential when the last answer is too old.
@@ -165,7 +175,9 @@ class Catalog:
         `Away` carries when nothing is known that is recent enough.
         """
         if self._upstream is None:
-            return Current(await self._newest_stored(), Freshness.HIT)
+            if (named := await self._named_here()) is None:
+                raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
+            return Current(named, Freshness.HIT)
         if fresh := self._fresh():
             return fresh
         async with self._asking:
@@ -268,12 +280,13 @@ class Catalog:
         if self._shared is not None:
             self._shared.write(note)
 
-    async def _newest_stored(self) -> ImageMetadata:
+    async def _named_here(self) -> ImageMetadata | None:
+        """What is current where no upstream says so: what the file names now, or else the newest stored image."""
+        await self._take_up()  # an import may have written it since
         if self._known is not None:
             return self._known
-        if images := await self._store.list():
-            return images[0].metadata
-        raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
+        images = await self._store.list()
+        return images[0].metadata if images else None
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)

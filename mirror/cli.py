@@ -9,12 +9,13 @@ import functools
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mirror import __version__, checks, config, log, serving
 from mirror.errors import ConfigError, MirrorError, UsageError
-from mirror.listing import describe, describe_removal, describe_verified
+from mirror.listing import describe, describe_exported, describe_imported, describe_removal, describe_verified
 from mirror.store.verification import Verdict
 from mirror.units import format_size
 
@@ -70,9 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str, examples: str | None = None
+    ) -> argparse.ArgumentParser:
         description = f"{summary[0].upper()}{summary[1:]}. {more}"
         command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        if examples is not None:
+            command.epilog, command.formatter_class = examples, argparse.RawDescriptionHelpFormatter
+            command.description = textwrap.fill(description, 78, break_on_hyphens=False)
         _add_common(command, argparse.SUPPRESS)
         command.set_defaults(run=run)
         return command
@@ -127,6 +133,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     add_json(gc)
+    export = add(
+        "export",
+        _export,
+        "write an image to a medium, to be carried across an air gap",
+        "Makes a directory of its own in DIR, for that image: the image (in volumes, with --split), its metadata, "
+        "checksums for sha256sum -c, and a README.txt for whoever has no pps-mirror. All is read back from the medium. "
+        "Interrupted, it goes on when it is run again. Works beside a running mirror.",
+        examples="""\
+examples:
+  pps-mirror export current /media/stick                          where files may be large (exFAT, ext4, NTFS)
+  pps-mirror export current /media/stick --split 4GiB             a stick with FAT32
+  pps-mirror export 3f9a1c /srv/dvd --split 4.7GB                 volumes for DVDs
+  pps-mirror export current /media/stick --sign ~/.ssh/id_ed25519
+""",
+    )
+    add_image(export)
+    export.add_argument("directory", metavar="DIR", type=Path, help="where to make the bundle's directory")
+    export.add_argument(
+        "--split", metavar="SIZE", help="bytes of a volume at most; 4GiB is made 4 GiB less a byte, which FAT32 takes"
+    )
+    export.add_argument("--sign", metavar="KEY", type=Path, help="sign it with this OpenSSH key (ssh-keygen -Y sign)")
+    add_json(export)
+    bring_in = add(
+        "import",
+        _import,
+        "bring an image that was carried here into the store",
+        "PATH is a bundle's directory, or the medium that has it; several when its volumes are on several media, in "
+        "any order; or an image and its metadata. All of it is checked before the store is touched. Interrupted, it "
+        "goes on when it is run again. A running mirror has the image at once.",
+        examples="""\
+examples:
+  pps-mirror import /media/stick
+  pps-mirror import /media/dvd1 /media/dvd2 /media/dvd3           volumes on several media
+  pps-mirror import /media/stick --trust /etc/pps-mirror/signers  only if one of these signed it
+  pps-mirror import image.tar.gz metadata.json                    what curl brought from DataRobot
+""",
+    )
+    bring_in.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="where the image is, or parts of it")
+    bring_in.add_argument("--metadata", metavar="FILE", type=Path, help="the metadata of a lone image")
+    bring_in.add_argument(
+        "--trust",
+        metavar="ALLOWED_SIGNERS",
+        type=Path,
+        help="refuse what is not signed by one of these (the format is in ssh-keygen(1))",
+    )
+    add_json(bring_in)
     demo = add(
         "demo",
         _demo,
@@ -256,6 +308,38 @@ def _gc(options: argparse.Namespace) -> int:
         if not collected.removals:
             print("nothing to remove")
     keeping.complain_of_excess(collected)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mirror import exporting, progress  # as above
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    files = exporting.export(
+        _settings(options), options.hash, options.directory, meter, split=options.split, key=options.sign
+    )
+    if options.json:
+        print(json.dumps([describe_exported(each) for each in files], indent=2))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from mirror import checking, importing, progress  # as above
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    try:
+        imported = importing.bring_in(
+            _settings(options), options.paths, meter, metadata=options.metadata, trusted=options.trust
+        )
+    except checking.BadParts as bad:
+        if options.json:
+            told = describe_imported(bad.image_hash, stored=False, current=False, parts=bad.checked)
+            print(json.dumps([told], indent=2))
+        raise
+    if options.json:
+        image_hash = imported.metadata.hash
+        told = describe_imported(image_hash, stored=True, current=imported.current, parts=imported.checked)
+        print(json.dumps([told], indent=2))
     return 0
 
 

@@ -51,7 +51,8 @@ def complain_of_excess(collected: Collected) -> None:
 
 
 @asynccontextmanager
-async def _open(config: Config) -> AsyncIterator[Shelf]:
+async def opened_shelf(config: Config) -> AsyncIterator[Shelf]:
+    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
         async with opened(config, pool) as stores:
             yield await Shelf.of(config, stores, await lines(config, stores, pool))
@@ -59,7 +60,7 @@ async def _open(config: Config) -> AsyncIterator[Shelf]:
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
-    async with _open(config) as shelf:
+    async with opened_shelf(config) as shelf:
         for image_hash in [shelf.find(name)] if name is not None else shelf.hashes:
             for where, place in shelf.places(image_hash):
                 size = shelf.sizes[where].get(image_hash, 0)
@@ -80,19 +81,19 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
 
 
 async def _pin(config: Config, name: str, pinned: bool) -> str:
-    async with _open(config) as shelf:
+    async with opened_shelf(config) as shelf:
         return await shelf.pin(name, pinned=pinned)
 
 
 async def _remove(config: Config, name: str, force: bool) -> str:
-    async with _open(config) as shelf:
+    async with opened_shelf(config) as shelf:
         return await shelf.remove(name, force=force)
 
 
 async def _collect(config: Config, dry_run: bool) -> Collected:
     removals: list[Removal] = []
     beyond = 0
-    async with _open(config) as shelf:
+    async with opened_shelf(config) as shelf:
         for name, place in shelf.stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
                 collected = await place.collect(dry_run=dry_run)
