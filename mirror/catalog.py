@@ -107,6 +107,7 @@ class Catalog:
         self._probe: asyncio.Event | None = None
         self._heard = -math.inf
         self._learnt = -math.inf
+        self._looked = -math.inf
         self._asking = asyncio.Lock()
         self._state = UpstreamState(None)
 
@@ -281,8 +282,13 @@ class Catalog:
             self._shared.write(note)
 
     async def _named_here(self) -> ImageMetadata | None:
-        """What is current where no upstream says so: what the file names now, or else the newest stored image."""
-        await self._take_up()  # an import may have written it since
+        """What is current where no upstream says so: what the last note names, or else the newest stored image."""
+        await self._take_up()  # an import may have written it since, here or at another replica
+        clock = asyncio.get_running_loop().time
+        if self._shared is not None and clock() - self._looked >= self._ttl:
+            self._looked = clock()
+            if note := await self._shared.read():
+                self._believe(note)
         if self._known is not None:
             return self._known
         images = await self._store.list()

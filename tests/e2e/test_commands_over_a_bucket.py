@@ -1,6 +1,7 @@
 """The commands where images are in a bucket, on the disk, or in both."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mirror.simulator.client import Simulator
 from tests.e2e.test_cli import lay_out, one_line, run
 from tests.support.downloads import fetch
-from tests.support.fixtures import SIZE
+from tests.support.fixtures import SIZE, Sections
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
@@ -143,3 +144,41 @@ def test_an_image_that_was_on_the_disk_before_there_was_a_bucket_is_brought_ther
         eventually(lambda: bucket.read(f"images/{simulator.image_sha256('first')}") == simulator.read("first"))
         eventually(lambda: bucket.names("leases/") == [])
     assert len(simulator.log("store")) == 1
+
+
+@KINDS
+def test_an_image_in_the_bucket_alone_is_exported_and_imported_into_another_bucket(
+    command: Command, bucket: TestBucket, tmp_path: Path, local_copy: bool
+) -> None:
+    image = os.urandom(3 << 20)
+    image_hash = put(bucket, image)
+    where = {"PPS_MIRROR__STORE__S3__LOCAL_COPY": str(local_copy).lower()}
+    exported = command("export", image_hash[:8], str(tmp_path), "--split", "1MiB", **where)
+    assert (exported.returncode, exported.stderr) == (0, "")
+    volumes = sorted(tmp_path.glob("pps-*/*.00?"))
+    assert b"".join(path.read_bytes() for path in volumes) == image
+    assert command("rm", "current", "--force", **where).returncode == 0
+    imported = command("import", str(tmp_path), **where)
+    assert (imported.returncode, imported.stderr) == (0, "")
+    assert "it is the current image" in imported.stdout
+    assert bucket.read(f"images/{image_hash}") == image
+    assert bucket.names("parts/") == bucket.names("leases/") == []
+
+
+def test_what_is_imported_at_one_replica_without_upstream_is_served_by_another(
+    command: Command, bucket: TestBucket, tmp_path: Path
+) -> None:
+    first, second = lay_out(tmp_path, b"first"), lay_out(tmp_path, b"second", created="2025-01-02T03:04:05Z")
+    sections: Sections = {
+        "store.s3": bucket.section,
+        "auth": {"mode": "open"},
+        "upstream": {"metadata_ttl": "0s"},
+    }
+    named = {"metadata": (tmp_path / "images" / first / "metadata.json").read_text(), "fetchedAt": "2024-02-01T00:00Z"}
+    bucket.write("current.json", json.dumps(named).encode())
+    with ForkedMirror(tmp_path / "replica", "", sections, bucket.server.environ) as mirror:
+        for image_hash in (first, second):
+            image = tmp_path / "images" / image_hash
+            imported = command("import", str(image / "image"), str(image / "metadata.json"))
+            assert (imported.returncode, imported.stderr) == (0, "")
+            assert fetch(mirror.image_url).sha256 == image_hash
