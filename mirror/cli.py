@@ -8,14 +8,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mirror import __version__, checks, config, log, serving
 from mirror.errors import ConfigError, MirrorError, UsageError
+from mirror.examples import EXAMPLES
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
-from mirror.units import format_size
+from mirror.units import format_size, parse_duration
+
+HELP_WIDTH = 100
+"""Columns of a command's description; its examples keep their lines."""
 
 _EPILOG = """\
 examples:
@@ -71,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str) -> argparse.ArgumentParser:
         description = f"{summary[0].upper()}{summary[1:]}. {more}"
-        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(description, HELP_WIDTH),
+            epilog=f"examples:\n{EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         _add_common(command, argparse.SUPPRESS)
         command.set_defaults(run=run)
         return command
@@ -126,6 +138,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     add_json(gc)
+    _add_get(
+        add(
+            "get",
+            _get,
+            "download the image as a client, verified, and load it",
+            "Asks URL, a mirror's or DataRobot's, for the current image and its hash. A line that breaks is resumed, "
+            "also after this command was killed: run it again. The file has its name only when it is whole and right. "
+            f"Sends the token of --token-file or {config.TOKEN_VARIABLE}, never to where URL redirects to. "
+            "Needs no configuration.",
+        )
+    )
     demo = add(
         "demo",
         _demo,
@@ -135,7 +158,49 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--once", action="store_true", help="end after the story, with a table and an exit status")
     demo.add_argument("--rate", metavar="RATE", help="how fast the simulated upstream sends, e.g. 50MB/s")
     demo.add_argument("--size", metavar="SIZE", help="size of its image, e.g. 256MiB")
+    completion = add(
+        "completion",
+        _completion,
+        "print a script that completes this command in a shell",
+        "Put it where the shell looks for such scripts, or read it at the start: source <(pps-mirror completion bash).",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell it is for")
     return parser
+
+
+def _add_get(command: argparse.ArgumentParser) -> None:
+    command.add_argument("url", metavar="URL", help="a mirror's or DataRobot's address, with or without the path")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to put the image, replacing what is there; or a directory (else: here, by the name it comes with)",
+    )
+    command.add_argument("--load", action="store_true", help="when it is whole, load it into a container engine")
+    command.add_argument(
+        "--loader",
+        choices=("auto", "docker", "podman", "ctr"),
+        default="auto",
+        help="which one (auto: the first of these that is on PATH; ctr loads into the namespace k8s.io)",
+    )
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="a file with nothing but the token")
+    command.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust, beside the system's")
+    command.add_argument(
+        "--retry-for",
+        type=_duration,
+        default="1h",
+        metavar="TIME",
+        help="give up when nothing came for this long (default: 1h)",
+    )
+    command.add_argument("--json", action="store_true", help="write the outcome as JSON, and no progress")
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -176,13 +241,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    return _show(checks.run(_settings(options), os.environ, options.config), as_json=options.json)
+
+
+def _show(found: Iterable[checks.Finding], *, as_json: bool) -> int:
     findings = []
-    for finding in checks.run(_settings(options), os.environ, options.config):
+    for finding in found:
         findings.append(finding)
-        if not options.json:
+        if not as_json:
             mark = "FAIL" if not finding.ok else "note" if finding.note else "ok"
             print(f"{mark:<4}  {finding.check:<13}  {finding.message}", flush=True)
-    if options.json:
+    if as_json:
         print(
             json.dumps([{"check": each.check, "ok": each.ok, "message": each.message} for each in findings], indent=2)
         )
@@ -254,6 +323,26 @@ def _gc(options: argparse.Namespace) -> int:
         if not collected.removals:
             print("nothing to remove")
     keeping.complain_of_excess(collected)
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mirror import get, loaders, progress  # as above
+
+    log.set_up(config.Log(level=options.log_level or "warning", format="console"))
+    loader = loaders.Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(order, loader, os.environ, meter)
+    if options.json:
+        print(json.dumps(got.describe() | {"loadedInto": loader.name if loader else None}, indent=2))
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from mirror import completion  # as above
+
+    print(completion.script(_parser(), options.shell))
     return 0
 
 
