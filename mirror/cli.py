@@ -22,7 +22,7 @@ from mirror.units import format_size, parse_duration
 HELP_WIDTH = 100
 """Columns of a command's description; its examples keep their lines."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   pps-mirror demo                            see it work, with a simulated DataRobot
   pps-mirror check -c config.toml            would it work here? a line for each thing that must be right
@@ -38,7 +38,7 @@ Exit status: 0 done, 1 failed, 2 usage or configuration. `pps-mirror COMMAND --h
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         status = command(options)
@@ -62,11 +62,12 @@ def _complain(text: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line; completion and the manual page are made from it too."""
     parser = argparse.ArgumentParser(
         prog="pps-mirror",
         description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",
-        epilog=_EPILOG,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -342,7 +343,7 @@ def _get(options: argparse.Namespace) -> int:
 def _completion(options: argparse.Namespace) -> int:
     from mirror import completion  # as above
 
-    print(completion.script(_parser(), options.shell))
+    print(completion.script(build_parser(), options.shell))
     return 0
 
 
