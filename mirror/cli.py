@@ -10,16 +10,20 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mirror import __version__, checks, config, log, serving
 from mirror.errors import ConfigError, MirrorError, UsageError
+from mirror.examples import EXAMPLES
 from mirror.listing import describe, describe_exported, describe_imported, describe_removal, describe_verified
 from mirror.store.verification import Verdict
-from mirror.units import format_size
+from mirror.units import format_size, parse_duration
 
-_EPILOG = """\
+HELP_WIDTH = 100
+"""Columns of a command's description; its examples keep their lines."""
+
+EPILOG = """\
 examples:
   pps-mirror demo                            see it work, with a simulated DataRobot
   pps-mirror check -c config.toml            would it work here? a line for each thing that must be right
@@ -35,7 +39,7 @@ Exit status: 0 done, 1 failed, 2 usage or configuration. `pps-mirror COMMAND --h
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         status = command(options)
@@ -59,11 +63,12 @@ def _complain(text: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line; completion and the manual page are made from it too."""
     parser = argparse.ArgumentParser(
         prog="pps-mirror",
         description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",
-        epilog=_EPILOG,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -71,14 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str, examples: str | None = None
-    ) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str) -> argparse.ArgumentParser:
         description = f"{summary[0].upper()}{summary[1:]}. {more}"
-        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
-        if examples is not None:
-            command.epilog, command.formatter_class = examples, argparse.RawDescriptionHelpFormatter
-            command.description = textwrap.fill(description, 78, break_on_hyphens=False)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(description, HELP_WIDTH),
+            epilog=f"examples:\n{EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         _add_common(command, argparse.SUPPRESS)
         command.set_defaults(run=run)
         return command
@@ -140,13 +147,6 @@ def _parser() -> argparse.ArgumentParser:
         "Makes a directory of its own in DIR, for that image: the image (in volumes, with --split), its metadata, "
         "checksums for sha256sum -c, and a README.txt for whoever has no pps-mirror. All is read back from the medium. "
         "Interrupted, it goes on when it is run again. Works beside a running mirror.",
-        examples="""\
-examples:
-  pps-mirror export current /media/stick                          where files may be large (exFAT, ext4, NTFS)
-  pps-mirror export current /media/stick --split 4GiB             a stick with FAT32
-  pps-mirror export 3f9a1c /srv/dvd --split 4.7GB                 volumes for DVDs
-  pps-mirror export current /media/stick --sign ~/.ssh/id_ed25519
-""",
     )
     add_image(export)
     export.add_argument("directory", metavar="DIR", type=Path, help="where to make the bundle's directory")
@@ -162,13 +162,6 @@ examples:
         "PATH is a bundle's directory, or the medium that has it; several when its volumes are on several media, in "
         "any order; or an image and its metadata. All of it is checked before the store is touched. Interrupted, it "
         "goes on when it is run again. A running mirror has the image at once.",
-        examples="""\
-examples:
-  pps-mirror import /media/stick
-  pps-mirror import /media/dvd1 /media/dvd2 /media/dvd3           volumes on several media
-  pps-mirror import /media/stick --trust /etc/pps-mirror/signers  only if one of these signed it
-  pps-mirror import image.tar.gz metadata.json                    what curl brought from DataRobot
-""",
     )
     bring_in.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="where the image is, or parts of it")
     bring_in.add_argument("--metadata", metavar="FILE", type=Path, help="the metadata of a lone image")
@@ -179,6 +172,17 @@ examples:
         help="refuse what is not signed by one of these (the format is in ssh-keygen(1))",
     )
     add_json(bring_in)
+    _add_get(
+        add(
+            "get",
+            _get,
+            "download the image as a client, verified, and load it",
+            "Asks URL, a mirror's or DataRobot's, for the current image and its hash. A line that breaks is resumed, "
+            "also after this command was killed: run it again. The file has its name only when it is whole and right. "
+            f"Sends the token of --token-file or {config.TOKEN_VARIABLE}, never to where URL redirects to. "
+            "Needs no configuration.",
+        )
+    )
     demo = add(
         "demo",
         _demo,
@@ -188,7 +192,49 @@ examples:
     demo.add_argument("--once", action="store_true", help="end after the story, with a table and an exit status")
     demo.add_argument("--rate", metavar="RATE", help="how fast the simulated upstream sends, e.g. 50MB/s")
     demo.add_argument("--size", metavar="SIZE", help="size of its image, e.g. 256MiB")
+    completion = add(
+        "completion",
+        _completion,
+        "print a script that completes this command in a shell",
+        "Put it where the shell looks for such scripts, or read it at the start: source <(pps-mirror completion bash).",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell it is for")
     return parser
+
+
+def _add_get(command: argparse.ArgumentParser) -> None:
+    command.add_argument("url", metavar="URL", help="a mirror's or DataRobot's address, with or without the path")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to put the image, replacing what is there; or a directory (else: here, by the name it comes with)",
+    )
+    command.add_argument("--load", action="store_true", help="when it is whole, load it into a container engine")
+    command.add_argument(
+        "--loader",
+        choices=("auto", "docker", "podman", "ctr"),
+        default="auto",
+        help="which one (auto: the first of these that is on PATH; ctr loads into the namespace k8s.io)",
+    )
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="a file with nothing but the token")
+    command.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust, beside the system's")
+    command.add_argument(
+        "--retry-for",
+        type=_duration,
+        default="1h",
+        metavar="TIME",
+        help="give up when nothing came for this long (default: 1h)",
+    )
+    command.add_argument("--json", action="store_true", help="write the outcome as JSON, and no progress")
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -230,13 +276,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    return _show(checks.run(_settings(options), os.environ, options.config), as_json=options.json)
+
+
+def _show(found: Iterable[checks.Finding], *, as_json: bool) -> int:
     findings = []
-    for finding in checks.run(_settings(options), os.environ, options.config):
+    for finding in found:
         findings.append(finding)
-        if not options.json:
+        if not as_json:
             mark = "FAIL" if not finding.ok else "note" if finding.note else "ok"
             print(f"{mark:<4}  {finding.check:<13}  {finding.message}", flush=True)
-    if options.json:
+    if as_json:
         print(
             json.dumps([{"check": each.check, "ok": each.ok, "message": each.message} for each in findings], indent=2)
         )
@@ -340,6 +390,26 @@ def _import(options: argparse.Namespace) -> int:
         image_hash = imported.metadata.hash
         told = describe_imported(image_hash, stored=True, current=imported.current, parts=imported.checked)
         print(json.dumps([told], indent=2))
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mirror import get, loaders, progress  # as above
+
+    log.set_up(config.Log(level=options.log_level or "warning", format="console"))
+    loader = loaders.Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(order, loader, os.environ, meter)
+    if options.json:
+        print(json.dumps(got.describe() | {"loadedInto": loader.name if loader else None}, indent=2))
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from mirror import completion  # as above
+
+    print(completion.script(build_parser(), options.shell))
     return 0
 
 

@@ -238,7 +238,7 @@ class Fill:
                 if cut.definitive_after is not None and definitive >= cut.definitive_after:
                     reason = Reason.WRONG_BYTES if isinstance(cut, Ended) else Reason.REFUSED
                     raise FillFailed(reason, BadUpstream(f"upstream's image cannot be had: {cut}")) from cut
-                delay = _backoff(failures, cut.retry_after)
+                delay = backoff(failures, cut.retry_after)
                 if clock() + delay - progressed > self._retry:
                     raise FillFailed(Reason.GAVE_UP, Unavailable(f"upstream keeps failing: {cut}")) from cut
                 self._enter(State.RETRYING)
@@ -303,7 +303,7 @@ async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncI
             yield tail
 
 
-def _backoff(failures: int, retry_after: float | None) -> float:
+def backoff(failures: int, retry_after: float | None) -> float:
     """Seconds to wait before the next try: exponential with full jitter, at least what the source asked for."""
     first, most = BACKOFF
     delay = min(most, first * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret

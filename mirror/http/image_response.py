@@ -33,12 +33,17 @@ def image_headers(metadata: ImageMetadata, cache_status: str) -> CIMultiDict[str
 
 
 def content_disposition(filename: str, otherwise: str) -> str:
-    """Offer `filename` for saving (RFC 6266): one path component, no control characters, ASCII with a UTF-8 twin."""
-    name = re.split(r"[/\\]", filename)[-1]
-    name = "".join(c for c in name if c.isprintable()).strip().lstrip(".")[:200] or otherwise
+    """Offer `filename` for saving (RFC 6266): a safe name, ASCII with a UTF-8 twin."""
+    name = safe_name(filename, otherwise)
     plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
     extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
     return f'attachment; filename="{plain}"{extended}'
+
+
+def safe_name(filename: str, otherwise: str) -> str:
+    """Make what upstream calls a file fit for saving: one path component, not hidden, no control characters."""
+    name = re.split(r"[/\\]", filename)[-1]
+    return "".join(c for c in name if c.isprintable()).strip().lstrip(".")[:200] or otherwise
 
 
 def bodiless(metadata: ImageMetadata, selection: Selection, cache_status: str) -> web.Response | None:

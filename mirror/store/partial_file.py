@@ -184,10 +184,20 @@ class PartialFile:
             self._flushing.result()
 
     def _publish(self) -> None:
+        self._seal()
+        self._name()
+        self._note.unlink(missing_ok=True)
+        sync_directory(self._path.parent)
+
+    def _seal(self) -> None:
+        """Make sure that the bytes are right and durable. Raises Corrupt."""
         check(self._metadata, self.position, self._digest)
         check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
         self._check_flushed()
         os.fsync(self.file.fd)
+
+    def _name(self) -> None:
+        """Give the image its name, durably."""
         directory = self._images / self._metadata.hash
         directory.mkdir(exist_ok=True)
         sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
@@ -196,8 +206,6 @@ class PartialFile:
         self._path.rename(directory / "image")
         self._named = True
         sync_directory(directory)
-        self._note.unlink(missing_ok=True)
-        sync_directory(self._path.parent)
 
     def _set_aside(self) -> None:
         set_aside(self._path, self._quarantine, self._metadata.hash)

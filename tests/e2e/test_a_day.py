@@ -93,7 +93,9 @@ def test_a_sites_day(tmp_path: Path) -> None:
             # What an operator sees in the morning.
             eventually(lambda: metric(mirror, "served_bytes_total") == 2 * NODES * SIZE, what="all that was served")
             eventually(lambda: tells(mirror), what="the story")
+            eventually(lambda: status_of(mirror)["today"]["served"] == 2 * NODES * SIZE, what="the sum of the day")
             status = status_of(mirror)
+            assert 3 * SIZE <= status["today"]["fetched"] < 3 * SIZE + MIB
             assert status["today"]["saved"] == 2 * NODES * SIZE - status["today"]["fetched"]
             assert metric(mirror, "fetched_bytes_total", origin="upstream") < 3 * SIZE + MIB
             assert metric(mirror, "fills_total", outcome="published") == 3

@@ -1,0 +1,56 @@
+"""The examples at the end of each command's help, and so of the manual page: what people really type."""
+
+from collections.abc import Mapping
+from typing import Final
+
+EXAMPLES: Final[Mapping[str, str]] = {
+    "serve": """\
+  pps-mirror serve -c /etc/pps-mirror/config.toml
+  PPS_MIRROR__UPSTREAM__URL=https://app.datarobot.com PPS_MIRROR__STORE__PATH=/srv/pps pps-mirror serve""",
+    "check": """\
+  pps-mirror check -c config.toml
+  pps-mirror check --json | jq -r '.[] | select(.ok | not) | .message'""",
+    "pull": """\
+  DATAROBOT_API_TOKEN=... pps-mirror pull -c config.toml
+  pps-mirror pull && pps-mirror ls""",
+    "get": """\
+  pps-mirror get http://mirror:8080                into a file of the image's own name, here
+  pps-mirror get --load http://mirror:8080         and then into docker, podman or containerd
+  pps-mirror get --load --loader ctr -o /var/tmp/pps.tar.gz https://mirror.example.com
+  pps-mirror get --token-file ~/.datarobot-token --retry-for 8h -o pps.tar.gz https://app.datarobot.com""",
+    "ls": """\
+  pps-mirror ls
+  pps-mirror ls --json | jq -r '.[] | select(.pinned) | .hash'""",
+    "verify": """\
+  pps-mirror verify                                all images
+  pps-mirror verify current
+  pps-mirror verify 3fa9c1 --json""",
+    "pin": """\
+  pps-mirror pin current                           this is the version that the site has settled on
+  pps-mirror pin 3fa9c1""",
+    "unpin": """\
+  pps-mirror unpin 3fa9c1""",
+    "rm": """\
+  pps-mirror rm 3fa9c1
+  pps-mirror rm --force current""",
+    "gc": """\
+  pps-mirror gc --dry-run                          what would go
+  pps-mirror gc""",
+    "export": """\
+  pps-mirror export current /media/stick                          where files may be large (exFAT, ext4, NTFS)
+  pps-mirror export current /media/stick --split 4GiB             a stick with FAT32
+  pps-mirror export 3f9a1c /srv/dvd --split 4.7GB                 volumes for DVDs
+  pps-mirror export current /media/stick --sign ~/.ssh/id_ed25519""",
+    "import": """\
+  pps-mirror import /media/stick
+  pps-mirror import /media/dvd1 /media/dvd2 /media/dvd3           volumes on several media
+  pps-mirror import /media/stick --trust /etc/pps-mirror/signers  only if one of these signed it
+  pps-mirror import image.tar.gz metadata.json                    what curl brought from DataRobot""",
+    "demo": """\
+  pps-mirror demo                                  until Ctrl-C
+  pps-mirror demo --once --size 256MiB --rate 50MB/s""",
+    "completion": """\
+  pps-mirror completion bash > /etc/bash_completion.d/pps-mirror
+  pps-mirror completion zsh > ~/.zfunc/_pps-mirror               (a directory of $fpath)
+  pps-mirror completion fish > ~/.config/fish/completions/pps-mirror.fish""",
+}
