@@ -127,7 +127,8 @@ def test_a_person_gets_a_line_and_below_it_the_traceback_indented() -> None:
 
 # What never gets into a line
 
-SECRETS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=12, max_size=40)
+PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20)
+SECRETS = st.builds("{}s3cr3t{}".format, PRINTABLE, PRINTABLE)
 AROUND = st.text(max_size=20)
 IN_A_CREDENTIAL = st.sampled_from(
     ["Bearer {}", "bearer {}", "Token {}", "Basic {}", "Authorization: Token  {}", "{{'Authorization': 'Bearer {}'}}"]
@@ -142,8 +143,6 @@ IN_A_URL = st.sampled_from(
 def test_no_credential_and_no_query_is_ever_written(
     formatter: logging.Formatter, secret: str, before: str, after: str, place: str
 ) -> None:
-    if secret in before + after:
-        return
     text = f"{before}{place.format(secret)}{after}"
     made = with_error(RuntimeError(text))
     made.msg, made.args = "%s and then", (text,)
@@ -151,7 +150,7 @@ def test_no_credential_and_no_query_is_ever_written(
     line = formatter.format(made)
     values = [line, *map(str, json.loads(line).values())] if isinstance(formatter, JsonFormatter) else [line]
     for value in values:
-        assert secret not in value
+        assert "s3cr3t" not in value
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="/?#"), min_size=12))
