@@ -17,6 +17,7 @@ from mirror.errors import ConfigError
 from mirror.http.client_api import Location
 from mirror.http.image_response import content_disposition
 from mirror.library import Library
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.pacing import Pace
@@ -107,7 +108,7 @@ async def opened(
         except StoreUnavailable as error:
             if needs_store:
                 raise
-            log.error("%s", error)
+            log.error("%s", error, extra=event("store.failing"))
         if throttle is None:
             throttle = Throttle()
             await stack.enter_async_context(Pace(throttle, config.upstream).kept())
@@ -153,13 +154,13 @@ def _forget_shown(config: Config) -> None:
     try:
         (config.store.path / SHOWN).unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error)
+        log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error, extra=event("note.unwritten"))
 
 
 def _upstream(config: Config, url: str, environ: Mapping[str, str], metrics: Metrics, throttle: Throttle) -> Upstream:
     proxies = Proxies.of(config.upstream, environ)
     if proxy := proxies.for_url(URL(url)):
-        log.info("upstream is asked through %s", proxy)
+        log.info("upstream is asked through %s", proxy, extra=event("upstream.proxied"))
     return Upstream(config.upstream, url, proxies, metrics, throttle)
 
 

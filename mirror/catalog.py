@@ -136,10 +136,12 @@ class Catalog:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            log.warning("%s is left alone: %s", self._note, error)
+            log.warning("%s is left alone: %s", self._note, error, extra=event("note.ignored"))
             return
         if note.fetched_at is None:
-            log.warning("%s is left alone: it does not tell when upstream said so", self._note)
+            log.warning(
+                "%s is left alone: it does not tell when upstream said so", self._note, extra=event("note.ignored")
+            )
         self._believe(note)
 
     def _believe(self, note: Note) -> None:
@@ -277,7 +279,7 @@ class Catalog:
         try:
             await self._blocking(lambda: write_durably(self._note, note.to_bytes()))
         except OSError as error:
-            log.warning("%s cannot be written: %s", self._note, error)
+            log.warning("%s cannot be written: %s", self._note, error, extra=event("note.unwritten"))
         if self._shared is not None:
             self._shared.write(note)
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from cachetools import LRUCache
 
+from mirror.log import event
 from mirror.store.durable import write_durably
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Book:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is left alone: %s", path, error)
+            log.warning("%s is left alone: %s", path, error, extra=event("note.ignored"))
             return None
         return cls(key, accepted, refused)
 
@@ -175,7 +176,7 @@ class Decisions:
             try:
                 written = await self._blocking(partial(ours.write_into, self._path, self._now() - self._lasting))
             except OSError as error:
-                log.warning("%s cannot be written: %s", self._path, error)
+                log.warning("%s cannot be written: %s", self._path, error, extra=event("note.unwritten"))
                 return
             self._join(written)
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from mirror.log import access, plain, redact
+from mirror.log import harmless
 from mirror.metrics import Metrics
 from mirror.status import Event
 
@@ -37,10 +37,10 @@ class Events(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record when it is notable."""
         action = getattr(record, "action", None)
-        if action is None or record.name == access.name:
+        if action is None or action.startswith("http."):  # of one request: there are too many of them
             return
         at = datetime.fromtimestamp(record.created, UTC)
-        event = Event(at, record.levelname.lower(), action, redact(plain(record.getMessage())))
+        event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()))
         self._count(action)
         self._last.append(event)
         self._untold.append(event)

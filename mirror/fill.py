@@ -286,7 +286,12 @@ class Fill:
         try:
             await how()
         except OSError as error:
-            log.warning("what was received of %s cannot be put away: %s", self.metadata.hash, error)
+            log.warning(
+                "what was received of %s cannot be put away: %s",
+                self.metadata.hash,
+                error,
+                extra=event("partial.stuck", image=self.metadata.hash),
+            )
 
 
 async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:

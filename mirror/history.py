@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from mirror.log import event
 from mirror.status import Interval, Traffic
 from mirror.store.durable import write_durably
 
@@ -36,7 +37,7 @@ class History:
         except FileNotFoundError:
             return
         except (OSError, ValidationError) as error:
-            log.warning("%s is left alone: %s", self._file, type(error).__name__)
+            log.warning("%s is left alone: %s", self._file, type(error).__name__, extra=event("note.ignored"))
 
     def save(self) -> None:
         """Keep it for the next process. A store that cannot be written loses a picture, nothing else."""

@@ -190,7 +190,7 @@ class Library:
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
             how = "began" if journal.ours else "is another process's: following it"
-            began = event("fill.began" if journal.ours else "fill.followed", image=metadata.hash, size=metadata.size)
+            began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
 
@@ -221,7 +221,7 @@ class Library:
         try:
             await self.open(metadata, caller, pass_through=False)
         except MirrorError as error:
-            failed = event("fill.refused", image=metadata.hash)
+            failed = event("fill.not_begun", image=metadata.hash)
             log.warning("%s cannot be brought here now: %s", metadata.hash, error, extra=failed)
 
     async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:

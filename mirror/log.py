@@ -2,6 +2,7 @@
 
 Something notable carries a name for machines, `extra=event("fill.cut", ...)`: JSON lines have it as `event.action`, and
 `mirror.events` keeps the last of them for the status page. A line that comes again and again is held back for a while.
+docs/logs.md lists the names, and the fields of a JSON line.
 """
 
 import json
@@ -9,14 +10,14 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
 from aiohttp import web
-from cachetools import TTLCache
 
 from mirror.config import Log
 from mirror.units import format_size
@@ -27,8 +28,16 @@ REPEATS = 20
 REPEATS_SECONDS = 60.0
 """How often one and the same message may come within that time; what is beyond is counted and said with the next."""
 
-_SECRETS = re.compile(
-    r"(?P<scheme>\b(?:Bearer|Token|Basic) )[^\s'\"]+|(?P<query>https?://[^\s'\"?]*\?)[^\s'\"]+", re.IGNORECASE
+KINDS = 1000
+"""Messages that are watched for repeats at a time, at most."""
+
+ECS_VERSION = "8.11.0"
+"""The version of the Elastic Common Schema that JSON lines are written in."""
+
+_SECRETS = (
+    re.compile(r"((?:Bearer|Token|Basic)\s+)\S+", re.IGNORECASE),
+    re.compile(r"(https?://)[^\s/?#]*(?=@)", re.IGNORECASE),
+    re.compile(r"(https?://[^\s?]*\?)\S+", re.IGNORECASE),
 )
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31m"}
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -44,10 +53,9 @@ def set_up(config: Log, stream: TextIO | None = None) -> "Verbosity":
     stream = stream or sys.stderr
     terminal = stream.isatty()
     as_json = config.format == "json" or (config.format == "auto" and not terminal)
-    handler = logging.StreamHandler(stream)
+    handler = Output(stream)
     coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
-    handler.addFilter(Repeats())
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines are about selectors
     for library in ("botocore", "aiobotocore"):  # theirs show signatures and credentials
@@ -69,7 +77,7 @@ class Verbosity:
         debugging = self._handler.level == logging.DEBUG
         self._write(logging.DEBUG if self._level != logging.DEBUG and not debugging else self._level)
         said = "as the configuration says" if debugging else "everything"
-        logging.getLogger(__name__).warning("SIGUSR1: the log has %s now", said)
+        logging.getLogger(__name__).warning("SIGUSR1: the log has %s now", said, extra=event("log.toggled"))
 
     def _write(self, level: int) -> None:
         self._handler.setLevel(level)
@@ -83,36 +91,82 @@ def plain(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Blot out credentials and the queries of URLs (pre-signed ones are secrets)."""
-    return _SECRETS.sub(lambda match: (match["scheme"] or match["query"]) + "[redacted]", text)
+    """Blot out credentials, and what URLs have of them: who asks, and queries (pre-signed ones are secrets)."""
+    for secret in _SECRETS:
+        text = secret.sub(r"\1[redacted]", text)
+    return text
 
 
-class Repeats(logging.Filter):
-    """Holds back what comes more than `REPEATS` times in `REPEATS_SECONDS`; requests and debugging pass."""
+def harmless(text: str) -> str:
+    """What may be written: on one line, without secrets."""
+    return plain(redact(text))
 
-    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._said: TTLCache[tuple[str, str], list[int]] = TTLCache(1024, REPEATS_SECONDS, timer)
-        self._held: dict[tuple[str, str], int] = {}
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record pass, or count it."""
+@dataclass(slots=True)
+class _Lately:
+    """How often a message came, until when that counts, and the last one that was held back."""
+
+    until: float
+    count: int = 0
+    held: logging.LogRecord | None = None
+
+
+class Output(logging.StreamHandler[TextIO]):
+    """Writes records. What comes more than `REPEATS` times in `REPEATS_SECONDS` is held back, save the last of it.
+
+    That one is written when the time is over and something else is said, or in the end, with the number of the others.
+    Requests and debugging pass.
+    """
+
+    def __init__(self, stream: TextIO, timer: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        self._timer = timer
+        self._lately: dict[tuple[str, str], _Lately] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, or hold it back."""
+        now = self._timer()
+        self._forget(now)
         if record.levelno <= logging.DEBUG or record.name == access.name:
-            return True
+            super().emit(record)
+            return
         kind = record.name, str(record.msg)
-        count = self._said.setdefault(kind, [0])
-        count[0] += 1
-        if count[0] > REPEATS:
-            self._held[kind] = self._held.get(kind, 0) + 1
-            return False
-        if held := self._held.pop(kind, 0):
-            record.held = held
-        return True
+        if kind not in self._lately:
+            if len(self._lately) >= KINDS:
+                super().emit(record)
+                return
+            self._lately[kind] = _Lately(now + REPEATS_SECONDS)
+        lately = self._lately[kind]
+        lately.count += 1
+        if lately.count > REPEATS:
+            lately.held = record
+        else:
+            super().emit(record)
+
+    def close(self) -> None:
+        """Write what is held back still."""
+        with self.lock or nullcontext():
+            self._forget(float("inf"))
+        super().close()
+
+    def _forget(self, now: float) -> None:
+        for kind, lately in [(kind, lately) for kind, lately in self._lately.items() if lately.until <= now]:
+            del self._lately[kind]
+            if lately.held is not None:
+                lately.held.held = lately.count - REPEATS - 1
+                super().emit(lately.held)
 
 
 def _message(record: logging.LogRecord) -> str:
     held = getattr(record, "held", 0)
     return record.getMessage() + (f" (and {held} more like this, not shown)" if held else "")
+
+
+def _trace(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
+    """The lines of a record's traceback."""
+    if not record.exc_info:
+        return []
+    return [plain(line) for line in redact(formatter.formatException(record.exc_info)).split("\n")]
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -129,11 +183,7 @@ class ConsoleFormatter(logging.Formatter):
         if self._coloured:
             when = f"{_DIM}{when}{_PLAIN}"
             level = f"{_COLOURS.get(record.levelno, _DIM)}{level}{_PLAIN}"
-        text = redact(plain(_message(record)))
-        if record.exc_info:
-            lines = (plain(line) for line in self.formatException(record.exc_info).split("\n"))
-            text += "\n" + redact(textwrap.indent("\n".join(lines), "  "))
-        return f"{when} {level} {text}"
+        return "\n  ".join([f"{when} {level} {harmless(_message(record))}", *_trace(record, self)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -143,17 +193,22 @@ class JsonFormatter(logging.Formatter):
         """Render the record."""
         fields: dict[str, object] = {
             "@timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "ecs.version": ECS_VERSION,
             "log.level": record.levelname.lower(),
             "log.logger": record.name,
-            "message": redact(_message(record)),
+            "message": harmless(_message(record)),
             "process.pid": record.process,
         }
         if action := getattr(record, "action", None):
             fields["event.action"] = action
-        if record.exc_info:
-            fields["error.stack_trace"] = redact(self.formatException(record.exc_info))
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["error.type"] = type(record.exc_info[1]).__name__
+            fields["error.message"] = harmless(str(record.exc_info[1]))
+            fields["error.stack_trace"] = "\n".join(_trace(record, self))
+        if held := getattr(record, "held", 0):
+            fields["pps_mirror.held"] = held
         for name, value in getattr(record, "fields", {}).items():
-            fields[name] = redact(value) if isinstance(value, str) else value
+            fields[name] = value if value is None or isinstance(value, int | float) else harmless(str(value))
         return json.dumps(fields)
 
 
@@ -183,14 +238,14 @@ def log_access(request: web.BaseRequest, response: web.StreamResponse | None, se
             "action": "http.request",
             "fields": {
                 "http.request.method": request.method,
-                "http.route": request.get("route", "other"),
+                "pps_mirror.route": request.get("route", "other"),
                 "url.path": path,
                 "http.response.status_code": status,
                 "http.response.body.bytes": sent,
                 "event.duration": int(seconds * 1e9),
                 "client.address": request.remote,
                 "http.request.id": request["id"],
-                "cache.status": cache_status,
+                "pps_mirror.cache_status": cache_status,
             },
         },
     )

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from mirror import __version__
 from mirror.app import Mirror
 from mirror.history import History
+from mirror.log import event
 from mirror.metrics import NAMESPACE
 from mirror.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.store.base import StoredInfo, StoreUnavailable
@@ -109,7 +110,7 @@ class Overview:
                 if self._history.record(self._together.traffic()):
                     await self._blocking(self._history.save)
             except Exception:
-                log.exception("watching how the mirror is pauses")
+                log.exception("watching how the mirror is pauses", extra=event("mirror.mistake"))
             await asyncio.sleep(INTERVAL)
 
     async def _look(self) -> Status:

@@ -91,7 +91,7 @@ class Prefetcher:
             try:
                 await self._tick()
             except Exception:
-                log.exception("prefetching pauses")
+                log.exception("prefetching pauses", extra=event("mirror.mistake"))
             await asyncio.sleep(TICK)
 
     async def _tick(self) -> None:

@@ -49,8 +49,10 @@ async def _worked(load: Part) -> bool:
     try:
         return await load() is not False
     except ConfigError as error:
-        log.error("SIGHUP: %s; what was read before stays in use", error)
+        log.error("SIGHUP: %s; what was read before stays in use", error, extra=event("reload.failed"))
         return False
     except Exception:
-        log.exception("SIGHUP: a mistake of the mirror; what was read before stays in use")
+        log.exception(
+            "SIGHUP: a mistake of the mirror; what was read before stays in use", extra=event("mirror.mistake")
+        )
         return False

@@ -129,7 +129,7 @@ class WhenStored:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("%s is left alone: %s", self._note, error)
+            log.warning("%s is left alone: %s", self._note, error, extra=event("note.ignored"))
             return None
         self._noted = note.metadata.hash
         return note.metadata
@@ -143,7 +143,7 @@ class WhenStored:
             await self._blocking(lambda: write_durably(self._note, note))
         except OSError as error:
             self._noted = None
-            log.warning("%s cannot be written: %s", self._note, error)
+            log.warning("%s cannot be written: %s", self._note, error, extra=event("note.unwritten"))
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)

@@ -63,7 +63,7 @@ class Scrubber:
                 log.debug("scrubbing pauses: %s", error)
                 pause = LOOK
             except Exception:
-                log.exception("scrubbing pauses")
+                log.exception("scrubbing pauses", extra=event("mirror.mistake"))
                 pause = LOOK
             await asyncio.sleep(pause)
 

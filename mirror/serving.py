@@ -112,7 +112,7 @@ def _toggle(verbosity: Verbosity, workers: Workers | None) -> None:
     """Have all processes write everything to the log, or what the configuration says again."""
     verbosity.toggle()
     if workers is not None:
-        workers.tell(signal.SIGUSR1)
+        workers.toggle_debugging()
 
 
 def _with_workers(health: Health, workers: Workers | None) -> Health:

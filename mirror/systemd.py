@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from mirror.log import event
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 1.0
@@ -33,7 +35,10 @@ class ServiceManager:
         """The one that started this process and said so in its environment."""
         address = environ.get("NOTIFY_SOCKET", "")
         if address and not address.startswith(("/", "@")):
-            log.warning("NOTIFY_SOCKET is neither a path nor an abstract socket: the service manager is not notified")
+            log.warning(
+                "NOTIFY_SOCKET is neither a path nor an abstract socket: the service manager is not notified",
+                extra=event("systemd.unheard"),
+            )
             address = ""
         return cls(address or None, _watchdog(environ))
 
@@ -71,7 +76,7 @@ class ServiceManager:
                 messenger.settimeout(patience)
                 messenger.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            log.warning("the service manager cannot be told %s: %s", lines[0], error)
+            log.warning("the service manager cannot be told %s: %s", lines[0], error, extra=event("systemd.unheard"))
 
 
 def _watchdog(environ: Mapping[str, str]) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.errors import ConfigError
+from mirror.log import event
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,11 @@ class Tokens:
         try:
             text = path.read_bytes().decode("utf-8-sig", "replace")
             if path.stat().st_mode & 0o002:
-                log.warning("%s: every user of this machine can write to it; expected mode 0600", source)
+                log.warning(
+                    "%s: every user of this machine can write to it; expected mode 0600",
+                    source,
+                    extra=event("file.exposed"),
+                )
         except OSError as error:
             raise ConfigError(f"{source}: cannot read it: {error.strerror or type(error).__name__}") from None
         entries = []
@@ -45,7 +50,7 @@ class Tokens:
                 )
             entries.append((match["name"], bytes.fromhex(match["sha256"])))
         if not entries:
-            log.warning("%s has no token: nobody may read", source)
+            log.warning("%s has no token: nobody may read", source, extra=event("tokens.none"))
         return cls(tuple(entries))
 
     def name_of(self, token: str) -> str | None:

@@ -4,6 +4,7 @@ import logging
 from enum import StrEnum
 
 from mirror.errors import BadUpstream, MirrorError, Unavailable
+from mirror.log import event
 from mirror.source import Changed
 from mirror.store.base import Corrupt, Lost, StoreUnavailable
 from mirror.store.window import Abandoned
@@ -62,6 +63,6 @@ def verdict_on(error: Exception) -> FillFailed:
         case Abandoned():
             return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1))
         case _:
-            log.error("a fill failed", exc_info=error)
+            log.error("a fill failed", exc_info=error, extra=event("mirror.mistake"))
             mistake = MirrorError("the mirror made a mistake while fetching the image; its log says more")
             return FillFailed(Reason.MISTAKE, mistake)

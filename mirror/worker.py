@@ -34,7 +34,7 @@ def main() -> int:
     try:
         asyncio.run(_serve(config, os.environ, verbosity, Throttle(int(sys.argv[1])), _say))
     except (ConfigError, MirrorError) as error:
-        logging.getLogger(__name__).error("%s", error)
+        logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -59,6 +59,7 @@ class Workers:
         self._outdated: set[int] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._debugging = False
 
     @property
     def missing(self) -> int:
@@ -89,9 +90,14 @@ class Workers:
     async def reload(self) -> None:
         """Have all of them read again what can be: those that start just now once they serve."""
         self._outdated = set(self._processes) - self._serving
-        self.tell(signal.SIGHUP)
+        self._tell(signal.SIGHUP)
 
-    def tell(self, number: signal.Signals) -> None:
+    def toggle_debugging(self) -> None:
+        """Have all of them write everything to the log, or what the configuration says again; later ones as well."""
+        self._debugging = not self._debugging
+        self._tell(signal.SIGUSR1)
+
+    def _tell(self, number: signal.Signals) -> None:
         """Send a signal to those that serve: the others do not know what to do about it yet."""
         for worker in self._serving:
             _send(self._processes[worker], number)
@@ -107,7 +113,7 @@ class Workers:
             async with asyncio.timeout(self._config.server.drain + GRACE):
                 await asyncio.gather(*self._keepers, return_exceptions=True)
         except TimeoutError:
-            log.error("workers do not stop: killing them")
+            log.error("workers do not stop: killing them", extra=event("worker.killed"))
             self._signal(signal.SIGKILL)
             await asyncio.gather(*self._keepers, return_exceptions=True)
 
@@ -148,9 +154,13 @@ class Workers:
         try:
             process.stdin.write(self._config.model_dump_json().encode() + b"\n")
             if await process.stdout.readline() == READY:
-                log.info("worker %d serves, process %d", number, process.pid)
+                log.info(
+                    "worker %d serves, process %d", number, process.pid, extra=event("worker.started", worker=number)
+                )
                 self._serving.add(number)
                 started.set()
+                if self._debugging:
+                    _send(process, signal.SIGUSR1)
                 if number in self._outdated:
                     self._outdated.remove(number)
                     _send(process, signal.SIGHUP)

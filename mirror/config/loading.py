@@ -30,6 +30,7 @@ _SECRET: Final = re.compile("token|secret|passw|credential|auth|proxy|key")
 
 _SECTIONS: Final = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS))
 
+_EXPOSED: Final = {"action": "file.exposed"}  # what `mirror.log.event` makes, in a room above this one
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,7 @@ def _token_in(key: str, path: Path) -> str:
     try:
         text = path.read_bytes().decode("ascii", "replace")
         if path.stat().st_mode & 0o004:
-            _log.warning("%s: every user of this machine can read it; expected mode 0600", source)
+            _log.warning("%s: every user of this machine can read it; expected mode 0600", source, extra=_EXPOSED)
     except OSError as error:
         raise ConfigError(f"{source}: cannot read it: {error.strerror or type(error).__name__}") from None
     return _one_token(source, text)

@@ -20,6 +20,7 @@ from contextlib import aclosing, contextmanager
 
 from aiohttp import web
 
+from mirror.log import event
 from mirror.store.base import BLOCK, Body, Cut
 from mirror.store.shared_file import SharedFile
 from mirror.verdict import FillFailed
@@ -81,10 +82,22 @@ class Sender:
         except ConnectionError:
             log.debug("the client left after %d bytes", request["sent"])
         except (FillFailed, Cut) as failure:
-            log.warning("request %s: reset after %d bytes: %s", request["id"], request["sent"], failure)
+            log.warning(
+                "request %s: reset after %d bytes: %s",
+                request["id"],
+                request["sent"],
+                failure,
+                extra=event("http.reset", request=request["id"]),
+            )
             reset(request.transport)
         except OSError as error:
-            log.error("request %s: reset after %d bytes: %s", request["id"], request["sent"], error)
+            log.error(
+                "request %s: reset after %d bytes: %s",
+                request["id"],
+                request["sent"],
+                error,
+                extra=event("http.reset", request=request["id"]),
+            )
             reset(request.transport)
 
     async def _send_mapped(

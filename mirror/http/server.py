@@ -16,6 +16,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from mirror.errors import BadRequest, ConfigError, MirrorError, Unavailable
 from mirror.http.errors import error_response, message_response
 from mirror.http.sending import reset
+from mirror.log import event
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
         except MirrorError as error:
             response = error_response(error)
         except Exception:
-            log.exception("request %s failed", request["id"])
+            log.exception("request %s failed", request["id"], extra=event("mirror.mistake", request=request["id"]))
             response = message_response(500, f"the mirror made a mistake; its log says more under {request['id']}")
         finally:
             if response is None and "whole" in request:  # it may have left with the last byte

@@ -179,7 +179,13 @@ class DiskStore:
         self._make_directories()
         for leftover in list(leftovers(self._layout)):
             if carry_out(self._layout, leftover):
-                log.info("removed %s %s: %s", leftover.kind, leftover.path.name, leftover.reason)
+                log.info(
+                    "removed %s %s: %s",
+                    leftover.kind,
+                    leftover.path.name,
+                    leftover.reason,
+                    extra=event(f"{leftover.kind}.removed"),
+                )
 
     def _probe(self) -> None:
         self._make_directories()  # the disk may have been mounted anew
@@ -262,6 +268,8 @@ class DiskStore:
     def _touch(self, image_hash: str) -> None:
         try:
             (self._images / image_hash / "served").touch()
+        except FileNotFoundError:
+            return  # served while it is still received
         except OSError as error:
             log.debug("cannot note that %s was served: %s", image_hash, error)
 

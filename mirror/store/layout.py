@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mirror.errors import BadUpstream
+from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.note import Note
 from mirror.store.base import StoredInfo
@@ -33,10 +34,12 @@ class Layout:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except BadUpstream as error:
-            log.warning("%s is left alone: %s", directory, error)
+            log.warning("%s is left alone: %s", directory, error, extra=event("image.ignored"))
             return None
         if metadata.hash != directory.name:
-            log.warning("%s is left alone: its metadata names %s", directory, metadata.hash)
+            log.warning(
+                "%s is left alone: its metadata names %s", directory, metadata.hash, extra=event("image.ignored")
+            )
             return None
         return metadata
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Source
 from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable
@@ -59,7 +60,12 @@ class TieredStore:
         try:
             begun = await self._disk.begin(metadata)
         except StoreUnavailable as error:
-            log.warning("%s; %s goes through the bucket alone", error, metadata.hash)
+            log.warning(
+                "%s; %s goes through the bucket alone",
+                error,
+                metadata.hash,
+                extra=event("store.bypassed", image=metadata.hash),
+            )
             try:
                 return await self._bucket.begin(metadata)
             except StoreUnavailable:
@@ -86,7 +92,7 @@ class TieredStore:
             try:
                 listed.append(await place.list())
             except StoreUnavailable as error:
-                log.warning("the list of images is not whole: %s", error)
+                log.warning("the list of images is not whole: %s", error, extra=event("store.unlisted"))
                 trouble = trouble or error
         if trouble is not None and not listed:
             raise trouble
@@ -105,7 +111,11 @@ class TieredStore:
         image = await self._disk.open(image_hash)
         if image is None or await self._bucket.has(image_hash):
             return
-        log.info("%s is on the disk and not in the bucket: it is brought there", image_hash)
+        log.info(
+            "%s is on the disk and not in the bucket: it is brought there",
+            image_hash,
+            extra=event("upload.began", image=image_hash),
+        )
         await self._bucket.course(image.metadata, _Readable(image)).settle()
 
     async def _in_bucket(self, image_hash: str) -> Body | None:

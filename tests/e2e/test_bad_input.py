@@ -100,6 +100,7 @@ def test_a_hostile_file_name_is_a_safe_header_and_no_path(mirror: MirrorProcess,
         "quarantine",
         "current.json",
         "access.json",
+        "history.json",
     }
 
 

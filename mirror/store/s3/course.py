@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, Gone, Version
@@ -161,7 +162,12 @@ class Course:
             await self.upload.finish()
             self.upload = None
         except (BucketFailed, Gone) as error:
-            log.warning("%s is verified, and cannot get its name in the bucket: %s", self.metadata.hash, error)
+            log.warning(
+                "%s is verified, and cannot get its name in the bucket: %s",
+                self.metadata.hash,
+                error,
+                extra=event("bucket.unpublished", image=self.metadata.hash),
+            )
             return False
         finally:
             await self._end()
@@ -170,7 +176,11 @@ class Course:
     async def wrong(self) -> None:
         """The bytes were not the image."""
         if self._object is not None:
-            log.error("%s in the bucket is not that image: it is not used", self.metadata.hash)
+            log.error(
+                "%s in the bucket is not that image: it is not used",
+                self.metadata.hash,
+                extra=event("bucket.bad", image=self.metadata.hash),
+            )
             self.versions.distrust(self.metadata.hash, self._object)
         if self.upload is not None:
             upload, self.upload = self.upload, None

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
+from mirror.log import event
 from mirror.note import Note
 from mirror.store.s3.store import S3Store
 from mirror.store.s3.trouble import BucketFailed
@@ -36,9 +37,9 @@ class BucketNote:
                 answer = await self._store.bucket.get(NAME)
             return Note.parse(answer.data) if answer is not None else None
         except (BucketFailed, TimeoutError) as error:
-            log.warning("what is current cannot be read from the bucket: %s", error)
+            log.warning("what is current cannot be read from the bucket: %s", error, extra=event("note.unread"))
         except ValueError as error:
-            log.warning("%s in the bucket is left alone: %s", NAME, error)
+            log.warning("%s in the bucket is left alone: %s", NAME, error, extra=event("note.ignored"))
         return None
 
     def write(self, note: Note) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from mirror.errors import MirrorError
+from mirror.log import event
 from mirror.store.s3.store import S3Store
 from mirror.units import format_size
 
@@ -45,9 +46,16 @@ class Keeper:
             try:
                 for removal in (await self._bucket.collect(dry_run=False)).removals:
                     freed = format_size(removal.size)
-                    log.info("removed %s %s of the bucket (%s): %s", removal.kind, removal.path, freed, removal.reason)
+                    log.info(
+                        "removed %s %s of the bucket (%s): %s",
+                        removal.kind,
+                        removal.path,
+                        freed,
+                        removal.reason,
+                        extra=event(f"{removal.kind}.removed"),
+                    )
                 await self._replenish()
             except MirrorError as error:
                 log.debug("keeping the bucket pauses: %s", error)
             except Exception:
-                log.exception("keeping the bucket pauses")
+                log.exception("keeping the bucket pauses", extra=event("mirror.mistake"))

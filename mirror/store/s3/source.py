@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+from mirror.log import event
 from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
@@ -57,7 +58,13 @@ class BucketSource:
             place = await self._choose(offset, validator)
         except BucketFailed as error:
             level = logging.WARNING if self._course.carries else logging.DEBUG  # that the store failed was said then
-            log.log(level, "%s is fetched without regard to other replicas: %s", self._course.metadata.hash, error)
+            log.log(
+                level,
+                "%s is fetched without regard to other replicas: %s",
+                self._course.metadata.hash,
+                error,
+                extra=event("lease.skipped", image=self._course.metadata.hash),
+            )
             place, alone = None, True
         if place is not None:
             async with aclosing(place.pieces):
@@ -91,7 +98,12 @@ class BucketSource:
             elif not course.carries:
                 return None
             elif await course.take(held):
-                log.info("%s is fetched here for all replicas, from byte %d", course.metadata.hash, offset)
+                log.info(
+                    "%s is fetched here for all replicas, from byte %d",
+                    course.metadata.hash,
+                    offset,
+                    extra=event("lease.taken", image=course.metadata.hash),
+                )
         return None
 
     async def _while_ours(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -20,6 +20,7 @@ from typing import Any
 from cachetools import LRUCache, TTLCache
 
 from mirror.errors import BadUpstream
+from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
 from mirror.store.base import Body, Partial, StoredInfo
@@ -86,7 +87,7 @@ class S3Store:
             if self._abilities is None:
                 self._abilities = await find_out(self.bucket)
                 for missing in self._abilities.missing:
-                    log.warning("the bucket %s: %s", self.bucket.name, missing)
+                    log.warning("the bucket %s: %s", self.bucket.name, missing, extra=event("bucket.limited"))
             return self._abilities
 
     # What a BlobStore does
@@ -285,10 +286,20 @@ class S3Store:
         try:
             metadata = ImageMetadata.parse(answer.data)
         except BadUpstream as error:
-            log.warning("images/%s.json in the bucket is left alone: %s", image_hash, error)
+            log.warning(
+                "images/%s.json in the bucket is left alone: %s",
+                image_hash,
+                error,
+                extra=event("image.ignored", image=image_hash),
+            )
             return None
         if metadata.hash != image_hash:
-            log.warning("images/%s.json in the bucket is left alone: it names %s", image_hash, metadata.hash)
+            log.warning(
+                "images/%s.json in the bucket is left alone: it names %s",
+                image_hash,
+                metadata.hash,
+                extra=event("image.ignored", image=image_hash),
+            )
             return None
         self._metadata[image_hash] = metadata
         return metadata
@@ -324,7 +335,9 @@ class S3Store:
     async def _verify(self, image_hash: str) -> bool:
         verified = await self.verify(image_hash)
         if verified.bad:
-            log.error("%s in the bucket is bad: %s", image_hash, verified.detail)
+            log.error(
+                "%s in the bucket is bad: %s", image_hash, verified.detail, extra=event("bucket.bad", image=image_hash)
+            )
         return verified.verdict is Verdict.GOOD
 
     def keep(self, task: "asyncio.Task[Any]") -> None:

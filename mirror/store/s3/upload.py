@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.store.s3 import parts
 from mirror.store.s3.abilities import Abilities
@@ -159,7 +160,12 @@ class Upload:
         if lost is None:
             return True
         said = "; ".join(str(error) for error in lost.exceptions)
-        log.warning("what was brought of %s into the bucket was lost: %s", self._metadata.hash, said)
+        log.warning(
+            "what was brought of %s into the bucket was lost: %s",
+            self._metadata.hash,
+            said,
+            extra=event("upload.lost", image=self._metadata.hash),
+        )
         self._failed, self._losses = self._losses == LOSSES, self._losses + 1
         self._upload, self._open_end, self._whole_parts = None, 0, 0
         self._landed, self._copied, self._adopted = {}, {}, {}
@@ -184,7 +190,12 @@ class Upload:
             try:
                 self._copied[number] = await self._again(lambda: self._copy(number, fill, etag))
             except (Gone, ConditionFailed):
-                log.info("part %d of %s has gone: it is written anew", number, self._metadata.hash)
+                log.info(
+                    "part %d of %s has gone: it is written anew",
+                    number,
+                    self._metadata.hash,
+                    extra=event("upload.repaired", image=self._metadata.hash),
+                )
                 self._adopted = {each: by for each, by in self._adopted.items() if each != number}
                 self._whole_parts = 0
             else:
@@ -219,7 +230,11 @@ class Upload:
             try:
                 await self._lease.renew(self._note())
             except LeaseLost:
-                log.warning("another replica fetches %s now: it took the lease over", self._metadata.hash)
+                log.warning(
+                    "another replica fetches %s now: it took the lease over",
+                    self._metadata.hash,
+                    extra=event("lease.lost", image=self._metadata.hash),
+                )
                 self.lost = True
                 self._stir()
             except BucketFailed as error:
@@ -304,7 +319,12 @@ class Upload:
 
     def _fails(self, error: BucketFailed) -> None:
         if self.trouble is None:
-            log.warning("%s cannot be brought into the bucket now: %s", self._metadata.hash, error)
+            log.warning(
+                "%s cannot be brought into the bucket now: %s",
+                self._metadata.hash,
+                error,
+                extra=event("upload.paused", image=self._metadata.hash),
+            )
         self.trouble = error
 
     def _stir(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.store.s3.bucket import Bucket, Version
 
@@ -26,6 +27,7 @@ class Versions:
                 metadata.hash,
                 version.size,
                 metadata.size,
+                extra=event("bucket.bad", image=metadata.hash),
             )
             self.distrust(metadata.hash, version)
             return None
