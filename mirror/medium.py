@@ -108,6 +108,7 @@ class MediumFile:
         self._written_from = size
         self._written = sha256()
         self._flushed = 0
+        os.fsync(self._fd)  # what an export that was killed has left may be in memory only
         _forget(self._fd)
 
     @property
