@@ -105,9 +105,8 @@ class Catalog:
         self._away: MirrorError | None = None
         self._away_until = 0.0
         self._probe: asyncio.Event | None = None
-        self._heard = -math.inf
-        self._learnt = -math.inf
-        self._looked = -math.inf
+        self._heard = self._learnt = self._looked = -math.inf
+        self._trouble: str | None = None
         self._asking = asyncio.Lock()
         self._state = UpstreamState(None)
 
@@ -124,28 +123,29 @@ class Catalog:
     async def load(self) -> None:
         """Take up the last known answer of an earlier process."""
         await self._take_up()
-        if self._shared is not None and (note := await self._shared.read()):
-            self._believe(note)
+        if self._shared is not None:
+            self._believe(await self._shared.read())
         if self._rollover is not None:
             await self._rollover.load(self._known)
 
     async def _take_up(self) -> None:
         """Learn what the file says, if that is later than what we know."""
+        note, trouble = None, None
         try:
             note = Note.parse(await self._blocking(self._note.read_bytes))
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            log.warning("%s is left alone: %s", self._note, error, extra=event("note.ignored"))
-            return
-        if note.fetched_at is None:
-            log.warning(
-                "%s is left alone: it does not tell when upstream said so", self._note, extra=event("note.ignored")
-            )
+            trouble = str(error)
+        if note is not None and note.fetched_at is None:
+            trouble = "it does not tell when upstream said so"
+        if trouble is not None and trouble != self._trouble:  # once, however often somebody asks
+            log.warning("%s is left alone: %s", self._note, trouble, extra=event("note.ignored"))
+        self._trouble = trouble
         self._believe(note)
 
-    def _believe(self, note: Note) -> None:
-        if note.fetched_at is not None and note.fetched_at > self._fetched_at:
+    def _believe(self, note: Note | None) -> None:
+        if note is not None and note.fetched_at is not None and note.fetched_at > self._fetched_at:
             self._known, self._fetched_at = note.metadata, note.fetched_at
 
     def expire(self) -> None:
@@ -289,8 +289,7 @@ class Catalog:
         clock = asyncio.get_running_loop().time
         if self._shared is not None and clock() - self._looked >= self._ttl:
             self._looked = clock()
-            if note := await self._shared.read():
-                self._believe(note)
+            self._believe(await self._shared.read())
         if self._known is not None:
             return self._known
         images = await self._store.list()

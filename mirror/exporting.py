@@ -8,6 +8,7 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -27,6 +28,8 @@ from mirror.shelf import Shelf
 from mirror.store.base import Body, Cut
 from mirror.units import MIB, format_size
 from mirror.waiting import finished
+
+log = logging.getLogger(__name__)
 
 PIECE = 2 << 20
 """Bytes read, compared and written at a time."""
@@ -249,6 +252,8 @@ def _alone_in(target: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MirrorError(f"another export writes into {target} just now") from None
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", target, error)  # some shares know no locks
         yield
     finally:
         os.close(fd)

@@ -7,12 +7,13 @@ blocks.
 import errno
 import os
 import stat
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 from mirror.bundle import BadBundle
 from mirror.errors import MirrorError
-from mirror.store.durable import sync_directory, write_durably
+from mirror.store.durable import sync_directory
 
 PART = ".part"
 """Ending of a file that is not yet whole and read back."""
@@ -64,20 +65,20 @@ def read_small(path: Path, most: int) -> bytes:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write a small file as one step and read it back. Raises MirrorError or OSError."""
-    write_durably(path, data)
-    fd = open_to_read(path)
+    """Write a small file and read it back, as a large one. Raises MirrorError or OSError."""
+    file = MediumFile(path, len(data))
     try:
-        _forget(fd)
-        read = os.pread(fd, len(data) + 1, 0)
+        file.put(0, memoryview(data))
+        position = file.settle()
+        while position < len(data):
+            position = file.read_back(position)
+        file.name()
     finally:
-        os.close(fd)
-    if read != data:
-        raise _gave_back_other_bytes(path)
+        file.close()
 
 
 class MediumFile:
-    """A large file to be written at `path`, of which a part, or all, may be there from before.
+    """A file to be written at `path`, of which a part, or all, may be there from before.
 
     What is there is kept as far as it agrees with what is `put`; the rest is written. It has its name when it is whole
     and was read back.
@@ -107,6 +108,7 @@ class MediumFile:
         self._written_from = size
         self._written = sha256()
         self._flushed = 0
+        os.fsync(self._fd)  # what an export that was killed has left may be in memory only
         _forget(self._fd)
 
     @property
@@ -153,7 +155,8 @@ class MediumFile:
         if self._read.digest() != self._written.digest():
             raise _gave_back_other_bytes(self._path)
         self._part.rename(self._path)
-        sync_directory(self._path.parent)
+        with suppress(OSError):  # shares and FUSE may know no such thing; the bytes are on the medium
+            sync_directory(self._path.parent)
 
     def close(self) -> None:
         """Let go of it as it is; an export that is begun again goes on with it."""

@@ -53,8 +53,8 @@ def mirror(tmp_path: Path) -> Iterator[MirrorProcess]:
         yield mirror
 
 
-def bring(mirror: MirrorProcess, path: Path) -> str:
-    """Import beside a running mirror; what is said."""
+def bring(mirror: MirrorProcess, path: Path, complaint: str = "") -> str:
+    """Import beside a running mirror; what is said. It complains of nothing, or in one line."""
     done = subprocess.run(
         [*COMMAND, "import", str(path), "-c", str(mirror.config_file)],
         env=environment(),
@@ -62,7 +62,9 @@ def bring(mirror: MirrorProcess, path: Path) -> str:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == bool(complaint)
     return done.stdout
 
 
@@ -114,6 +116,17 @@ def test_an_import_becomes_current_where_the_current_image_never_came(mirror: Mi
     assert fetch(mirror.image_url).status == 404
     assert "it is the current image" in bring(mirror, here.export(tmp_path / "a", name=first[:12]))
     assert served(mirror) == {first}
+
+
+def test_a_note_of_what_is_current_that_makes_no_sense_is_complained_of_once_and_the_newest_image_served(
+    mirror: MirrorProcess, tmp_path: Path
+) -> None:
+    (mirror.store / "current.json").write_text("nonsense")
+    here = Site(tmp_path / "here")
+    first = put(here.store, b"first")
+    assert "it is the current image" in bring(mirror, here.export(tmp_path / "a"), complaint="is left alone")
+    assert served(mirror) == {first}
+    assert 1 <= mirror.log().count("current.json is left alone") <= 2  # of two processes
 
 
 def test_volumes_are_taken_from_several_directories_in_any_order_and_missing_ones_are_named(

@@ -317,3 +317,12 @@ def test_keys_and_lists_that_cannot_be_read_are_status_2(here: Site, there: Site
     missing = there.run("import", bundle, "--trust", tmp_path / "missing")
     assert missing.returncode == 2
     assert f"--trust {tmp_path / 'missing'}: there is no such file" in one_line(missing.stderr)
+
+
+def test_without_ssh_keygen_what_needs_it_says_what_to_install(there: Site, bundle: Path, tmp_path: Path) -> None:
+    key = key_of(tmp_path, "alice")
+    sign(bundle, key)
+    there.environ["PATH"] = str(tmp_path)
+    assert "ssh-keygen is not installed here: apt-get install openssh-client" in refused(
+        there, bundle, "--trust", allowed(tmp_path, key)
+    )

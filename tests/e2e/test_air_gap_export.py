@@ -1,5 +1,6 @@
 """An image is exported: what the bundle is, also for people without this software, and what bad media do to it."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -215,6 +216,24 @@ def test_a_file_system_that_takes_no_large_file_is_told_from_a_full_one(here: Si
     )
     assert done.returncode == 1
     assert "takes no file that large (FAT32 takes 4 GiB less a byte): give --split 4GiB" in one_line(done.stderr)
+    (part,) = stick.glob("pps-*/*.part")
+    kept = part.read_bytes()
+    assert kept
+    assert IMAGE.startswith(kept)
+    here.export(stick, "--split", "3MiB")
+    assert not part.exists()
+
+
+def test_two_exports_do_not_write_into_one_directory(here: Site, stick: Path) -> None:
+    bundle = here.export(stick)
+    fd = os.open(bundle, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = here.run("export", "current", stick)
+    finally:
+        os.close(fd)
+    assert done.returncode == 1
+    assert f"another export writes into {bundle} just now" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize("in_the_way", ["symlink", "pipe", "directory"])
