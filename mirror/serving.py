@@ -19,7 +19,7 @@ from mirror.config import Config, Server, load_admin_token, load_token
 from mirror.errors import ConfigError, NotFound
 from mirror.events import Events
 from mirror.http.accounting import Accounting
-from mirror.http.admin_access import AdminAccess
+from mirror.http.admin_access import AdminAccess, is_loopback
 from mirror.http.admin_api import AdminApi
 from mirror.http.client_api import ClientApi
 from mirror.http.page import Page
@@ -34,7 +34,7 @@ from mirror.reload import Part, reloading
 from mirror.scrub import Scrubber
 from mirror.signals import on_signal, stop_requested, stop_when_left_alone
 from mirror.status import Health, PrefetchState
-from mirror.systemd import ServiceManager
+from mirror.systemd import PassedSockets, ServiceManager
 from mirror.telemetry import INTERVAL, Report, Telemetry, Together
 from mirror.workers import READY, Workers
 
@@ -50,6 +50,10 @@ async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
+    passed = PassedSockets.of(environ)
+    admin_host = passed.admin_host or config.admin.host
+    if not is_loopback(admin_host) and config.admin.token_file is None:
+        raise ConfigError("the admin socket that was passed is not on loopback, so admin.token_file is required")
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         events = stack.enter_context(Events(metrics))
@@ -60,9 +64,11 @@ async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity
         together = Together(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
-            port = stack.enter_context(_reserved_port(config.server))
+            reserved = _reserved_port(config.server) if passed.clients is None else _passed_port(passed.clients)
+            port = stack.enter_context(reserved)
             own_port = config.server.model_copy(update={"port": port})
-            workers = Workers(config.model_copy(update={"server": own_port}), environ, together.hear)
+            own = config.model_copy(update={"server": own_port})
+            workers = Workers(own, environ, together.hear, passed.clients)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -83,7 +89,7 @@ async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity
         )
         operator = Operator(mirror, _no_prefetch, overview.expire)
         stack.push_async_callback(operator.close)
-        admin_access = AdminAccess(config.admin.host, lambda: load_admin_token(config), mirror.pool)
+        admin_access = AdminAccess(admin_host, lambda: load_admin_token(config), mirror.pool)
         await admin_access.load()
         operators = Listener(
             AdminApi(health, overview, operator, admin_access, Page()),
@@ -94,12 +100,12 @@ async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity
             drain=1.0,
         )
         await stack.enter_async_context(overview.watching())
-        await operators.start()
+        await operators.start(passed.admin)
         stack.push_async_callback(operators.stop)
         if workers is not None:
             await stack.enter_async_context(workers)
         else:
-            port = await stack.enter_async_context(_client_listener(mirror, tls))
+            port = await stack.enter_async_context(_client_listener(mirror, tls, passed.clients))
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
             await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())
@@ -131,7 +137,11 @@ async def serve(config: Config, environ: Mapping[str, str], verbosity: Verbosity
 
 
 async def serve_as_worker(
-    config: Config, environ: Mapping[str, str], verbosity: Verbosity, say: Callable[[bytes], None]
+    config: Config,
+    environ: Mapping[str, str],
+    verbosity: Verbosity,
+    say: Callable[[bytes], None],
+    passed: socket.socket | None = None,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain. `say` tells whoever keeps us a line; it blocks."""
     tls = ServerTls.of(config.server)
@@ -140,7 +150,7 @@ async def serve_as_worker(
         async with (
             opened(config, environ, needs_store=config.upstream.url is None, metrics=metrics) as mirror,
             _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog), say),
-            _client_listener(mirror, tls, share_port=True),
+            _client_listener(mirror, tls, passed, share_port=True),
         ):
             async with reloading(_parts(mirror, tls, environ), ServiceManager.of(environ)):
                 on_signal(signal.SIGUSR1, verbosity.toggle)
@@ -203,7 +213,9 @@ def _parts(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]) ->
 
 
 @asynccontextmanager
-async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port: bool = False) -> AsyncIterator[int]:
+async def _client_listener(
+    mirror: Mirror, tls: ServerTls | None, passed: socket.socket | None, *, share_port: bool = False
+) -> AsyncIterator[int]:
     """Serve clients; on which port."""
     server = mirror.config.server
     sender = Sender(mirror.pool, SENDING_THREADS)
@@ -229,7 +241,7 @@ async def _client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port:
         share_port=share_port,
     )
     try:
-        await clients.start()
+        await clients.start(passed)
         try:
             yield clients.port
         finally:
@@ -257,6 +269,13 @@ def _reserved_port(server: Server) -> Iterator[int]:
             yield int(holder.getsockname()[1])
     except OSError as error:
         raise ConfigError(f"cannot listen on {server.host} port {server.port}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _passed_port(passed: socket.socket) -> Iterator[int]:
+    """Hold the socket that workers share, also between two of them."""
+    with passed:
+        yield int(passed.getsockname()[1])
 
 
 def _with_workers(health: Health, workers: Workers | None) -> Health:
