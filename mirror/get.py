@@ -32,6 +32,7 @@ from mirror.errors import (
 from mirror.fill import Fill, backoff
 from mirror.http.image_response import safe_name
 from mirror.loaders import Loader
+from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
 from mirror.source import Broken, Stream
@@ -170,7 +171,7 @@ class _Get:
                 delay = backoff(failures, cut.retry_after)
                 if nonsense == PATIENCE or clock() + delay - began > self._order.retry_for:
                     raise Unavailable(str(cut)) from cut
-                log.warning("%s; retry in %.1f s", cut, delay)
+                log.warning("%s; retry in %.1f s", cut, delay, extra=event("get.retried"))
                 await asyncio.sleep(delay)
 
     async def _ask(self) -> ImageMetadata:
@@ -212,7 +213,8 @@ class _Get:
         except FillFailed as failure:
             if failure.reason not in {Reason.CHANGED, Reason.WRONG_BYTES} or last:
                 raise self._explained(failure, target) from failure
-            log.warning("%s: beginning anew", failure.error.message.removesuffix("; ask again"))
+            said = failure.error.message.removesuffix("; ask again")
+            log.warning("%s: beginning anew", said, extra=event("get.began_anew"))
             return False
         finally:
             self._resumes += fill.resumes
@@ -226,21 +228,18 @@ class _Get:
     async def _watch(self, fill: Fill, target: Path) -> None:
         """Run the fill and show it. Raises FillFailed."""
         size = fill.metadata.size
-        running = asyncio.create_task(fill.run())
         self._meter.start(size, _received(target), fill.state)
         try:
-            while not running.done():
-                await asyncio.wait([running], timeout=TICK)
-                self._meter.show(fill.position, fill.state)
-            await fill.ended()
+            async with _run(fill) as running:
+                while not running.done():
+                    await asyncio.wait([running], timeout=TICK)
+                    self._meter.show(fill.position, fill.state)
+                await fill.ended()
         except asyncio.CancelledError:
             self._meter.stop()
-            self._meter.say(f"stopped at {format_size(fill.position)} of {format_size(size)}: {_kept(target)}")
+            self._meter.say(f"stopped at {format_size(_received(target))} of {format_size(size)}: {_kept(target)}")
             raise
         finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
             self._meter.stop()
 
     def _explained(self, failure: FillFailed, target: Path) -> MirrorError:
@@ -250,6 +249,18 @@ class _Get:
             return _unwritable(target, failure.error.__cause__)
         kept = f"; {_kept(target)}" if _received(target) else ""
         return MirrorError(f"{failure.error.message.removesuffix('; ask again')}{kept}")
+
+
+@asynccontextmanager
+async def _run(fill: Fill) -> AsyncIterator[asyncio.Task[None]]:
+    """Run it meanwhile, until it ends or we leave; then nothing is written any more."""
+    running = asyncio.create_task(fill.run())
+    try:
+        yield running
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
 
 
 class _Patient:

@@ -24,8 +24,10 @@ SENDING_THREADS = 2
 
 
 @asynccontextmanager
-async def client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port: bool = False) -> AsyncIterator[int]:
-    """Serve clients; on which port."""
+async def client_listener(
+    mirror: Mirror, tls: ServerTls | None, passed: socket.socket | None, *, share_port: bool = False
+) -> AsyncIterator[int]:
+    """Serve clients, of the socket that was `passed` or of our own; on which port."""
     server = mirror.config.server
     sender = Sender(mirror.pool, SENDING_THREADS)
     client_api = ClientApi(
@@ -50,7 +52,7 @@ async def client_listener(mirror: Mirror, tls: ServerTls | None, *, share_port: 
         share_port=share_port,
     )
     try:
-        await clients.start()
+        await clients.start(passed)
         try:
             yield clients.port
         finally:
@@ -84,8 +86,15 @@ def take_descriptors() -> None:
 
 
 @contextlib.contextmanager
-def reserved_port(server: Server) -> Iterator[int]:
-    """Hold the address that workers will share, so that nobody else can have it. Raises ConfigError."""
+def shared_port(server: Server, passed: socket.socket | None) -> Iterator[int]:
+    """Hold the address that workers will share, or the socket that was `passed`, so that nobody else can have it.
+
+    Raises ConfigError.
+    """
+    if passed is not None:
+        with passed:
+            yield int(passed.getsockname()[1])
+        return
     try:
         family, _, _, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
         with socket.create_server(address[:2], family=family):  # does not share: it fails when somebody listens there

@@ -1,12 +1,14 @@
 """The operators' side of the first process: what it tells them, and what they may have it do."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mirror.app import Mirror
 from mirror.config import load_admin_token
-from mirror.http.admin_access import AdminAccess
+from mirror.errors import ConfigError
+from mirror.http.admin_access import AdminAccess, is_loopback
 from mirror.http.admin_api import AdminApi
 from mirror.http.page import Page
 from mirror.http.server import Listener
@@ -34,14 +36,21 @@ async def managed(
     together: Together,
     health: Callable[[], Awaitable[Health]],
     workers: Workers | None,
+    passed: socket.socket | None,
 ) -> AsyncIterator[Managed]:
-    """Listen to operators. Raises ConfigError when their address cannot be had, or their token not be read."""
+    """Listen to operators, on the socket that was `passed` or our own.
+
+    Raises ConfigError when their address cannot be had, or their token not be read.
+    """
     config = mirror.config
+    host = config.admin.host if passed is None else str(passed.getsockname()[0])
+    if not is_loopback(host) and config.admin.token_file is None:
+        raise ConfigError("the admin socket that was passed is not on loopback, so admin.token_file is required")
     prefetcher = Prefetcher(config.prefetch, mirror.catalog, mirror.library, mirror.own, mirror.metrics)
     overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
     fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
     operator = Operator(mirror, fetch_now, overview.expire)
-    access = AdminAccess(config.admin.host, lambda: load_admin_token(config), mirror.pool)
+    access = AdminAccess(host, lambda: load_admin_token(config), mirror.pool)
     await access.load()
     listener = Listener(
         AdminApi(health, overview, operator, access, Page()),
@@ -52,7 +61,7 @@ async def managed(
         drain=1.0,
     )
     async with overview.watching():
-        await listener.start()
+        await listener.start(passed)
         try:
             yield Managed(listener.port, access, prefetcher)
         finally:

@@ -16,7 +16,7 @@ from mirror.app import opened
 from mirror.config import Config
 from mirror.events import Events
 from mirror.http.tls import ServerTls
-from mirror.listening import client_listener, reloadable, reserved_port, take_descriptors
+from mirror.listening import client_listener, reloadable, shared_port, take_descriptors
 from mirror.log import Verbosity, event
 from mirror.managing import managed
 from mirror.metrics import Metrics
@@ -25,7 +25,7 @@ from mirror.reload import reloading
 from mirror.scrub import Scrubber
 from mirror.signals import on_signal, stop_requested
 from mirror.status import Health
-from mirror.systemd import ServiceManager
+from mirror.systemd import PassedSockets, ServiceManager
 from mirror.telemetry import Telemetry, Together
 from mirror.upstream.throttle import Throttle
 from mirror.workers import Workers
@@ -44,6 +44,7 @@ async def serve(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
+    passed = PassedSockets.of(environ)
     metrics, throttle = Metrics(), Throttle()
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         events = stack.enter_context(Events(metrics))
@@ -56,9 +57,10 @@ async def serve(
         together = Together(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
-            port = stack.enter_context(reserved_port(config.server))
+            port = stack.enter_context(shared_port(config.server, passed.clients))
             own_port = config.server.model_copy(update={"port": port})
-            workers = Workers(config.model_copy(update={"server": own_port}), environ, throttle, together.hear)
+            own = config.model_copy(update={"server": own_port})
+            workers = Workers(own, environ, throttle, together.hear, passed.clients)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -72,7 +74,7 @@ async def serve(
         async def take_up_rates() -> bool:
             return pace.take_up((await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again)).upstream)
 
-        operators = await stack.enter_async_context(managed(mirror, telemetry, together, health, workers))
+        operators = await stack.enter_async_context(managed(mirror, telemetry, together, health, workers, passed.admin))
         parts = reloadable(mirror, tls, environ) | {"upstream.max_rate": take_up_rates}
         if config.admin.token_file is not None:
             parts["admin.token_file"] = operators.access.load
@@ -80,7 +82,7 @@ async def serve(
             await stack.enter_async_context(workers)
             parts["server.workers"] = workers.reload
         else:
-            port = await stack.enter_async_context(client_listener(mirror, tls))
+            port = await stack.enter_async_context(client_listener(mirror, tls, passed.clients))
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
             await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())

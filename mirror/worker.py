@@ -1,4 +1,7 @@
-"""One of several processes that serve clients; see `mirror.workers`, which starts it."""
+"""One of several processes that serve clients; see `mirror.workers`, which starts it.
+
+Its arguments are inherited descriptors: of the throttle, and of the socket to serve if it does not listen itself.
+"""
 
 import asyncio
 import contextlib
@@ -6,8 +9,9 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from mirror import log
@@ -21,7 +25,7 @@ from mirror.log import Verbosity
 from mirror.metrics import Metrics
 from mirror.reload import reloading
 from mirror.signals import on_signal, stop_requested, stop_when_left_alone
-from mirror.systemd import ServiceManager
+from mirror.systemd import ServiceManager, listening_socket
 from mirror.telemetry import INTERVAL, Report, Telemetry
 from mirror.upstream.throttle import Throttle
 from mirror.workers import READY
@@ -32,7 +36,9 @@ def main() -> int:
     config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
     verbosity = log.set_up(config.log)
     try:
-        asyncio.run(_serve(config, os.environ, verbosity, Throttle(int(sys.argv[1])), _say))
+        throttle, *passed = map(int, sys.argv[1:])
+        clients = listening_socket(passed[0], "clients") if passed else None
+        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients))
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
         return 2 if isinstance(error, ConfigError) else 1
@@ -44,9 +50,9 @@ async def _serve(
     environ: Mapping[str, str],
     verbosity: Verbosity,
     throttle: Throttle,
-    say: Callable[[bytes], None],
+    passed: socket.socket | None,
 ) -> None:
-    """Serve clients until told to stop or left alone, then drain. `say` tells whoever keeps us a line; it blocks."""
+    """Serve clients until told to stop or left alone, then drain."""
     tls = ServerTls.of(config.server)
     metrics = Metrics()
     with Events(metrics) as events:
@@ -54,18 +60,18 @@ async def _serve(
             opened(
                 config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle
             ) as mirror,
-            _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog), say),
-            client_listener(mirror, tls, share_port=True),
+            _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
+            client_listener(mirror, tls, passed, share_port=True),
         ):
             async with reloading(reloadable(mirror, tls, environ), ServiceManager.of(environ)):
                 on_signal(signal.SIGUSR1, verbosity.toggle)
-                say(READY)
+                _say(READY)
                 stop_when_left_alone()
                 await stop_requested()
 
 
 @asynccontextmanager
-async def _reporting(mirror: Mirror, telemetry: Telemetry, say: Callable[[bytes], None]) -> AsyncIterator[None]:
+async def _reporting(mirror: Mirror, telemetry: Telemetry) -> AsyncIterator[None]:
     """Tell meanwhile how this worker is, whenever there is something new."""
     loop = asyncio.get_running_loop()
 
@@ -76,7 +82,7 @@ async def _reporting(mirror: Mirror, telemetry: Telemetry, say: Callable[[bytes]
             telemetry.tick()
             if (now := telemetry.report()) != said:
                 said = now
-                await loop.run_in_executor(mirror.pool, say, now.to_line())
+                await loop.run_in_executor(mirror.pool, _say, now.to_line())
 
     reporting = asyncio.create_task(report(), name="report")
     try:
@@ -85,10 +91,11 @@ async def _reporting(mirror: Mirror, telemetry: Telemetry, say: Callable[[bytes]
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)
         with contextlib.suppress(OSError):  # nobody keeps us any more
-            say(telemetry.report().to_line())
+            _say(telemetry.report().to_line())
 
 
 def _say(line: bytes) -> None:
+    """Tell whoever keeps us a line; it blocks."""
     sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,9 @@ LONGEST_LINE = 4 << 20
 Heard = Callable[[int, bytes | None], None]
 """Gets a worker's number and a line that it says; None instead of a line when it has ended."""
 
-_OURS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+_OURS = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"}
+)
 """Variables that the service manager gave to this process alone."""
 
 log = logging.getLogger(__name__)
@@ -45,13 +48,21 @@ log = logging.getLogger(__name__)
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    They share `throttle` with this process.
+    They share `throttle` with this process. With `passed` they all accept from that one socket, instead of each from
+    its own on the same port.
     """
 
-    def __init__(self, config: Config, environ: Mapping[str, str], throttle: Throttle, heard: Heard) -> None:
+    def __init__(
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        throttle: Throttle,
+        heard: Heard,
+        passed: socket.socket | None = None,
+    ) -> None:
         self.count = config.server.workers
         self._config = config
-        self._throttle = throttle
+        self._descriptors = [throttle.descriptor] + ([] if passed is None else [passed.fileno()])
         self._heard = heard
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
@@ -138,8 +149,8 @@ class Workers:
     async def _run(self, number: int, started: asyncio.Event) -> int:
         """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "mirror.worker", str(self._throttle.descriptor)),
-            pass_fds=(self._throttle.descriptor,),
+            *(sys.executable, "-P", "-m", "mirror.worker", *map(str, self._descriptors)),
+            pass_fds=self._descriptors,
             stdin=PIPE,
             stdout=PIPE,
             env=self._environ,

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -75,18 +76,21 @@ class Listener:
         assert self._listening is not None  # noqa: S101 - it has been started
         return int(self._listening.sockets[0].getsockname()[1])
 
-    async def start(self) -> None:
-        """Listen. Raises ConfigError when the address cannot be had."""
+    async def start(self, passed: socket.socket | None = None) -> None:
+        """Listen, or serve the socket that was `passed`. Raises ConfigError when the address cannot be had."""
+        handshake_timeout = self._header_timeout if self._tls else None
+        create_server = partial(
+            asyncio.get_running_loop().create_server,
+            self._server,
+            ssl=self._tls,
+            ssl_handshake_timeout=handshake_timeout,
+            backlog=1024,
+        )
         try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                self._server,
-                self._host,
-                self._port,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._header_timeout if self._tls else None,
-                backlog=1024,
-                reuse_port=self._share_port or None,
-            )
+            if passed is not None:
+                self._listening = await create_server(sock=passed)
+                return
+            self._listening = await create_server(self._host, self._port, reuse_port=self._share_port or None)
         except OSError as error:
             raise ConfigError(f"cannot listen on {self._host} port {self._port}: {error.strerror}") from None
 

@@ -78,6 +78,8 @@ class MirrorProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.through: Sequence[str] = ()
         """What is put before its own command: one that ends in becoming it."""
+        self.passed: Sequence[int] = ()
+        """Descriptors that the command `through` inherits."""
 
     @property
     def url(self) -> str:
@@ -110,6 +112,7 @@ class MirrorProcess:
                 stdout=log,
                 stderr=log,
                 env=self._environ,
+                pass_fds=self.passed,
             )
         if not wait:
             return self
