@@ -88,7 +88,6 @@ async def serve(
             await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())
         if mirror.upstream is not None:
             await stack.enter_async_context(operators.prefetcher.running())
-        started.set()
         log.info(
             "serving %s from %s on %s://%s:%d, admin on http://%s:%d",
             config.upstream.url or "what is stored",
@@ -104,6 +103,7 @@ async def serve(
         async with reloading(parts, manager):
             manager.ready()
             await alive.enter_async_context(manager.watched())
+            started.set()
             await stop_requested()
         stopping.set()
         manager.stopping()

@@ -90,14 +90,14 @@ async def _reporting(mirror: Mirror, telemetry: Telemetry) -> AsyncIterator[None
     finally:
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)
-        with contextlib.suppress(OSError):  # nobody keeps us any more
-            _say(telemetry.report().to_line())
+        _say(telemetry.report().to_line())
 
 
 def _say(line: bytes) -> None:
-    """Tell whoever keeps us a line; it blocks."""
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    """Tell whoever keeps us a line; it blocks. If nobody does any more we learn that by standard input."""
+    with contextlib.suppress(BrokenPipeError):
+        while line:
+            line = line[os.write(sys.stdout.fileno(), line) :]
 
 
 if __name__ == "__main__":

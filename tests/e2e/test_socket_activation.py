@@ -78,6 +78,7 @@ def test_the_first_client_starts_the_mirror_and_is_served(stopped: Stopped, simu
     assert (download.ended, download.sha256) == ("complete", simulator.image_sha256("first"))
     outcomes = at_once(12, lambda: fetch(mirror.image_url))
     assert {each.sha256 for each in outcomes} == {simulator.image_sha256("first")}
+    mirror.wait_ready()
     assert mirror.stop() == 0
 
 

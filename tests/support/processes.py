@@ -114,9 +114,12 @@ class MirrorProcess:
                 env=self._environ,
                 pass_fds=self.passed,
             )
-        if not wait:
-            return self
+        return self.wait_ready() if wait else self
+
+    def wait_ready(self) -> Self:
+        """Wait until it says that it is ready."""
         eventually(self._ready_or_dead, START_SECONDS, "the mirror's start")
+        assert self.process is not None
         assert self.process.poll() is None, self.log()
         return self
 
