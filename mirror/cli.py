@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         _pull,
         "bring the current image into the store now",
         "Uses the mirror's own token. Interrupted, it keeps what it has, and the next one goes on from there. "
-        "What a running mirror is receiving already is followed, not fetched again.",
+        "A mirror that runs on this store is asked to fetch it, and watched; where none runs it is fetched here.",
     )
     add_json(add("ls", _ls, "list the stored images", "Needs neither upstream nor a running mirror."))
 

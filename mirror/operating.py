@@ -11,41 +11,42 @@ from mirror.app import Mirror
 from mirror.errors import BadRequest, MirrorError, UsageError
 from mirror.log import event
 from mirror.shelf import Shelf, lines_of
+from mirror.status import Done
 from mirror.store.verification import Verdict
 
 log = logging.getLogger(__name__)
 
 
 class Operator:
-    """Acts on `mirror`. `prefetch` begins to fetch what is current and says in words what came of it."""
+    """Acts on `mirror`. `prefetch` begins to fetch what is current and says what came of it."""
 
     def __init__(
-        self, mirror: Mirror, prefetch: Callable[[], Awaitable[str]], changed: Callable[[], None] = lambda: None
+        self, mirror: Mirror, prefetch: Callable[[], Awaitable[Done]], changed: Callable[[], None] = lambda: None
     ) -> None:
         self._mirror = mirror
         self._prefetch = prefetch
         self._changed = changed
         self._verifying: dict[str, asyncio.Task[None]] = {}
 
-    async def prefetch(self) -> str:
-        """Fetch the current image if it is not stored; what is done about that, in words. Raises MirrorError."""
+    async def prefetch(self) -> Done:
+        """Fetch the current image if it is not stored; what is done about that. Raises MirrorError."""
         return await self._prefetch()
 
-    async def pin(self, name: str, *, pinned: bool) -> str:
-        """Pin an image, or take that back; what was done, in words. Raises MirrorError."""
+    async def pin(self, name: str, *, pinned: bool) -> Done:
+        """Pin an image, or take that back; what was done. Raises MirrorError."""
         image_hash = await self._on_shelf(lambda shelf: shelf.pin(name, pinned=pinned))
         done = "pinned" if pinned else "unpinned"
         log.info("%s was %s", image_hash, done, extra=event(f"image.{done}", image=image_hash))
-        return f"{image_hash[:12]} is {done}"
+        return Done(f"{image_hash[:12]} is {done}", image_hash)
 
-    async def remove(self, name: str, *, force: bool) -> str:
-        """Remove an image; what was done, in words. Raises MirrorError."""
+    async def remove(self, name: str, *, force: bool) -> Done:
+        """Remove an image; what was done. Raises MirrorError."""
         image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force))
         log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
-        return f"{image_hash[:12]} is removed"
+        return Done(f"{image_hash[:12]} is removed", image_hash)
 
-    async def verify(self, name: str) -> str:
-        """Begin to hash an image again; that it began, in words. Raises MirrorError."""
+    async def verify(self, name: str) -> Done:
+        """Begin to hash an image again; that it began. Raises MirrorError."""
 
         async def begin(shelf: Shelf) -> str:
             image_hash = shelf.find(name)
@@ -56,7 +57,7 @@ class Operator:
             return image_hash
 
         image_hash = await self._on_shelf(begin)
-        return f"{image_hash[:12]} is being verified; the outcome will be among the events"
+        return Done(f"{image_hash[:12]} is being verified; the outcome will be among the events", image_hash)
 
     async def close(self) -> None:
         """Stop what goes on in the background."""

@@ -62,6 +62,7 @@ class Overview:
         self._prefetch = prefetch
         self._workers = workers
         self._history = History(mirror.config.store.path / "history.json")
+        self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
         self._looking = asyncio.Lock()
         self._status: Status | None = None
@@ -150,7 +151,7 @@ class Overview:
             images = ()
         rooms = []
         if stores.disk is not None:
-            where, count = str(stores.disk.root), sum("disk" in info.places for info in images)
+            where, count = self._where, sum("disk" in info.places for info in images)
             try:
                 use = await stores.disk.use()
             except StoreUnavailable as error:

@@ -20,7 +20,7 @@ from mirror.fill import Fill
 from mirror.library import Found, Library
 from mirror.log import event
 from mirror.metrics import Metrics
-from mirror.status import PrefetchState
+from mirror.status import Done, PrefetchState
 from mirror.units import format_duration, format_size
 from mirror.verdict import State
 
@@ -74,16 +74,16 @@ class Prefetcher:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def fetch_now(self) -> str:
-        """Fetch what is current if it is not stored, whatever the time; what is done about it, in words.
+    async def fetch_now(self) -> Done:
+        """Fetch what is current if it is not stored, whatever the time; what is done about it.
 
         Raises MirrorError when upstream cannot be asked, or the store takes nothing.
         """
         async with self._asking:
-            words, fill = await self._bring()
+            done, fill = await self._bring()
         if self._fill is fill:
             self._fill = None  # an operator wants it: it is not paused
-        return words
+        return done
 
     async def _run(self) -> None:
         self._next_at = self._now() + timedelta(seconds=random.uniform(0, min(FIRST, self._config.interval)))  # noqa: S311 - no secret
@@ -109,7 +109,7 @@ class Prefetcher:
     async def _look(self) -> None:
         async with self._asking:
             try:
-                self._outcome, fill = await self._bring()
+                done, fill = await self._bring()
             except MirrorError as error:
                 self._counter.labels("failed").inc()
                 self._outcome = f"the last look failed: {error}"
@@ -117,11 +117,12 @@ class Prefetcher:
                     self._trouble = str(error)
                     log.warning("prefetching fails: %s", error, extra=event("prefetch.failed"))
                 return
+        self._outcome = done.message
         self._trouble = None
         self._fill = fill or self._fill
 
-    async def _bring(self) -> tuple[str, Fill | None]:
-        """Begin to fetch what is current unless it is stored; in words, and the fill when it was begun here."""
+    async def _bring(self) -> tuple[Done, Fill | None]:
+        """Begin to fetch what is current unless it is stored; that, and the fill when it was begun here."""
         caller = self._own.lend(Caller(None, "prefetch"))
         try:
             current = await self._catalog.fetch(caller)
@@ -134,14 +135,14 @@ class Prefetcher:
         name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
         if await self._library.has(metadata.hash):
             self._counter.labels("nothing").inc()
-            return f"the current image {name} is stored", None
+            return Done(f"the current image {name} is stored", metadata.hash), None
         opened = await self._library.open(metadata, caller, pass_through=False)
         if opened.found is not Found.BEGAN:
             self._counter.labels("nothing").inc()
-            return f"the current image {name} is on its way already", None
+            return Done(f"the current image {name} is on its way already", metadata.hash), None
         self._counter.labels("began").inc()
         log.info("%s is fetched ahead", metadata.hash, extra=event("prefetch.began", image=metadata.hash))
-        return f"the current image {name} is being fetched", opened.fill
+        return Done(f"the current image {name} is being fetched", metadata.hash), opened.fill
 
     def _pause(self) -> None:
         """Stop what was begun here unless a client waits for it."""
@@ -173,7 +174,7 @@ class Prefetcher:
         return f"{every}; {self._outcome}" if self._outcome else every
 
 
-async def nothing_to_fetch() -> str:
+async def nothing_to_fetch() -> Done:
     """Stand in for `Prefetcher.fetch_now` where there is no upstream."""
     raise NotFound("there is nothing to fetch from: set upstream.url, or import an image")
 

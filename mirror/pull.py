@@ -1,7 +1,7 @@
 """`pps-mirror pull`: bring the current image into the store now, with the mirror's own token.
 
-It never fetches beside another process that shares the store: what a running mirror receives already is followed, and
-taken over only when that one lets go of it.
+It never fetches beside another process that shares the store: a mirror that runs on it is asked to do it, and what
+another one receives already is followed, and taken over only when that one lets go of it.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from mirror.fill import Fill
 from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
+from mirror.running import ROLLOVERS, Gone, running_mirror
 from mirror.store.base import StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
@@ -24,9 +25,6 @@ from mirror.verdict import FillFailed, Reason, State
 
 TICK = 0.2
 """Seconds between two looks at how far a transfer is."""
-
-ROLLOVERS = 3
-"""How often in a row upstream may turn out to have another image than its metadata said."""
 
 
 async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None:
@@ -36,6 +34,14 @@ async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None
     """
     if config.upstream.url is None:
         raise ConfigError("there is nothing to pull from: set upstream.url")
+    async with running_mirror(config) as running:
+        if running is not None:
+            try:
+                await running.bring(meter)
+            except Gone as gone:
+                meter.say(f"the running mirror does not bring it ({gone.message}): going on without it")
+            else:
+                return
     async with opened(config, environ) as mirror:
         await _Pull(mirror, meter).run()
 

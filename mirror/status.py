@@ -138,6 +138,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Done:
+    """What has come of an operator's wish, in words, and of which `image` (its hash)."""
+
+    message: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
 class PrefetchState:
     """What prefetching does: `doing` in words; `next_at` is when it looks for a new image next."""
 

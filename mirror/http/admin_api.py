@@ -15,7 +15,7 @@ from mirror.http.page import Page
 from mirror.http.server import finish_headers
 from mirror.operating import Operator
 from mirror.overview import Overview
-from mirror.status import Health, Status, as_json
+from mirror.status import Done, Health, Status, as_json
 
 PUSH_SECONDS = 1.0
 """Seconds between two looks whether there is something to push."""
@@ -103,12 +103,12 @@ class AdminApi:
                 return await self._change(request, "POST", lambda: operator.pin(name, pinned=action == "pin"))
 
     async def _change(
-        self, request: web.BaseRequest, method: str, change: Callable[[], Awaitable[str]]
+        self, request: web.BaseRequest, method: str, change: Callable[[], Awaitable[Done]]
     ) -> web.StreamResponse:
         if request.method != method:
             return _not_allowed(method)
         self._access.may_change(request)
-        return _json(200, {"message": await change()})
+        return _json(200, as_json(await change()))
 
     # What is public
 

@@ -17,7 +17,6 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
-from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
@@ -367,13 +366,20 @@ def test_an_interrupted_pull_keeps_what_it_has_and_the_next_one_goes_on_there(
     assert [request.range for request in simulator.log("store")] == [None, f"bytes={SIZE // 4}-"]
 
 
-def test_pull_beside_a_mirror_that_receives_the_image_follows_it(
-    mirror: MirrorProcess, simulator: Simulator, tmp_path: Path
-) -> None:
+@pytest.fixture
+def receiving(mirror: MirrorProcess, simulator: Simulator) -> Iterator[subprocess.Popen[str]]:
+    """A pull that has received half of the image, and waits for the rest until the simulator releases it."""
     simulator.fault(Fault("store", hang_after=SIZE // 2))
-    mirror.start()
-    client = start_download(mirror, simulator, tmp_path / "downloaded")
+    process = begin_pull(mirror)
     eventually(lambda: length(partial(mirror, simulator)) == SIZE // 2)
+    yield process
+    simulator.release()
+    process.communicate(timeout=30)
+
+
+def test_pull_beside_another_that_receives_the_image_follows_it(
+    mirror: MirrorProcess, simulator: Simulator, receiving: subprocess.Popen[str]
+) -> None:
     process = begin_pull(mirror)
     assert process.stdout is not None
     assert "following it" in process.stdout.readline()
@@ -382,38 +388,28 @@ def test_pull_beside_a_mirror_that_receives_the_image_follows_it(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
     assert out.endswith("is stored, by the other process\n")
-    assert client.wait(30) == 0
-    downloaded = hashlib.sha256((tmp_path / "downloaded").read_bytes()).hexdigest()
-    assert downloaded == stored_hash(mirror, simulator) == simulator.image_sha256("first")
+    assert receiving.wait(30) == 0
+    assert stored_hash(mirror, simulator) == simulator.image_sha256("first")
     assert simulator.counters().image_requests == 1
 
 
-def test_pull_takes_over_when_the_mirror_that_it_follows_dies(
-    mirror: MirrorProcess, simulator: Simulator, tmp_path: Path
+def test_pull_takes_over_when_the_one_that_it_follows_dies(
+    mirror: MirrorProcess, simulator: Simulator, receiving: subprocess.Popen[str]
 ) -> None:
-    simulator.fault(Fault("store", hang_after=SIZE // 2))
-    mirror.start()
-    client = start_download(mirror, simulator, tmp_path / "downloaded")
-    eventually(lambda: length(partial(mirror, simulator)) == SIZE // 2)
     process = begin_pull(mirror)
     assert process.stdout is not None
     assert "following it" in process.stdout.readline()
-    mirror.kill()
+    receiving.kill()
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
     assert "is verified and stored" in out
-    assert client.wait(30) != 0
     assert stored_hash(mirror, simulator) == simulator.image_sha256("first")
     assert [request.range for request in simulator.log("store")] == [None, f"bytes={SIZE // 2}-"]
 
 
 def test_an_interrupted_follower_leaves_the_transfer_alone(
-    mirror: MirrorProcess, simulator: Simulator, tmp_path: Path
+    mirror: MirrorProcess, simulator: Simulator, receiving: subprocess.Popen[str]
 ) -> None:
-    simulator.fault(Fault("store", hang_after=SIZE // 2))
-    mirror.start()
-    client = start_download(mirror, simulator, tmp_path / "downloaded")
-    eventually(lambda: length(partial(mirror, simulator)) == SIZE // 2)
     process = begin_pull(mirror)
     assert process.stdout is not None
     assert "following it" in process.stdout.readline()
@@ -421,12 +417,5 @@ def test_an_interrupted_follower_leaves_the_transfer_alone(
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
     simulator.release()
-    assert client.wait(30) == 0
+    assert receiving.wait(30) == 0
     assert simulator.counters().image_requests == 1
-
-
-def start_download(mirror: MirrorProcess, simulator: Simulator, path: Path) -> subprocess.Popen[bytes]:
-    authorization = f"Authorization: Bearer {simulator.token}"
-    return subprocess.Popen(
-        [needs("curl", "apt-get install curl"), "-sS", "-f", "-H", authorization, "-o", path, mirror.image_url]
-    )
