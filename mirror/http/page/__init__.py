@@ -3,6 +3,7 @@
 File names and reasons come from outside: the template escapes everything, and isolates what may run from right to left.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -16,6 +17,9 @@ WIDTH, HEIGHT, BAR = 576, 80, 4
 """Of a picture: units of its own, and those that an interval takes."""
 
 
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+
+
 class Page:
     """Renders the page. `style` and `script` are what it loads."""
 
@@ -24,7 +28,7 @@ class Page:
         self.style = room.joinpath("style.css").read_bytes()
         self.script = room.joinpath("script.js").read_bytes()
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"size": _size, "took": format_duration, "time": _time, "bars": bars}
+        environment.filters |= {"size": _size, "took": format_duration, "time": _time, "bars": bars, "short": _short}
         self._template = environment.from_string(room.joinpath("page.html").read_text("utf-8"))
 
     def render(self, status: Status) -> str:
@@ -84,6 +88,11 @@ def _mood(status: Status) -> str:
     if status.health.reasons:
         return "bad"
     return "weak" if status.health.degraded or status.upstream.reachable is False else "good"
+
+
+def _short(text: str) -> str:
+    """The text with hashes cut to the 12 digits by which the rest of the page names images."""
+    return _HASH.sub(r"\1", text)
 
 
 def _size(size: int) -> str:
