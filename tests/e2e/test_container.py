@@ -15,7 +15,7 @@ from mirror.simulator.client import Simulator
 from tests.support.debian import PROJECT, debian_root, served, wheels
 from tests.support.docker_engine import DockerEngine
 from tests.support.needs import needs
-from tests.support.processes import IMAGE, eventually, free_port
+from tests.support.processes import IMAGE, eventually, free_port, free_ports
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -96,7 +96,7 @@ def test_locked_up_with_a_named_volume_and_configured_by_variables(
 def test_locked_up_with_a_bind_mount_and_configured_by_a_file(
     docker_engine: DockerEngine, image: str, upstream: Simulator, tmp_path: Path
 ) -> None:
-    port, admin_port = free_port(), free_port()
+    port, admin_port = free_ports(2)
     config, store = tmp_path / "config.toml", tmp_path / "store"
     config.write_text(f'[server]\nport = {port}\n[upstream]\nurl = "{upstream.api_url}"\n')
     store.mkdir()

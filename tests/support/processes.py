@@ -23,9 +23,16 @@ START_SECONDS = 30.0
 
 def free_port() -> int:
     """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ones."""
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20.0, what: str = "it") -> None:
@@ -46,7 +53,7 @@ class MirrorProcess:
         sections: Mapping[str, Mapping[str, Any]] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.port, self.admin_port = free_port(), free_port()
+        self.port, self.admin_port = free_ports(2)
         self.store = directory / "store"
         self.log_file = directory / "mirror.log"
         self.config_file = directory / "config.toml"

@@ -11,7 +11,7 @@ from typing import Self
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support.certificates import certificate
-from tests.support.processes import eventually, free_port
+from tests.support.processes import eventually, free_ports
 from tests.support.s3.client import S3Client
 
 START_SECONDS = 120.0
@@ -31,7 +31,8 @@ class S3Server:
         self.directory = directory
         self.access_key, self.secret_key = "pps-writer", "a-secret-key-of-a-writer"
         self.ca_file, self.key_file = certificate(directory / "tls")
-        self.ports = {part: free_port() for part in ("s3", "https", *parts)}
+        names = ("s3", "https", *parts)
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
