@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check test-s3 soak format bench bench-s3 man audit install clean
+.PHONY: demo test check test-s3 soak format bench bench-s3 man docs audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -39,6 +39,9 @@ bench-s3: $(VENV)/dev.ok    ## the same over a bucket (SeaweedFS), beside a disk
 
 man: $(VENV)/dev.ok         ## build/pps-mirror.1, the manual page, from the help
 	@$(BIN)/python docs/manual.py build/pps-mirror.1
+
+docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask nobody for anything
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
