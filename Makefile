@@ -41,7 +41,7 @@ man: $(VENV)/dev.ok         ## build/pps-mirror.1, the manual page, from the hel
 	@$(BIN)/python docs/manual.py build/pps-mirror.1
 
 docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask nobody for anything
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
