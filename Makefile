@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check test-s3 soak format bench bench-s3 man screenshots audit install clean
+.PHONY: demo test check test-s3 soak format bench bench-s3 man docs screenshots audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -42,6 +42,9 @@ man: $(VENV)/dev.ok         ## build/pps-mirror.1, the manual page, from the hel
 
 screenshots: $(VENV)/dev.ok ## docs/images, of the status page (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots
+
+docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask nobody for anything
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt

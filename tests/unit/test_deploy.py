@@ -1,9 +1,7 @@
-"""What lies in deploy/ and docs/ to be used as it is: manifests that a cluster takes, and that mean what they say."""
+"""What lies in deploy/ to be used as it is: manifests that a cluster takes, and that mean what they say."""
 
-import json
 import re
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,6 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 BASE = yaml.safe_load((KUBERNETES / "base" / "kustomization.yaml").read_text())
 EXAMPLE = yaml.safe_load((KUBERNETES / "example" / "kustomization.yaml").read_text())
 NAME = {"app.kubernetes.io/name": "pps-mirror"}
-
-BLOCK = re.compile(r"^```(json|toml|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-READERS: dict[str, Callable[[str], object]] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
 
 Manifest = dict[str, Any]
 
@@ -129,27 +124,3 @@ def test_secrets_come_from_secrets_and_lie_nowhere_in_these_files() -> None:
         assert not {"secretGenerator"} & set(kustomization)
         assert not [name for name in settings(kustomization) if re.search("SECRET|PASSWORD|ACCESS_KEY|_TOKEN$", name)]
     assert "Secret" not in {manifest["kind"] for manifest in manifests()}
-
-
-def blocks() -> Iterator[tuple[str, str, str]]:
-    """The code blocks of the documents that machines can read: where, which language, what."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for language, text in BLOCK.findall(path.read_text()):
-            yield path.name, language, text
-
-
-@pytest.mark.parametrize(("name", "language", "text"), list(blocks()))
-def test_code_blocks_of_the_documents_can_be_read(name: str, language: str, text: str) -> None:
-    READERS[language](text)
-
-
-def links() -> Iterator[tuple[str, str]]:
-    """The links of the documents to other files of ours."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
-            yield str(path.relative_to(ROOT)), target
-
-
-@pytest.mark.parametrize(("document", "target"), list(links()))
-def test_links_of_the_documents_lead_somewhere(document: str, target: str) -> None:
-    assert ((ROOT / document).parent / target).exists()
