@@ -12,7 +12,7 @@ from argparse_manpage.manpage import Manpage
 
 from mirror import __version__
 from mirror.cli import EPILOG, build_parser
-from mirror.examples import EXAMPLES
+from mirror.commands.examples import EXAMPLES
 
 
 def page() -> str:

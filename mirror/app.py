@@ -14,8 +14,6 @@ from mirror.caller import Caller, Own
 from mirror.catalog import Catalog
 from mirror.config import Config, load_token
 from mirror.errors import ConfigError
-from mirror.http.client_api import Location
-from mirror.http.image_response import content_disposition
 from mirror.library import Library
 from mirror.log import event
 from mirror.metadata import ImageMetadata
@@ -52,19 +50,6 @@ class Mirror:
     access: Access
     library: Library
     metrics: Metrics
-
-    @property
-    def location(self) -> Location | None:
-        """Where clients are sent for an image that is in the bucket, when they are."""
-        bucket, s3 = self.stores.bucket, self.config.store.s3
-        if bucket is None or s3.serve == "proxy":
-            return None
-
-        async def location(metadata: ImageMetadata) -> str | None:
-            disposition = content_disposition(metadata.filename, f"{metadata.hash[:12]}.tar.gz")
-            return await bucket.location(metadata.hash, s3.presign_ttl, disposition)
-
-        return location
 
     async def health(self) -> Health:
         """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream."""

@@ -13,10 +13,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mirror import __version__, checks, config, log, serving
+from mirror import __version__, config, log, serving
+from mirror.commands import check
+from mirror.commands.examples import EXAMPLES
 from mirror.errors import ConfigError, MirrorError, UsageError
-from mirror.examples import EXAMPLES
-from mirror.listing import describe, describe_exported, describe_imported, describe_removal, describe_verified
+from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
 from mirror.units import format_size, parse_duration
 
@@ -276,10 +277,10 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    return _show(checks.run(_settings(options), os.environ, options.config), as_json=options.json)
+    return _show(check.run(_settings(options), os.environ, options.config), as_json=options.json)
 
 
-def _show(found: Iterable[checks.Finding], *, as_json: bool) -> int:
+def _show(found: Iterable[check.Finding], *, as_json: bool) -> int:
     findings = []
     for finding in found:
         findings.append(finding)
@@ -294,14 +295,15 @@ def _show(found: Iterable[checks.Finding], *, as_json: bool) -> int:
 
 
 def _pull(options: argparse.Namespace) -> int:
-    from mirror import progress, pull  # with rich, which would cost `serve` 5 MiB
+    from mirror import progress
+    from mirror.commands import pull  # with rich, which would cost `serve` 5 MiB
 
     asyncio.run(pull.pull(_settings(options), os.environ, progress.meter(sys.stdout)))
     return 0
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from mirror import ls  # as above
+    from mirror.commands import ls  # as above
 
     settings = _settings(options)
     lines = ls.read(settings)
@@ -313,7 +315,8 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from mirror import keeping, progress  # as above
+    from mirror import progress  # as above
+    from mirror.commands import keeping
 
     if options.hash is not None and options.all:
         raise UsageError("verify takes a HASH or --all, not both")
@@ -325,28 +328,28 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _pin(options: argparse.Namespace) -> int:
-    from mirror import keeping  # as above
+    from mirror.commands import keeping  # as above
 
     print(f"pinned {keeping.pin(_settings(options), options.hash, pinned=True)[:12]}")
     return 0
 
 
 def _unpin(options: argparse.Namespace) -> int:
-    from mirror import keeping  # as above
+    from mirror.commands import keeping  # as above
 
     print(f"unpinned {keeping.pin(_settings(options), options.hash, pinned=False)[:12]}")
     return 0
 
 
 def _rm(options: argparse.Namespace) -> int:
-    from mirror import keeping  # as above
+    from mirror.commands import keeping  # as above
 
     print(f"removed {keeping.remove(_settings(options), options.hash, force=options.force)[:12]}")
     return 0
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from mirror import keeping  # as above
+    from mirror.commands import keeping  # as above
 
     collected = keeping.collect(_settings(options), dry_run=options.dry_run)
     if options.json:
@@ -362,19 +365,21 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from mirror import exporting, progress  # as above
+    from mirror import progress  # as above
+    from mirror.bundle import exporting
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
     files = exporting.export(
         _settings(options), options.hash, options.directory, meter, split=options.split, key=options.sign
     )
     if options.json:
-        print(json.dumps([describe_exported(each) for each in files], indent=2))
+        print(json.dumps([each.describe() for each in files], indent=2))
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
-    from mirror import checking, importing, progress  # as above
+    from mirror import progress  # as above
+    from mirror.bundle import checking, importing
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
     try:
@@ -383,18 +388,16 @@ def _import(options: argparse.Namespace) -> int:
         )
     except checking.BadParts as bad:
         if options.json:
-            told = describe_imported(bad.image_hash, stored=False, current=False, parts=bad.checked)
-            print(json.dumps([told], indent=2))
+            print(json.dumps([bad.describe()], indent=2))
         raise
     if options.json:
-        image_hash = imported.metadata.hash
-        told = describe_imported(image_hash, stored=True, current=imported.current, parts=imported.checked)
-        print(json.dumps([told], indent=2))
+        print(json.dumps([imported.describe()], indent=2))
     return 0
 
 
 def _get(options: argparse.Namespace) -> int:
-    from mirror import get, loaders, progress  # as above
+    from mirror import progress  # as above
+    from mirror.commands import get, loaders
 
     log.set_up(config.Log(level=options.log_level or "warning", format="console"))
     loader = loaders.Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
@@ -407,14 +410,14 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    from mirror import completion  # as above
+    from mirror.commands import completion  # as above
 
     print(completion.script(build_parser(), options.shell))
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from mirror import demo  # as above
+    from mirror.commands import demo  # as above
 
     environ = dict(os.environ)
     if options.config:

@@ -12,12 +12,14 @@ from mirror.app import Mirror
 from mirror.config import Server, load_token
 from mirror.errors import ConfigError
 from mirror.http.accounting import Accounting
-from mirror.http.client_api import ClientApi
+from mirror.http.client_api import ClientApi, Location
+from mirror.http.image_response import content_disposition
 from mirror.http.sending import Sender
 from mirror.http.server import Listener
 from mirror.http.tls import ServerTls
 from mirror.log import log_access
-from mirror.reload import Part
+from mirror.metadata import ImageMetadata
+from mirror.process.reload import Part
 
 SENDING_THREADS = 2
 """Threads that send images from memory: two keep the cores of a small machine busy."""
@@ -37,7 +39,7 @@ async def client_listener(
         mirror.upstream,
         sender,
         passthrough=mirror.config.upstream.passthrough,
-        location=mirror.location,
+        location=_location(mirror),
     )
     accounting = Accounting(client_api, log_access, mirror.metrics)
     clients = Listener(
@@ -59,6 +61,19 @@ async def client_listener(
             await clients.stop()
     finally:
         sender.close()
+
+
+def _location(mirror: Mirror) -> Location | None:
+    """Where clients are sent for an image that is in the bucket, when they are."""
+    bucket, s3 = mirror.stores.bucket, mirror.config.store.s3
+    if bucket is None or s3.serve == "proxy":
+        return None
+
+    async def location(metadata: ImageMetadata) -> str | None:
+        disposition = content_disposition(metadata.filename, f"{metadata.hash[:12]}.tar.gz")
+        return await bucket.location(metadata.hash, s3.presign_ttl, disposition)
+
+    return location
 
 
 def reloadable(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]) -> dict[str, Part]:

@@ -1,16 +1,10 @@
 """What is listed, as machines see it: the same over HTTP and on the command line."""
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mirror.store.base import StoredInfo
 from mirror.store.removal import Removal
 from mirror.store.verification import Verdict, Verified
-
-if TYPE_CHECKING:
-    from mirror.checking import Checked
-    from mirror.exporting import Exported
 
 
 def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
@@ -44,17 +38,3 @@ def describe_removal(removal: Removal) -> dict[str, object]:
         "size": removal.size,
         "reason": removal.reason,
     }
-
-
-def describe_exported(exported: "Exported") -> dict[str, object]:
-    """Return a file of a bundle."""
-    return {"path": str(exported.path), "size": exported.size, "sha256": exported.sha256}
-
-
-def describe_imported(image_hash: str, *, stored: bool, current: bool, parts: "Sequence[Checked]") -> dict[str, object]:
-    """Return what became of an image that was carried here, and what was found of each part that was looked at."""
-    looked_at = [
-        {"path": str(part.path), "size": part.size, "good": part.trouble is None, "detail": part.trouble}
-        for part in parts
-    ]
-    return {"hash": image_hash, "stored": stored, "current": current, "parts": looked_at}

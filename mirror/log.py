@@ -1,7 +1,8 @@
 """Logging: set up once, for people on a terminal or as JSON for machines; secrets are blotted out on the way.
 
 Something notable carries a name for machines, `extra=event("fill.cut", ...)`: JSON lines have it as `event.action`, and
-`mirror.events` keeps the last of them for the status page. A line that comes again and again is held back for a while.
+`mirror.operators.events` keeps the last of them for the status page. A line that comes again and again is held back
+for a while.
 docs/logs.md lists the names, and the fields of a JSON line.
 """
 

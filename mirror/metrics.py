@@ -1,7 +1,7 @@
-"""One definition of every metric that a process counts. What is looked up when asked is in `mirror.telemetry`.
+"""One definition of every metric that a process counts. What is looked up instead is in `mirror.operators.overview`.
 
 Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
-`mirror.telemetry` adds up what its processes counted.
+`mirror.operators.telemetry` adds up what its processes counted.
 """
 
 import time

@@ -14,21 +14,21 @@ from functools import partial
 
 from mirror.app import opened
 from mirror.config import Config
-from mirror.events import Events
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener, reloadable, shared_port, take_descriptors
 from mirror.log import Verbosity, event
-from mirror.managing import managed
 from mirror.metrics import Metrics
+from mirror.operators.events import Events
+from mirror.operators.managing import managed
+from mirror.operators.telemetry import Telemetry, Together
 from mirror.pacing import Pace
-from mirror.reload import reloading
+from mirror.process.reload import reloading
+from mirror.process.signals import on_signal, stop_requested
+from mirror.process.systemd import PassedSockets, ServiceManager
+from mirror.process.workers import Workers
 from mirror.scrub import Scrubber
-from mirror.signals import on_signal, stop_requested
 from mirror.status import Health
-from mirror.systemd import PassedSockets, ServiceManager
-from mirror.telemetry import Telemetry, Together
 from mirror.upstream.throttle import Throttle
-from mirror.workers import Workers
 
 log = logging.getLogger(__name__)
 

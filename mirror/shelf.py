@@ -4,8 +4,9 @@ An image is named by 6 or more digits, or `current`. For the command line and fo
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from mirror.errors import MirrorError, NotFound, UsageError
 from mirror.store.base import StoredInfo
 from mirror.store.disk import DiskStore
 from mirror.stores import Stores
+from mirror.stores import opened as opened_stores
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 
@@ -103,6 +105,14 @@ class Kept(MirrorError):
     """An image stays where it is, for a reason that a person may change."""
 
     status = 409
+
+
+@asynccontextmanager
+async def opened_shelf(config: Config) -> AsyncIterator[Shelf]:
+    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
+    with ThreadPoolExecutor(2) as pool:
+        async with opened_stores(config, pool) as stores:
+            yield await Shelf.of(config, stores, await lines(config, stores, pool))
 
 
 async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:

@@ -1,4 +1,4 @@
-"""One of several processes that serve clients; see `mirror.workers`, which starts it.
+"""One of several processes that serve clients; see `mirror.process.workers`, which starts it.
 
 Its arguments are inherited descriptors: of the throttle, and of the socket to serve if it does not listen itself.
 """
@@ -18,17 +18,17 @@ from mirror import log
 from mirror.app import Mirror, opened
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
-from mirror.events import Events
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener, reloadable
 from mirror.log import Verbosity
 from mirror.metrics import Metrics
-from mirror.reload import reloading
-from mirror.signals import on_signal, stop_requested, stop_when_left_alone
-from mirror.systemd import ServiceManager, listening_socket
-from mirror.telemetry import INTERVAL, Report, Telemetry
+from mirror.operators.events import Events
+from mirror.operators.telemetry import INTERVAL, Report, Telemetry
+from mirror.process.reload import reloading
+from mirror.process.signals import on_signal, stop_requested, stop_when_left_alone
+from mirror.process.systemd import ServiceManager, listening_socket
+from mirror.process.workers import READY
 from mirror.upstream.throttle import Throttle
-from mirror.workers import READY
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ from mirror.http.admin_access import AdminAccess
 from mirror.http.errors import JSON, error_response, message_response
 from mirror.http.page import Page
 from mirror.http.server import finish_headers
-from mirror.operating import Operator
-from mirror.overview import Overview
+from mirror.operators.operating import Operator
+from mirror.operators.overview import Overview
 from mirror.status import Done, Health, Status, as_json
 
 PUSH_SECONDS = 1.0

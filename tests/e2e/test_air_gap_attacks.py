@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.signatures import NAMESPACE
+from mirror.bundle.signatures import NAMESPACE
 from tests.e2e.test_cli import one_line
 from tests.support.air_gap import Site, put, sum_again
 from tests.support.needs import needs

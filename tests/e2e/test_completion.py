@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.cli import build_parser
-from mirror.examples import EXAMPLES
+from mirror.commands.examples import EXAMPLES
 from tests.e2e.test_cli import run
 from tests.support.needs import needs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.demo import Download, Round, verdict
+from mirror.commands.demo import Download, Round, verdict
 from tests.support.needs import needs
 from tests.support.processes import eventually, free_port
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle import (
+from mirror.bundle.layout import (
     FAT32,
     BadBundle,
     Listed,
@@ -20,9 +20,9 @@ from mirror.bundle import (
     volumes,
     write_sums,
 )
+from mirror.bundle.leaflet import leaflet
+from mirror.bundle.medium import MediumFile
 from mirror.errors import MirrorError, UsageError
-from mirror.leaflet import leaflet
-from mirror.medium import MediumFile
 from tests.support.scripted import metadata_of
 
 IMAGE = metadata_of(b"an image of some bytes")

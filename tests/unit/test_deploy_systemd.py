@@ -10,7 +10,7 @@ import pytest
 
 from mirror.config import Config
 from mirror.config.loading import load
-from mirror.systemd import PassedSockets
+from mirror.process.systemd import PassedSockets
 from tests.support.needs import needs
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"

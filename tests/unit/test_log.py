@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import mirror
 from mirror.config import Log
-from mirror.events import Events
 from mirror.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
 from mirror.metrics import Metrics
+from mirror.operators.events import Events
 
 SOURCE = Path(mirror.__file__).parent
 PAGE = SOURCE.parent / "docs" / "logs.md"

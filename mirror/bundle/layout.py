@@ -2,9 +2,9 @@
 
     <image>, or <image>.001, .002 and so on    the bytes, whole or in volumes
     metadata.json                              upstream's body
-    README.txt                                 what a person does with all this (see `mirror.leaflet`)
+    README.txt                                 what a person does with all this (see `mirror.bundle.leaflet`)
     SHA256SUMS                                 of all of these, as GNU coreutils write and read it
-    SHA256SUMS.sig                             its signature, when it was signed (see `mirror.signatures`)
+    SHA256SUMS.sig                             its signature, when it was signed (see `mirror.bundle.signatures`)
 
 Names and what they mean; nothing is read or written here. A name that comes from elsewhere (upstream's `filename`, a
 line of SHA256SUMS) is never a path: it has no separator, no blank, nothing that FAT, a shell or a terminal takes amiss.

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mirror.bundle import METADATA, SIGNATURE, SUMS, Volume, directory_name, image_name
+from mirror.bundle.layout import METADATA, SIGNATURE, SUMS, Volume, directory_name, image_name
+from mirror.bundle.signatures import NAMESPACE
 from mirror.metadata import ImageMetadata
-from mirror.signatures import NAMESPACE
 from mirror.units import format_size
 
 

@@ -3,7 +3,7 @@
 Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
 `mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
 tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves, and from then on
-how it is, a line each time (see `mirror.telemetry`).
+how it is, a line each time (see `mirror.operators.telemetry`).
 """
 
 import asyncio

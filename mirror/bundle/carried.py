@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from mirror import signatures
-from mirror.bundle import LEAFLET, METADATA, SIGNATURE, SUMS, BadBundle, Sums, in_order, lacking
+from mirror.bundle import signatures
+from mirror.bundle.layout import LEAFLET, METADATA, SIGNATURE, SUMS, BadBundle, Sums, in_order, lacking
+from mirror.bundle.medium import read_small
 from mirror.errors import BadUpstream, UsageError
-from mirror.medium import read_small
 from mirror.metadata import MAX_BODY, ImageMetadata
 
 MAX_SUMS = 1 << 20

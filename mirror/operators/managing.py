@@ -12,12 +12,12 @@ from mirror.http.admin_access import AdminAccess, is_loopback
 from mirror.http.admin_api import AdminApi
 from mirror.http.page import Page
 from mirror.http.server import Listener
-from mirror.operating import Operator
-from mirror.overview import Overview
+from mirror.operators.operating import Operator
+from mirror.operators.overview import Overview
+from mirror.operators.telemetry import Telemetry, Together
 from mirror.prefetch import Prefetcher, nothing_to_fetch
+from mirror.process.workers import Workers
 from mirror.status import Health
-from mirror.telemetry import Telemetry, Together
-from mirror.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from mirror.bundle import BadBundle
-from mirror.carried import Carried, Part
-from mirror.medium import open_to_read, size_of
+from mirror.bundle.carried import Carried, Part
+from mirror.bundle.layout import BadBundle
+from mirror.bundle.medium import open_to_read, size_of
 from mirror.progress import Meter
 from mirror.waiting import finished
 
@@ -27,6 +27,10 @@ class Checked:
     size: int
     trouble: str | None = None
 
+    def describe(self) -> dict[str, object]:
+        """As machines see it."""
+        return {"path": str(self.path), "size": self.size, "good": self.trouble is None, "detail": self.trouble}
+
 
 class BadParts(BadBundle):
     """Some parts of an image are bad. `checked` are all of them."""
@@ -37,6 +41,11 @@ class BadParts(BadBundle):
         super().__init__(f"{share}{'; '.join(bad)}. Nothing was imported: copy what is bad again")
         self.image_hash = image_hash
         self.checked = checked
+
+    def describe(self) -> dict[str, object]:
+        """As machines see it."""
+        parts = [each.describe() for each in self.checked]
+        return {"hash": self.image_hash, "stored": False, "current": False, "parts": parts}
 
 
 class Checking:

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 
 from mirror.errors import ConfigError
 from mirror.log import event
-from mirror.signals import on_signal
-from mirror.systemd import ServiceManager
+from mirror.process.signals import on_signal
+from mirror.process.systemd import ServiceManager
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What one process tells of itself, and what several of them tell together.
 
-With workers the first process hears from each of the others every second (see `mirror.workers`) and adds them up; what
-a worker counted stays when it has died.
+With workers the first process hears from each of the others every second (see `mirror.process.workers`) and adds them
+up; what a worker counted stays when it has died.
 """
 
 import time
@@ -14,10 +14,10 @@ from prometheus_client.metrics_core import Metric
 from pydantic import TypeAdapter
 
 from mirror.catalog import Catalog
-from mirror.events import Events
 from mirror.fill import Fill
 from mirror.library import Library
 from mirror.metrics import Metrics
+from mirror.operators.events import Events
 from mirror.status import Event, RunningFill, Traffic, UpstreamState
 from mirror.verdict import State
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirror.bundle import SIGNATURE, SUMS, BadBundle
+from mirror.bundle.layout import SIGNATURE, SUMS, BadBundle
 from mirror.errors import MirrorError, UsageError
 
 NAMESPACE = "bundle@pps-mirror"

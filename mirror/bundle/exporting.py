@@ -1,4 +1,4 @@
-"""`pps-mirror export`: write a stored image as a bundle (see `mirror.bundle`), to be carried across an air gap.
+"""`pps-mirror export`: write a stored image as a bundle (see `mirror.bundle.layout`), to be carried across an air gap.
 
 All of the image is read from the store once and hashed; what lies on the medium already is kept as far as it agrees,
 the rest is written and read back. SHA256SUMS comes last: without it a bundle is not finished.
@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from mirror import bundle, signatures
-from mirror.bundle import Listed, Volume
+from mirror.bundle import layout, signatures
+from mirror.bundle.layout import Listed, Volume
+from mirror.bundle.leaflet import leaflet
+from mirror.bundle.medium import PART, FullMedium, MediumFile, is_plain, size_of, too_large_a_file, write_small
 from mirror.config import Config
 from mirror.errors import MirrorError, NotFound, UsageError
-from mirror.keeping import opened_shelf
-from mirror.leaflet import leaflet
-from mirror.medium import PART, FullMedium, MediumFile, is_plain, size_of, too_large_a_file, write_small
 from mirror.progress import Meter
-from mirror.shelf import Shelf
+from mirror.shelf import Shelf, opened_shelf
 from mirror.store.base import Body, Cut
 from mirror.units import MIB, format_size
 from mirror.waiting import finished
@@ -49,6 +48,10 @@ class Exported:
     size: int
     sha256: str
 
+    def describe(self) -> dict[str, object]:
+        """As machines see it."""
+        return {"path": str(self.path), "size": self.size, "sha256": self.sha256}
+
 
 def export(
     config: Config, name: str, directory: Path, meter: Meter, *, split: str | None = None, key: Path | None = None
@@ -59,13 +62,13 @@ def export(
     goes on when it is called again. Raises UsageError, NotFound, StoreUnavailable, or MirrorError when it cannot be
     written.
     """
-    volume_size = None if split is None else bundle.parse_split(split)
+    volume_size = None if split is None else layout.parse_split(split)
     if key is not None:
         signatures.check_key(key)
     if not directory.is_dir():
         raise UsageError(f"{directory} is no directory: name the one where the bundle's is to be made")
-    if volume_size == bundle.FAT32:
-        meter.say(f"volumes of {bundle.FAT32} bytes, which FAT32 takes")
+    if volume_size == layout.FAT32:
+        meter.say(f"volumes of {layout.FAT32} bytes, which FAT32 takes")
     return asyncio.run(_export(config, name, directory, meter, volume_size, key))
 
 
@@ -74,8 +77,8 @@ async def _export(
 ) -> Sequence[Exported]:
     async with opened_shelf(config) as shelf:
         image = await _image(shelf, shelf.find(name))
-        volumes = bundle.volumes(image.metadata, split)
-        target = directory / bundle.directory_name(image.metadata)
+        volumes = layout.volumes(image.metadata, split)
+        target = directory / layout.directory_name(image.metadata)
         try:
             with _alone_in(target):
                 return await _Export(image, target, volumes, meter).run(key)
@@ -124,8 +127,8 @@ class _Export:
                 f"not finished: run `pps-mirror verify {self._metadata.hash[:12]}`"
             )
         for name, data in (
-            (bundle.METADATA, self._metadata.raw),
-            (bundle.LEAFLET, leaflet(self._metadata, self._volumes)),
+            (layout.METADATA, self._metadata.raw),
+            (layout.LEAFLET, leaflet(self._metadata, self._volumes)),
         ):
             written.append(await _blocking(self._small, name, data))
         written += await _blocking(self._sums, [Listed(file.path.name, file.sha256) for file in written], key)
@@ -137,7 +140,7 @@ class _Export:
         """Remove what an earlier export of this image, which was split in another way, has left."""
         wanted = {volume.name for volume in self._volumes}
         for path in self._target.iterdir():
-            if bundle.is_ours(path.name, self._metadata, PART) and path.name.removesuffix(PART) not in wanted:
+            if layout.is_ours(path.name, self._metadata, PART) and path.name.removesuffix(PART) not in wanted:
                 path.unlink()
 
     def _check_room(self) -> None:
@@ -196,14 +199,14 @@ class _Export:
 
     def _sums(self, files: Sequence[Listed], key: Path | None) -> Sequence[Exported]:
         """Write SHA256SUMS, after its signature: who has the one has the other."""
-        sums = bundle.write_sums(files)
-        signature_path, sums_path = self._target / bundle.SIGNATURE, self._target / bundle.SUMS
+        sums = layout.write_sums(files)
+        signature_path, sums_path = self._target / layout.SIGNATURE, self._target / layout.SUMS
         written = []
         if key is not None:
-            written.append(self._small(bundle.SIGNATURE, signatures.sign(sums, key)))
+            written.append(self._small(layout.SIGNATURE, signatures.sign(sums, key)))
         elif not is_plain(sums_path) or sums_path.read_bytes() != sums:  # else an earlier signature is still good
             signature_path.unlink(missing_ok=True)
-        return [*written, self._small(bundle.SUMS, sums)]
+        return [*written, self._small(layout.SUMS, sums)]
 
 
 class _Feed:

@@ -4,18 +4,15 @@ An image is named by the first 6 or more digits of its hash, or `current`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from mirror.config import Config
 from mirror.errors import MirrorError
 from mirror.progress import Meter
-from mirror.shelf import Shelf, lines
+from mirror.shelf import opened_shelf
 from mirror.store.removal import Removal
 from mirror.store.space import Collected
 from mirror.store.verification import Verdict, Verified
-from mirror.stores import opened
 from mirror.units import format_size
 
 _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
@@ -48,14 +45,6 @@ def complain_of_excess(collected: Collected) -> None:
             f"the store is still {format_size(collected.beyond)} beyond store.max_size or store.min_free: what is left "
             "is pinned, current, being served, or among the newest that store.keep protects"
         )
-
-
-@asynccontextmanager
-async def opened_shelf(config: Config) -> AsyncIterator[Shelf]:
-    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
-    with ThreadPoolExecutor(2) as pool:
-        async with opened(config, pool) as stores:
-            yield await Shelf.of(config, stores, await lines(config, stores, pool))
 
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mirror.caller import Caller
+from mirror.commands.loaders import Loader
 from mirror.config import TOKEN_VARIABLE, Config, load_token
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import (
@@ -31,7 +32,6 @@ from mirror.errors import (
 )
 from mirror.fill import Fill, backoff
 from mirror.http.image_response import safe_name
-from mirror.loaders import Loader
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter

@@ -15,13 +15,13 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from mirror import __version__
 from mirror.app import Mirror
-from mirror.history import History
 from mirror.log import event
 from mirror.metrics import NAMESPACE
+from mirror.operators.history import History
+from mirror.operators.telemetry import INTERVAL, Gathered, Telemetry, Together
+from mirror.process.workers import Workers
 from mirror.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.store.base import StoredInfo, StoreUnavailable
-from mirror.telemetry import INTERVAL, Gathered, Telemetry, Together
-from mirror.workers import Workers
 
 FRESH = 0.9
 """Seconds for which a status is good enough for whoever asks next."""

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from mirror.app import Mirror, opened
 from mirror.caller import Caller
 from mirror.catalog import Away
+from mirror.commands.running import ROLLOVERS, Gone, running_mirror
 from mirror.config import TOKEN_VARIABLE, Config
 from mirror.errors import ConfigError, MirrorError, UpstreamRefused
 from mirror.fill import Fill
 from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
-from mirror.running import ROLLOVERS, Gone, running_mirror
 from mirror.store.base import StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size

@@ -11,7 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from mirror.bundle import BadBundle
+from mirror.bundle.layout import BadBundle
 from mirror.errors import MirrorError
 from mirror.store.durable import sync_directory
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.app import loaded_catalog
-from mirror.bundle import BadBundle
-from mirror.carried import Carried, find
-from mirror.checking import Checked, Checking
+from mirror.bundle.carried import Carried, find
+from mirror.bundle.checking import Checked, Checking
+from mirror.bundle.layout import BadBundle
+from mirror.bundle.medium import open_to_read
 from mirror.config import Config
 from mirror.fill import Fill
-from mirror.medium import open_to_read
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
 from mirror.source import Stream
@@ -46,11 +46,16 @@ class Imported:
     current: bool
     checked: Sequence[Checked]
 
+    def describe(self) -> dict[str, object]:
+        """As machines see it."""
+        parts = [each.describe() for each in self.checked]
+        return {"hash": self.metadata.hash, "stored": True, "current": self.current, "parts": parts}
+
 
 def bring_in(
     config: Config, paths: Sequence[Path], meter: Meter, *, metadata: Path | None = None, trusted: Path | None = None
 ) -> Imported:
-    """Bring the image at `paths` into the store (see `mirror.carried`). Cancelled, it keeps what the store has of it.
+    """Bring the image at `paths` (see `mirror.bundle.carried`) into the store. Cancelled, it keeps what is there of it.
 
     With `trusted` it must be signed by somebody whom that file allows. Raises UsageError, BadBundle, StoreUnavailable.
     """

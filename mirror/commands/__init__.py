@@ -1,0 +1,1 @@
+"""The commands beside `serve`, one module each: what `mirror.cli` calls."""
