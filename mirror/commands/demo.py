@@ -251,14 +251,16 @@ class _Demo:
 
     def _explain(self) -> None:
         authorization = f'-H "Authorization: {self._headers["Authorization"]}"'
-        self._say(f"The mirror is at {self._url} and stays up until Ctrl-C. In another terminal try:\n")
+        admin = f"http://{self._config.admin.host}:{self._config.admin.port}"
+        self._say(f"The mirror is at {self._url} and stays up until Ctrl-C; its status page, for a browser, at {admin}/")
+        self._say("In another terminal try:\n")
         for command in (
             f"curl {authorization} {self._url}{METADATA}",
             f"curl {authorization} {self._url}{IMAGE} | sha256sum",
             f"curl -I {authorization} {self._url}{IMAGE}",
             f"curl -r 0-99 {authorization} {self._url}{IMAGE} | wc -c",
             f"curl {authorization} {self._url}/mirror/v1/images/",
-            f"curl http://{self._config.admin.host}:{self._config.admin.port}/readyz",
+            f"curl {admin}/readyz",
         ):
             self._say(f"  {command}")
 

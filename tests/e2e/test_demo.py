@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def test_what_it_prints_works_as_printed_and_sigterm_ends_it(environ: Mapping[st
         if "readyz" in line:
             break
     assert f"http://127.0.0.1:{port}" in said
+    page = re.search(r"its status page, for a browser, at (http://\S+/)", said)
+    assert page is not None
+    with urllib.request.urlopen(page[1], timeout=20) as answer:
+        assert b"pps-mirror</title>" in answer.read()
     commands = [line.strip() for line in said.splitlines() if line.strip().startswith("curl ")]
     assert len(commands) == 6
     for command in commands:
