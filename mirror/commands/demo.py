@@ -252,7 +252,9 @@ class _Demo:
     def _explain(self) -> None:
         authorization = f'-H "Authorization: {self._headers["Authorization"]}"'
         admin = f"http://{self._config.admin.host}:{self._config.admin.port}"
-        self._say(f"The mirror is at {self._url} and stays up until Ctrl-C; its status page, for a browser, at {admin}/")
+        self._say(
+            f"The mirror is at {self._url} and stays up until Ctrl-C; its status page, for a browser, at {admin}/"
+        )
         self._say("In another terminal try:\n")
         for command in (
             f"curl {authorization} {self._url}{METADATA}",

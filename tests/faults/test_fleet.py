@@ -167,16 +167,18 @@ def test_forty_clients_of_four_replicas_cost_one_fetch_and_all_go_along_with_it(
             simulator.set_rate(RATE / 3)
             eventually(arrived(fleet, share), 60, "a part of the image")
             simulator.set_rate(CRAWL)  # or how far behind they are would depend on how fast this machine is
-            position = fleet.position()
-            eventually(
-                lambda at=position: all(each.received >= at for each in downloads), 60, "that part, at all of them"
-            )
+            eventually(all_have(downloads, fleet.position()), 60, "that part, at all of them")
             assert not any(each.done for each in downloads)
         simulator.set_rate(RATE)
         eventually(lambda: all(each.done for each in downloads), 60, "the end of all downloads")
         assert {download.sha256 for download in downloads} == {simulator.image_sha256("first")}
         assert fleet.fetches() == 1
         fleet.assert_settled()
+
+
+def all_have(downloads: "Sequence[Progress]", position: int) -> Callable[[], bool]:
+    """Whether all have come so far."""
+    return lambda: all(download.received >= position for download in downloads)
 
 
 class Progress:
