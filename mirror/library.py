@@ -49,6 +49,7 @@ _OUTCOMES = {
     Reason.REFUSED: "refused",
     Reason.GAVE_UP: "gave_up",
     Reason.STORE: "store_failed",
+    Reason.ABANDONED: "abandoned",
     Reason.STOPPED: "stopped",
 }
 

@@ -86,7 +86,8 @@ class ImageLine:
 class Room:
     """How full a place is: `used` by the mirror, up to `limit`, where `free` are left on the file system.
 
-    A bucket has neither limit nor free space that could be known: None. `trouble` says in words what is wrong with it.
+    `room` is how large a new image may be, when all goes that may. Of a bucket none of these three can be known: None.
+    `trouble` says in words what is wrong with the place.
     """
 
     place: str
@@ -95,6 +96,7 @@ class Room:
     images: int
     limit: int | None = None
     free: int | None = None
+    room: int | None = None
     trouble: str | None = None
 
 

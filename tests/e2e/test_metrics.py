@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from mirror.metrics import OUTCOMES
-from mirror.simulator.client import Fault, Simulator
+from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
@@ -96,9 +96,56 @@ def test_cuts_and_wrong_bytes_are_counted(simulator: Simulator, fresh_mirror: Fr
     assert metric(other, "fills_total", outcome="wrong_bytes") == 1
 
 
-def test_every_outcome_of_a_fill_is_there_from_the_beginning(fresh_mirror: FreshMirror) -> None:
+def test_what_alerts_look_at_is_there_from_the_beginning(fresh_mirror: FreshMirror) -> None:
+    """Or its first increase would be none."""
     text = ask_admin(fresh_mirror(), "GET", "/metrics").body.decode()
     assert set(re.findall(r'pps_mirror_fills_total{outcome="(\w+)"} 0\.0', text)) == set(OUTCOMES)
+    for sample in (
+        'requests_total{cache="none",route="image",status="503"}',
+        'downloads_total{cache="bypass"}',
+        'verification_failures_total{where="scrub"}',
+        'prefetches_total{outcome="failed"}',
+        "worker_deaths_total",
+    ):
+        assert f"pps_mirror_{sample} 0.0\n" in text
+
+
+def test_errors_are_counted_where_they_were_expected(simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask) -> None:
+    simulator.fault(Fault("metadata", times=2, status=500))
+    mirror = fresh_mirror()
+    assert ask(mirror.image_url).status == 502
+    assert ask(mirror.metadata_url).status == 502
+    eventually(lambda: metric(mirror, "requests_total", route="image", status="502", cache="none") == 1)
+    eventually(lambda: metric(mirror, "requests_total", route="metadata", status="502", cache="none") == 1)
+
+
+def test_a_passing_through_that_its_clients_leave_is_neither_good_nor_bad(fresh_mirror: FreshMirror) -> None:
+    with Simulator.start([ImageSpec("large", size=24 * MIB)]) as upstream:
+        mirror = fresh_mirror({"store": {"max_size": "1MiB"}}, upstream=upstream)
+        with Download(mirror.image_url) as download:
+            download.read(MIB)
+            download.abandon()
+        eventually(lambda: metric(mirror, "fills_total", outcome="abandoned") == 1, 60, "its end")
+        assert metric(mirror, "fills_total") == 1
+        assert metric(mirror, "downloads_total", cache="bypass") == 1
+
+
+def test_limits_of_the_configuration_are_told_for_alerts(
+    fresh_mirror: FreshMirror, ask: Ask, shared_simulator: Simulator
+) -> None:
+    mirror = fresh_mirror(
+        {
+            "store": {"scrub_interval": "2d", "min_free": "3MiB", "max_size": "12MiB"},
+            "upstream": {"stale_if_error": "5d"},
+        }
+    )
+    ask(mirror.image_url)
+    eventually(lambda: metric(mirror, "current_stored") == 1, what="a look at the store since then")
+    assert metric(mirror, "scrub_interval_seconds") == 2 * 86400
+    assert metric(mirror, "stale_if_error_seconds") == 5 * 86400
+    assert metric(mirror, "store_min_free_bytes", place="disk") == 3 * MIB
+    assert metric(mirror, "store_room_bytes", place="disk") == 7 * MIB  # the image that is there is kept
+    assert metric(mirror, "current_size_bytes") == 5 * MIB
 
 
 def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
@@ -112,6 +159,7 @@ def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
         subprocess.run(["kill", "-KILL", child], check=True)
     eventually(lambda: "ended with status -9" in mirror.log(), what="the end of a worker")
     eventually(lambda: metric(mirror, "workers", state="serving") == 2, what="other workers")
+    assert metric(mirror, "worker_deaths_total") == 2
     assert metric(mirror, "served_bytes_total") == 5 * MIB
 
 
