@@ -1,7 +1,6 @@
 """/metrics: valid, whole, true; also when workers die."""
 
 import re
-import signal
 import subprocess
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
-from tests.support.processes import MirrorProcess, eventually, free_port
+from tests.support.processes import MirrorProcess, eventually
+from tests.support.prometheus import Prometheus
 
 MIB = 1 << 20
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -164,39 +164,8 @@ def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
 
 
 def test_a_real_prometheus_scrapes_it(mirror: MirrorProcess, tmp_path: Path) -> None:
-    port = free_port()
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 1s}\n"
-        "scrape_configs:\n"
-        "  - job_name: pps-mirror\n"
-        f"    static_configs: [{{targets: ['127.0.0.1:{mirror.admin_port}']}}]\n"
-    )
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        prometheus = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-
-        def query(expression: str) -> str:
-            done = subprocess.run(
-                ["promtool", "query", "instant", f"http://127.0.0.1:{port}", expression],
-                capture_output=True,
-                check=False,
-            )
-            return done.stdout.decode()
-
-        eventually(lambda: "=> 1 @" in query('up{job="pps-mirror"}'), what="a scrape")
-        assert "=> 1 @" in query("pps_mirror_ready")
-        assert 'outcome="published"' in query("pps_mirror_fills_total > 0")
-        assert query("histogram_quantile(0.9, sum by (le) (pps_mirror_fill_duration_seconds_bucket))")
-    finally:
-        prometheus.send_signal(signal.SIGTERM)
-        prometheus.wait(20)
+    with Prometheus(tmp_path / "prometheus", [mirror]) as prometheus:
+        eventually(lambda: prometheus.query('up{job="pps-mirror"} == 1'), what="a scrape")
+        assert prometheus.query("pps_mirror_ready == 1")
+        assert prometheus.query('pps_mirror_fills_total{outcome="published"} > 0')
+        assert prometheus.query("histogram_quantile(0.9, sum by (le) (pps_mirror_fill_duration_seconds_bucket))")
