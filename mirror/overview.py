@@ -157,7 +157,9 @@ class Overview:
             except StoreUnavailable as error:
                 rooms.append(Room("disk", where, 0, count, trouble=error.message))
             else:
-                rooms.append(Room("disk", where, use.used, count, use.limit, use.free, use.room, trouble.get("disk")))
+                rooms.append(
+                    Room("disk", where, use.used, count, use.limit, use.free, use.largest, trouble.get("disk"))
+                )
         if stores.bucket is not None:
             where = self._mirror.config.store.s3.bucket or ""
             there = [info for info in images if "bucket" in info.places]
@@ -262,7 +264,7 @@ class Overview:
             "store_room_bytes",
             "How large a new image may be to have room, when all goes that may.",
             ("place",),
-            (((room.place,), room.room) for room in rooms if room.room is not None),
+            (((room.place,), room.largest) for room in rooms if room.largest is not None),
         )
         yield _gauge(
             "store_min_free_bytes",

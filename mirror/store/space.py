@@ -37,13 +37,14 @@ class _Room(NamedTuple):
 class Use(NamedTuple):
     """Bytes: `used` by the store, the `limit` up to which it may grow now, `free` on its file system.
 
-    `room` is how large a new image may be: what is left when running fills have theirs, and what may be evicted.
+    `largest` is how large a new image may be: what is left when running fills have theirs, and what may be evicted. A
+    partial of the current image that rests counts as if it were room, since it will go on there.
     """
 
     used: int
     limit: int
     free: int
-    room: int
+    largest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Space:
         if self._max_size is not None:
             limit = min(limit, self._max_size)
         evictable = sum(removal.size for removal in self._plan(sys.maxsize, spare=()))
-        return Use(room.used, limit, room.free, max(0, self._left(room) + evictable))
+        return Use(room.used, limit, room.free, max(0, self._left(room) + evictable + self._resting()))
 
     def lacking(self, metadata: ImageMetadata, wanted: int) -> str | None:
         """Say why `wanted` more bytes of an image would have no room, even if all was evicted that may be; or None."""
@@ -170,6 +171,14 @@ class Space:
         if self._max_size is not None:
             left = min(left, self._max_size - room.used)
         return left - room.promised
+
+    def _resting(self) -> int:
+        """Bytes of the current image that came and that no fill, of any process, goes on with now."""
+        if (current := self._layout.current()) is None:
+            return 0
+        partial = self._layout.partial / current
+        file = file_at(partial)
+        return 0 if file is None or is_read(partial) else file.st_size
 
     def _promised(self, partial: Path) -> int:
         """Bytes that a fill, of any process, will still append to its partial."""

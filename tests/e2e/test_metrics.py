@@ -11,7 +11,7 @@ from mirror.metrics import OUTCOMES
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download
-from tests.support.fixtures import Ask, FreshMirror
+from tests.support.fixtures import Ask, FreshMirror, Sections
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.prometheus import Prometheus
 
@@ -128,6 +128,25 @@ def test_a_passing_through_that_its_clients_leave_is_neither_good_nor_bad(fresh_
         eventually(lambda: metric(mirror, "fills_total", outcome="abandoned") == 1, 60, "its end")
         assert metric(mirror, "fills_total") == 1
         assert metric(mirror, "downloads_total", cache="bypass") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_degraded_as_long_as_the_last_image_found_no_room_whichever_process_found_that(
+    fresh_mirror: FreshMirror, ask: Ask, workers: int
+) -> None:
+    images = [ImageSpec("large", size=5 * MIB), ImageSpec("small", size=MIB // 2, created="2026-01-02T03:04:05Z")]
+    with Simulator.start(images) as upstream:
+        sections: Sections = {
+            "store": {"max_size": "1MiB"},
+            "server": {"workers": workers},
+            "upstream": {"metadata_ttl": "0s"},
+        }
+        mirror = fresh_mirror(sections, upstream=upstream)
+        assert ask(mirror.image_url).status == 200
+        eventually(lambda: metric(mirror, "degraded") == 1, what="word of it")
+        upstream.roll_over("small")
+        assert len(ask(mirror.image_url).body) == MIB // 2
+        eventually(lambda: metric(mirror, "degraded") == 0, what="word that one was stored")
 
 
 def test_limits_of_the_configuration_are_told_for_alerts(
