@@ -20,7 +20,7 @@ from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.pacing import Pace
 from mirror.rollover import Bring, WhenStored
-from mirror.status import Health
+from mirror.status import Health, StoreState
 from mirror.store.base import StoreUnavailable
 from mirror.stores import Stores, disk_store
 from mirror.stores import opened as opened_stores
@@ -51,12 +51,15 @@ class Mirror:
     library: Library
     metrics: Metrics
 
-    async def health(self) -> Health:
-        """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream."""
+    async def health(self, store: StoreState) -> Health:
+        """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream.
+
+        `store` is what the process found that asked the store last to take an image: this one, or a worker.
+        """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
-        if self.library.trouble is not None and not said:
-            said.append(self.library.trouble)
+        if store.trouble is not None and not said:
+            said.append(store.trouble)
         if self.upstream is None and trouble.keys() == self.stores.places.keys():
             return Health(reasons=said)
         return Health(degraded=said)

@@ -24,6 +24,7 @@ from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.source import Counted, NoSource, Origin
+from mirror.status import StoreState
 from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
@@ -49,6 +50,7 @@ _OUTCOMES = {
     Reason.REFUSED: "refused",
     Reason.GAVE_UP: "gave_up",
     Reason.STORE: "store_failed",
+    Reason.ABANDONED: "abandoned",
     Reason.STOPPED: "stopped",
 }
 
@@ -119,14 +121,14 @@ class Library:
         self._read: set[str] = set()
         self._beginning = asyncio.Lock()
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
-        self._trouble: str | None = None
+        self._state = StoreState()
         self._unreadable = False
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
 
     @property
-    def trouble(self) -> str | None:
-        """Why the store took no image when it was last asked to, in words; None when it did."""
-        return self._trouble
+    def store_state(self) -> StoreState:
+        """Whether the store took an image when it was last asked to from here."""
+        return self._state
 
     @property
     def fills(self) -> Sequence[tuple[Fill, datetime]]:
@@ -265,22 +267,24 @@ class Library:
         return self._window(fill.metadata, journal.position, journal.digest())
 
     def _recovered(self, words: str) -> None:
-        if self._trouble is not None:
+        if self._state.trouble is not None:
             log.info("%s", words, extra=event("store.recovered"))
-            self._trouble = None
+        self._state = StoreState(None, datetime.now(UTC))
 
     def _failed(self, error: StoreUnavailable) -> None:
-        if self._trouble is None:
+        if self._state.trouble is None:
             log.error(
                 "%s; until it is well again images are passed through and not stored",
                 error,
                 extra=event("store.failing"),
             )
-        self._trouble = error.message
+        self._state = StoreState(error.message, datetime.now(UTC))
 
     def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
         if len(self._windows) >= WINDOWS:
-            raise StoreUnavailable(f"{self._trouble}; and {WINDOWS} images are passed through already, as many as can")
+            raise StoreUnavailable(
+                f"{self._state.trouble}; and {WINDOWS} images are passed through already, as many as can"
+            )
         window = Window(metadata, position, digest)
         self._windows.add(window)
         return window

@@ -5,7 +5,7 @@ Base units, and labels of which there are few: never a name, a hash, a client. E
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 
@@ -15,9 +15,12 @@ NAMESPACE = "pps_mirror"
 
 OUTCOMES = (
     *("published", "followed", "passed_through"),
-    *("wrong_bytes", "changed", "refused", "gave_up", "store_failed", "stopped", "other"),
+    *("wrong_bytes", "changed", "refused", "gave_up", "store_failed", "abandoned", "stopped", "other"),
 )
 """What may become of a fill."""
+
+CACHES = ("hit", "stored", "collapsed", "stale", "bypass")
+"""How an image may be come by."""
 
 _QUICK = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _REQUEST = (*_QUICK, 100.0, 300.0, 1000.0, 3600.0)
@@ -57,18 +60,27 @@ class Metrics:
         self.evictions = counter("evictions", "Images that had to make room.")
         self.scrubs = counter("scrubs", "Stored images that were hashed again by the scrub.", "verdict")
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
+        self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
 
-        # From the beginning, or nobody would see the first of them as an increase.
-        for outcome in OUTCOMES:
-            self.fills.labels(outcome)
-        for where in ("fill", "scrub"):
-            self.unverified.labels(where)
-        for decision in ("accepted", "refused", "unknown"):
-            self.decisions.labels(decision)
-        for origin in ("upstream", "replica", "store"):
-            self.fetched.labels(origin)
-        for request, outcome in product(("metadata", "image", "passthrough"), ("ok", "refused", "failed")):
-            self.upstream_requests.labels(request, outcome)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Have what alerts look at from the beginning, or nobody would see the first of them as an increase."""
+        expected: tuple[tuple[Counter, Iterable[tuple[str, ...]]], ...] = (
+            (self.fills, product(OUTCOMES)),
+            (self.unverified, product(("fill", "scrub"))),
+            (self.decisions, product(("accepted", "refused", "unknown"))),
+            (self.fetched, product(("upstream", "replica", "store"))),
+            (self.downloads, product(CACHES)),
+            (self.served, product(CACHES)),
+            (self.scrubs, product(("good", "bad"))),
+            (self.prefetches, product(("began", "nothing", "failed"))),
+            (self.requests, product(("image", "metadata", "passthrough"), ("500", "502", "503", "504"), ("none",))),
+            (self.upstream_requests, product(("metadata", "image", "passthrough"), ("ok", "refused", "failed"))),
+        )
+        for counter, labels in expected:
+            for each in labels:
+                counter.labels(*each)
 
     @contextmanager
     def asking(self, request: str) -> Iterator["Asked"]:

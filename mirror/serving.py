@@ -69,7 +69,7 @@ async def serve(
                 return Health(["the mirror is starting"])
             if stopping.is_set():
                 return Health(["the mirror is stopping"])
-            return _with_workers(await mirror.health(), workers)
+            return _with_workers(await mirror.health(together.store), workers)
 
         async def take_up_rates() -> bool:
             return pace.take_up((await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again)).upstream)

@@ -48,6 +48,14 @@ class UpstreamState:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreState:
+    """Whether the store took the last image that it was asked to take, `asked_at`: `trouble` says in words why not."""
+
+    trouble: str | None = None
+    asked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunningFill:
     """A transfer that runs. `state` is one of `mirror.verdict.State`; `seconds_left` is None while nobody can tell.
 
@@ -86,7 +94,8 @@ class ImageLine:
 class Room:
     """How full a place is: `used` by the mirror, up to `limit`, where `free` are left on the file system.
 
-    A bucket has neither limit nor free space that could be known: None. `trouble` says in words what is wrong with it.
+    `largest` is how large a new image may be, when all goes that may. Of a bucket none of these can be known: None.
+    `trouble` says in words what is wrong with the place.
     """
 
     place: str
@@ -95,6 +104,7 @@ class Room:
     images: int
     limit: int | None = None
     free: int | None = None
+    largest: int | None = None
     trouble: str | None = None
 
 

@@ -99,7 +99,7 @@ class _Pull:
         if opened.found is not Found.PASSED:
             await self._watch(opened.fill)
         if isinstance(opened.fill.journal, Window):
-            raise StoreUnavailable(self._mirror.library.trouble or "the mirror's store takes no image")
+            raise StoreUnavailable(self._mirror.library.store_state.trouble or "the mirror's store takes no image")
         await self._settle()
         if opened.fill.journal.ours:
             self._meter.say(f"{name} is verified and stored, after {format_duration(clock() - began)}")

@@ -59,5 +59,7 @@ class Events(logging.Handler):
                 self._metrics.evictions.inc()
             case "scrub.good" | "scrub.bad":
                 self._metrics.scrubs.labels(action.removeprefix("scrub.")).inc()
+            case "worker.died":
+                self._metrics.worker_deaths.inc()
         if action in {"scrub.bad", "image.bad"}:
             self._metrics.unverified.labels("scrub").inc()

@@ -157,7 +157,9 @@ class Overview:
             except StoreUnavailable as error:
                 rooms.append(Room("disk", where, 0, count, trouble=error.message))
             else:
-                rooms.append(Room("disk", where, use.used, count, use.limit, use.free, trouble.get("disk")))
+                rooms.append(
+                    Room("disk", where, use.used, count, use.limit, use.free, use.largest, trouble.get("disk"))
+                )
         if stores.bucket is not None:
             where = self._mirror.config.store.s3.bucket or ""
             there = [info for info in images if "bucket" in info.places]
@@ -228,11 +230,18 @@ class Overview:
             yield _gauge(
                 "upstream_up", "1 when upstream gave a usable answer last.", (), (((), status.upstream.reachable),)
             )
+            stale = self._mirror.config.upstream.stale_if_error
+            yield _gauge(
+                "stale_if_error_seconds",
+                "How old what upstream said may become while it is away.",
+                (),
+                (((), stale),),
+            )
         yield from self._of_stores(status)
         yield from self._of_images(status)
 
     def _of_stores(self, status: Status) -> Iterator[Metric]:
-        rooms = status.rooms
+        rooms, store = status.rooms, self._mirror.config.store
         yield _gauge(
             "store_used_bytes",
             "Bytes that the mirror's files take.",
@@ -251,6 +260,18 @@ class Overview:
             ("place",),
             (((room.place,), room.free) for room in rooms if room.free is not None),
         )
+        yield _gauge(
+            "store_room_bytes",
+            "How large a new image may be to have room, when all goes that may.",
+            ("place",),
+            (((room.place,), room.largest) for room in rooms if room.largest is not None),
+        )
+        yield _gauge(
+            "store_min_free_bytes",
+            "Bytes there that are left to others.",
+            ("place",),
+            (((room.place,), store.min_free) for room in rooms if room.place == "disk"),
+        )
         yield _gauge("store_images", "Stored images.", ("place",), (((room.place,), room.images) for room in rooms))
         yield _gauge(
             "store_up",
@@ -266,7 +287,14 @@ class Overview:
             yield _gauge(
                 "unverified_seconds", "How long ago the image was verified that waits longest.", (), (((), age),)
             )
+        if self._mirror.stores.disk is not None:
+            interval = self._mirror.config.store.scrub_interval
+            yield _gauge(
+                "scrub_interval_seconds", "How often each image is to be verified again.", (), (((), interval),)
+            )
         if status.current is not None:
+            size = status.current.size
+            yield _gauge("current_size_bytes", "How large what clients get is.", (), (((), size),))
             yield _gauge("current_stored", "1 when what clients get is stored.", (), (((), status.current.stored),))
             if status.current.fetched_at is not None:
                 age = (status.now - status.current.fetched_at).total_seconds()

@@ -18,7 +18,7 @@ from mirror.fill import Fill
 from mirror.library import Library
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
-from mirror.status import Event, RunningFill, Traffic, UpstreamState
+from mirror.status import Event, RunningFill, StoreState, Traffic, UpstreamState
 from mirror.verdict import State
 
 INTERVAL = 1.0
@@ -34,6 +34,7 @@ _SUMMED = frozenset({"counter", "histogram"})
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 UNASKED = UpstreamState(None)
+UNTRIED = StoreState()
 
 SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -66,6 +67,7 @@ class Report:
     samples: Sequence[Sample] = ()
     fills: Sequence[RunningFill] = ()
     upstream: UpstreamState = UNASKED
+    store: StoreState = UNTRIED
     events: Sequence[Event] = ()
 
     def to_line(self) -> bytes:
@@ -100,12 +102,17 @@ class Telemetry:
 
     def report(self) -> Report:
         """How this process is now, and what it heard since the last time."""
-        return Report(self.samples, self.fills, self.upstream, self.events.untold())
+        return Report(self.samples, self.fills, self.upstream, self.store, self.events.untold())
 
     @property
     def upstream(self) -> UpstreamState:
         """What is known of upstream here."""
         return self._catalog.upstream_state
+
+    @property
+    def store(self) -> StoreState:
+        """Whether the store took the last image that came here."""
+        return self._library.store_state
 
     @property
     def fills(self) -> Sequence[RunningFill]:
@@ -201,6 +208,12 @@ class Together:
         """What the process knows that heard of upstream last."""
         states = [self._telemetry.upstream, *(report.upstream for report in self._reports.values())]
         return max(states, key=lambda state: max(state.since or _NEVER, state.heard_at or _NEVER))
+
+    @property
+    def store(self) -> StoreState:
+        """What the process found that asked the store last to take an image."""
+        states = [self._telemetry.store, *(report.store for report in self._reports.values())]
+        return max(states, key=lambda state: state.asked_at or _NEVER)
 
 
 class Gathered:

@@ -7,6 +7,7 @@ others. Nothing is evicted unless that makes enough room. All of it blocks.
 import fcntl
 import logging
 import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,11 +35,16 @@ class _Room(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Bytes: `used` by the store, the `limit` up to which it may grow now, `free` on its file system."""
+    """Bytes: `used` by the store, the `limit` up to which it may grow now, `free` on its file system.
+
+    `largest` is how large a new image may be: what is left when running fills have theirs, and what may be evicted. A
+    partial of the current image that rests counts as if it were room, since it will go on there.
+    """
 
     used: int
     limit: int
     free: int
+    largest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,10 @@ class Space:
         """How full it is."""
         room = self._room(None)
         limit = room.used + max(0, room.free - self._min_free)
-        return Use(room.used, limit if self._max_size is None else min(limit, self._max_size), room.free)
+        if self._max_size is not None:
+            limit = min(limit, self._max_size)
+        evictable = sum(removal.size for removal in self._plan(sys.maxsize, spare=()))
+        return Use(room.used, limit, room.free, max(0, self._left(room) + evictable + self._resting()))
 
     def lacking(self, metadata: ImageMetadata, wanted: int) -> str | None:
         """Say why `wanted` more bytes of an image would have no room, even if all was evicted that may be; or None."""
@@ -162,6 +171,14 @@ class Space:
         if self._max_size is not None:
             left = min(left, self._max_size - room.used)
         return left - room.promised
+
+    def _resting(self) -> int:
+        """Bytes of the current image that came and that no fill, of any process, goes on with now."""
+        if (current := self._layout.current()) is None:
+            return 0
+        partial = self._layout.partial / current
+        file = file_at(partial)
+        return 0 if file is None or is_read(partial) else file.st_size
 
     def _promised(self, partial: Path) -> int:
         """Bytes that a fill, of any process, will still append to its partial."""

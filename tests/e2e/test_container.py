@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Simulator
+from tests.support.compose import environment, services
 from tests.support.debian import PROJECT, debian_root, served, wheels
 from tests.support.docker_engine import DockerEngine
 from tests.support.needs import needs
@@ -110,6 +111,35 @@ def test_locked_up_with_a_bind_mount_and_configured_by_a_file(
     with running(docker_engine, image, *LOCKED_UP, *options) as container:
         assert_it_does_its_job(container, upstream, port)
     assert (store / "images" / upstream.image_sha256("first") / "image").stat().st_uid == UID
+
+
+def test_as_compose_runs_it_with_the_secret_as_its_readme_makes_it(
+    docker_engine: DockerEngine, image: str, upstream: Simulator, tmp_path: Path
+) -> None:
+    service, given = services()["mirror"], environment()
+    port, admin_port = free_ports(2)
+    secret = tmp_path / "admin-token"
+    secret.write_text("the-token-of-the-operators\n")
+    secret.chmod(0o400)
+    os.chown(secret, UID, UID)
+    here = {
+        "PPS_MIRROR__UPSTREAM__URL": upstream.api_url,
+        "PPS_MIRROR__SERVER__PORT": str(port),
+        "PPS_MIRROR__ADMIN__PORT": str(admin_port),
+    }
+    volume, path = service["volumes"][0].split(":")
+    options = [
+        *(f"--env={name}={value}" for name, value in (given | here).items()),
+        *(f"--cap-drop={each}" for each in service["cap_drop"]),
+        *(f"--security-opt={each}" for each in service["security_opt"]),
+        *(f"--tmpfs={each}" for each in service["tmpfs"]),
+        "--read-only",
+        f"--volume={volume}:{path}",
+        f"--volume={secret}:{given['PPS_MIRROR__ADMIN__TOKEN_FILE']}:ro",
+    ]
+    with running(docker_engine, image, *options) as container:
+        assert_it_does_its_job(container, upstream, port)
+    docker_engine.run("volume", "rm", volume)
 
 
 def test_the_image_is_small_and_has_no_installer(docker_engine: DockerEngine, image: str) -> None:

@@ -1,7 +1,6 @@
 """/metrics: valid, whole, true; also when workers die."""
 
 import re
-import signal
 import subprocess
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from mirror.metrics import OUTCOMES
-from mirror.simulator.client import Fault, Simulator
+from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download
-from tests.support.fixtures import Ask, FreshMirror
-from tests.support.processes import MirrorProcess, eventually, free_port
+from tests.support.fixtures import Ask, FreshMirror, Sections
+from tests.support.processes import MirrorProcess, eventually
+from tests.support.prometheus import Prometheus
 
 MIB = 1 << 20
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -96,9 +96,75 @@ def test_cuts_and_wrong_bytes_are_counted(simulator: Simulator, fresh_mirror: Fr
     assert metric(other, "fills_total", outcome="wrong_bytes") == 1
 
 
-def test_every_outcome_of_a_fill_is_there_from_the_beginning(fresh_mirror: FreshMirror) -> None:
+def test_what_alerts_look_at_is_there_from_the_beginning(fresh_mirror: FreshMirror) -> None:
+    """Or its first increase would be none."""
     text = ask_admin(fresh_mirror(), "GET", "/metrics").body.decode()
     assert set(re.findall(r'pps_mirror_fills_total{outcome="(\w+)"} 0\.0', text)) == set(OUTCOMES)
+    for sample in (
+        'requests_total{cache="none",route="image",status="503"}',
+        'downloads_total{cache="bypass"}',
+        'verification_failures_total{where="scrub"}',
+        'prefetches_total{outcome="failed"}',
+        "worker_deaths_total",
+    ):
+        assert f"pps_mirror_{sample} 0.0\n" in text
+
+
+def test_errors_are_counted_where_they_were_expected(simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask) -> None:
+    simulator.fault(Fault("metadata", times=2, status=500))
+    mirror = fresh_mirror()
+    assert ask(mirror.image_url).status == 502
+    assert ask(mirror.metadata_url).status == 502
+    eventually(lambda: metric(mirror, "requests_total", route="image", status="502", cache="none") == 1)
+    eventually(lambda: metric(mirror, "requests_total", route="metadata", status="502", cache="none") == 1)
+
+
+def test_a_passing_through_that_its_clients_leave_is_neither_good_nor_bad(fresh_mirror: FreshMirror) -> None:
+    with Simulator.start([ImageSpec("large", size=24 * MIB)]) as upstream:
+        mirror = fresh_mirror({"store": {"max_size": "1MiB"}}, upstream=upstream)
+        with Download(mirror.image_url) as download:
+            download.read(MIB)
+            download.abandon()
+        eventually(lambda: metric(mirror, "fills_total", outcome="abandoned") == 1, 60, "its end")
+        assert metric(mirror, "fills_total") == 1
+        assert metric(mirror, "downloads_total", cache="bypass") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_degraded_as_long_as_the_last_image_found_no_room_whichever_process_found_that(
+    fresh_mirror: FreshMirror, ask: Ask, workers: int
+) -> None:
+    images = [ImageSpec("large", size=5 * MIB), ImageSpec("small", size=MIB // 2, created="2026-01-02T03:04:05Z")]
+    with Simulator.start(images) as upstream:
+        sections: Sections = {
+            "store": {"max_size": "1MiB"},
+            "server": {"workers": workers},
+            "upstream": {"metadata_ttl": "0s"},
+        }
+        mirror = fresh_mirror(sections, upstream=upstream)
+        assert ask(mirror.image_url).status == 200
+        eventually(lambda: metric(mirror, "degraded") == 1, what="word of it")
+        upstream.roll_over("small")
+        assert len(ask(mirror.image_url).body) == MIB // 2
+        eventually(lambda: metric(mirror, "degraded") == 0, what="word that one was stored")
+
+
+def test_limits_of_the_configuration_are_told_for_alerts(
+    fresh_mirror: FreshMirror, ask: Ask, shared_simulator: Simulator
+) -> None:
+    mirror = fresh_mirror(
+        {
+            "store": {"scrub_interval": "2d", "min_free": "3MiB", "max_size": "12MiB"},
+            "upstream": {"stale_if_error": "5d"},
+        }
+    )
+    ask(mirror.image_url)
+    eventually(lambda: metric(mirror, "current_stored") == 1, what="a look at the store since then")
+    assert metric(mirror, "scrub_interval_seconds") == 2 * 86400
+    assert metric(mirror, "stale_if_error_seconds") == 5 * 86400
+    assert metric(mirror, "store_min_free_bytes", place="disk") == 3 * MIB
+    assert metric(mirror, "store_room_bytes", place="disk") == 7 * MIB  # the image that is there is kept
+    assert metric(mirror, "current_size_bytes") == 5 * MIB
 
 
 def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
@@ -112,43 +178,13 @@ def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
         subprocess.run(["kill", "-KILL", child], check=True)
     eventually(lambda: "ended with status -9" in mirror.log(), what="the end of a worker")
     eventually(lambda: metric(mirror, "workers", state="serving") == 2, what="other workers")
+    assert metric(mirror, "worker_deaths_total") == 2
     assert metric(mirror, "served_bytes_total") == 5 * MIB
 
 
 def test_a_real_prometheus_scrapes_it(mirror: MirrorProcess, tmp_path: Path) -> None:
-    port = free_port()
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 1s}\n"
-        "scrape_configs:\n"
-        "  - job_name: pps-mirror\n"
-        f"    static_configs: [{{targets: ['127.0.0.1:{mirror.admin_port}']}}]\n"
-    )
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        prometheus = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-
-        def query(expression: str) -> str:
-            done = subprocess.run(
-                ["promtool", "query", "instant", f"http://127.0.0.1:{port}", expression],
-                capture_output=True,
-                check=False,
-            )
-            return done.stdout.decode()
-
-        eventually(lambda: "=> 1 @" in query('up{job="pps-mirror"}'), what="a scrape")
-        assert "=> 1 @" in query("pps_mirror_ready")
-        assert 'outcome="published"' in query("pps_mirror_fills_total > 0")
-        assert query("histogram_quantile(0.9, sum by (le) (pps_mirror_fill_duration_seconds_bucket))")
-    finally:
-        prometheus.send_signal(signal.SIGTERM)
-        prometheus.wait(20)
+    with Prometheus(tmp_path / "prometheus", [mirror]) as prometheus:
+        eventually(lambda: prometheus.query('up{job="pps-mirror"} == 1'), what="a scrape")
+        assert prometheus.query("pps_mirror_ready == 1")
+        assert prometheus.query('pps_mirror_fills_total{outcome="published"} > 0')
+        assert prometheus.query("histogram_quantile(0.9, sum by (le) (pps_mirror_fill_duration_seconds_bucket))")

@@ -66,6 +66,35 @@ async def test_room_is_made_by_evicting_what_was_served_least_recently(tmp_path:
         assert not list((tmp_path / "images").glob("*.tmp"))
 
 
+async def test_the_room_for_a_new_image_is_what_is_free_and_what_may_go_less_what_fills_will_take(
+    tmp_path: Path,
+) -> None:
+    async with disk_store(tmp_path, max_size=5 * SIZE) as store:
+        assert (await store.use()).largest == 5 * SIZE
+        make_current(store, "z")
+        await put(store, "a", served=10)
+        await put(store, "z", served=20)
+        assert (await store.use()).largest == 4 * SIZE
+        journal = await begin(store, metadata_of(image("y")))
+        assert (await store.use()).largest == 3 * SIZE
+        await journal.close()
+        assert (await store.use()).largest == 4 * SIZE
+        wanted = metadata_of(image("x", 4 * SIZE))
+        await (await begin(store, wanted)).close()  # it has room indeed
+        assert await names(store) == {"z"}
+
+
+async def test_a_partial_that_rests_takes_no_room_from_the_image_that_it_will_be(tmp_path: Path) -> None:
+    async with disk_store(tmp_path, max_size=3 * SIZE) as store:
+        await put(store, "a", served=10)
+        make_current(store, "z")
+        journal = await begin(store, metadata_of(image("z")))
+        await journal.append([image("z")[: SIZE // 2]])
+        assert (await store.use()).largest == 2 * SIZE  # beside it
+        await journal.close()
+        assert (await store.use()).largest == 3 * SIZE
+
+
 async def test_what_clients_get_until_the_current_image_is_stored_stays(tmp_path: Path) -> None:
     async with disk_store(tmp_path, max_size=2 * SIZE) as store:
         await put(store, "a", served=10)

@@ -46,7 +46,12 @@ def test_a_cluster_would_take_every_manifest(manifest: Manifest) -> None:
     if manifest["kind"] == "ServiceMonitor":  # not Kubernetes' own: its schema comes with Prometheus' operator
         (endpoint,) = manifest["spec"]["endpoints"]
         assert manifest["apiVersion"] == "monitoring.coreos.com/v1"
+        assert set(manifest["spec"]) <= {"jobLabel", "selector", "endpoints"}
         assert set(endpoint) <= {"port", "path", "interval", "scheme"}
+        return
+    if manifest["kind"] == "PrometheusRule":
+        assert manifest["apiVersion"] == "monitoring.coreos.com/v1"
+        assert set(manifest["spec"]) == {"groups"}
         return
     kubernetes_validate.validate(manifest, "1.30", strict=True)
 
@@ -86,7 +91,19 @@ def test_ports_are_those_of_the_mirror_wherever_they_are_named() -> None:
     (admin,) = [rule for rule in ingress if rule["ports"] == [{"port": "admin"}]]
     assert admin["from"]
     (endpoint,) = of("ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["port"] == "admin"
+    assert (endpoint["port"], endpoint["path"]) == ("admin", "/metrics")
+
+
+def test_the_alerts_are_those_of_deploy_prometheus_and_find_what_the_service_monitor_scrapes() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert of("PrometheusRule")["spec"] == rules
+    monitor = of("ServiceMonitor")["spec"]
+    assert monitor["jobLabel"] in monitor["selector"]["matchLabels"]
+    job = monitor["selector"]["matchLabels"][monitor["jobLabel"]]
+    (down,) = (rule for rule in rules["groups"][0]["rules"] if rule["alert"] == "PpsMirrorDown")
+    pattern = re.search('job=~"(.+?)"', down["expr"])
+    assert pattern is not None
+    assert re.fullmatch(pattern[1], job)
 
 
 def test_the_pod_may_do_nothing_that_the_mirror_does_not_need() -> None:
