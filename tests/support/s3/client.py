@@ -42,7 +42,7 @@ class S3Client:
         Some servers say for a while that it is not empty.
         """
         for upload in self.uploads(bucket):
-            self.raw.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            self.abort_upload(bucket, upload)
         for key in list(self.keys(bucket)):
             self.raw.delete_object(Bucket=bucket, Key=key)
         for pause in (0.2, 1.0, 3.0):
@@ -63,6 +63,10 @@ class S3Client:
     def uploads(self, bucket: str) -> list[dict[str, Any]]:
         """The multipart uploads that are neither completed nor aborted."""
         return list(self.raw.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
+
+    def abort_upload(self, bucket: str, upload: dict[str, Any]) -> None:
+        """Abort one of them."""
+        self.raw.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def read(self, bucket: str, key: str) -> bytes | None:
         """The bytes of an object; None when there is none."""
