@@ -375,25 +375,32 @@ def test_a_server_that_cannot_copy_within_itself_gets_each_part_twice_and_that_i
         assert fetch(mirror.image_url).cache_status == HIT
 
 
-@KINDS
+@pytest.mark.parametrize(
+    ("local_copy", "trouble", "words"),
+    [
+        (True, Trouble("POST", "uploadId=", status=500, code="InternalError"), "an error of its own"),
+        (False, Trouble("POST", "uploadId=", close=True), "the connection broke"),
+    ],
+    ids=["tiered, 500", "bucket only, no answer"],
+)
 def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_anew_and_costs_no_fetch(
-    replicas: Replicas, front: Front, local_copy: bool
+    replicas: Replicas, front: Front, local_copy: bool, trouble: Trouble, words: str
 ) -> None:
     def unfinished() -> list[dict[str, Any]]:
         return replicas.bucket.client.uploads(replicas.bucket.name)
 
-    front.trouble(Trouble("POST", "uploadId=", status=500, code="InternalError"))  # as Ceph does for what was aborted
+    front.trouble(trouble)
     mirror = replicas.make(local_copy=local_copy)
     mirror.constants = {**CONSTANTS, "mirror.store.s3.journal:PUBLISHING": 0.5}
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), STORED)
-        eventually(lambda: "an error of its own" in health(mirror).degraded, what="word of it")
+        eventually(lambda: words in health(mirror).degraded, what="word of it")
         assert mirror.log().count("cannot be brought into the bucket now") == 1
         (upload,) = unfinished()
         asked = len(front.asked("POST", "uploadId="))
         eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
         assert unfinished() == [upload]
-        assert "an error of its own" in health(mirror).degraded
+        assert words in health(mirror).degraded
 
         replicas.bucket.client.abort_upload(replicas.bucket.name, upload)
         eventually(lambda: "cannot get its name in the bucket" in mirror.log(), what="an end to attempts")
