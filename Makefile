@@ -22,7 +22,8 @@ check: $(VENV)/dev.ok       ## format, lint, types, tests
 
 test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift, each a real one (needs root)
 	@for server in weed ceph swift; do echo "== $$server"; S3_SERVER=$$server FLEET_SEEDS=20 \
-	  $(BIN)/python -m pytest -q tests/stores/test_conformance.py tests/faults/test_fleet.py $(ARGS) || exit 1; done
+	  $(BIN)/python -m pytest -q tests/stores/test_conformance.py tests/stores/test_s3_servers.py \
+	  tests/faults/test_fleet.py $(ARGS) || exit 1; done
 
 soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -372,3 +373,56 @@ def test_a_server_that_cannot_copy_within_itself_gets_each_part_twice_and_that_i
         assert mirror.log().count("cannot copy within itself") == 1
         assert health(mirror) == WELL
         assert fetch(mirror.image_url).cache_status == HIT
+
+
+@pytest.mark.parametrize(
+    ("local_copy", "trouble", "words"),
+    [
+        (True, Trouble("POST", "uploadId=", status=500, code="InternalError"), "an error of its own"),
+        (False, Trouble("POST", "uploadId=", close=True), "the connection broke"),
+    ],
+    ids=["tiered, 500", "bucket only, no answer"],
+)
+def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_anew_and_costs_no_fetch(
+    replicas: Replicas, front: Front, local_copy: bool, trouble: Trouble, words: str
+) -> None:
+    def unfinished() -> list[dict[str, Any]]:
+        return replicas.bucket.client.uploads(replicas.bucket.name)
+
+    front.trouble(trouble)
+    mirror = replicas.make(local_copy=local_copy)
+    mirror.constants = {**CONSTANTS, "mirror.store.s3.journal:PUBLISHING": 0.5}
+    with mirror:
+        replicas.assert_right(fetch(mirror.image_url), STORED)
+        eventually(lambda: words in health(mirror).degraded, what="word of it")
+        assert mirror.log().count("cannot be brought into the bucket now") == 1
+        (upload,) = unfinished()
+        asked = len(front.asked("POST", "uploadId="))
+        eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
+        assert unfinished() == [upload]
+        assert words in health(mirror).degraded
+
+        replicas.bucket.client.abort_upload(replicas.bucket.name, upload)
+        eventually(lambda: "cannot get its name in the bucket" in mirror.log(), what="an end to attempts")
+        front.clear()
+        eventually(
+            lambda: fetch(mirror.image_url).cache_status == HIT and replicas.arrived(), what="the image's arrival"
+        )
+        eventually(lambda: health(mirror) == WELL, what="recovery")
+        assert unfinished() == []
+        assert replicas.simulator.counters().store_gets == 1
+
+
+def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(replicas: Replicas, front: Front) -> None:
+    replicas.simulator.set_rate(8 * MIB)
+    with replicas.make(local_copy=True) as mirror:
+        with Download(mirror.image_url) as download:
+            eventually(lambda: front.asked("POST", "/images/[0-9a-f]{64}[?]uploads"), what="the upload's beginning")
+            front.trouble(Trouble("HEAD", "/images/[0-9a-f]{64}$", status=500, code="InternalError"))
+            download.read_all()
+        eventually(replicas.arrived)
+        eventually(lambda: "cannot be brought into the bucket now" in mirror.log(), what="word of it")
+        front.clear()
+        eventually(lambda: replicas.bucket.names("parts/") == replicas.bucket.names("leases/") == [], what="an end")
+        assert "cannot get its name" not in mirror.log()
+        eventually(lambda: health(mirror) == WELL, what="recovery")

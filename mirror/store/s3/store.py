@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from cachetools import LRUCache, TTLCache
 
@@ -62,6 +63,7 @@ class S3Store:
         self._served: dict[str, datetime] = {}
         self._verifying: dict[str, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._courses: WeakSet[Course] = WeakSet()
         self._probing: asyncio.Task[None] | None = None
         self._trouble: BucketFailed | None = None
 
@@ -93,7 +95,7 @@ class S3Store:
     # What a BlobStore does
 
     async def probe(self) -> None:
-        """See `BlobStore.probe`: whether the bucket answers, and takes what is written.
+        """See `BlobStore.probe`: whether the bucket answers, takes what is written, and no upload is kept from it.
 
         Whoever asks is not patient: when that takes its time, it is as it was found last.
         """
@@ -105,6 +107,9 @@ class S3Store:
             raise BucketFailed(self._trouble.message)
         if self._probing is not None:
             raise BucketFailed(f"the bucket {self.bucket.name} cannot be used: the server is slow to answer")
+        for course in self._courses:
+            if course.upload is not None and course.upload.trouble is not None:
+                raise BucketFailed(course.upload.trouble.message)
 
     async def has(self, image_hash: str) -> bool:
         """See `BlobStore.has`."""
@@ -138,7 +143,9 @@ class S3Store:
 
     def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
-        return Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep)
+        course = Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep)
+        self._courses.add(course)
+        return course
 
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """See `BlobStore.source`."""

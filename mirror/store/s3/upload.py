@@ -52,7 +52,6 @@ class Upload:
     def __init__(self, bucket: Bucket, metadata: ImageMetadata, abilities: Abilities, read_into: ReadInto) -> None:
         self.fill = secrets.token_hex(8)
         self.lost = False
-        self.trouble: BucketFailed | None = None
         self.part_size = parts.part_size(metadata.size)
         self._bucket = bucket
         self._metadata = metadata
@@ -69,6 +68,7 @@ class Upload:
         self._whole_parts = 0
         self._losses = 0
         self._failed = False
+        self._failing: dict[object, BucketFailed] = {}
         self._upload: str | None = None
         self._beginning = asyncio.Lock()
         self._stirred = asyncio.Event()
@@ -131,6 +131,11 @@ class Upload:
         await self._end(lambda: self._let_go(failed))
 
     @property
+    def trouble(self) -> BucketFailed | None:
+        """What keeps it from going on now, if anything does."""
+        return next(iter(self._failing.values()), None)
+
+    @property
     def _ended(self) -> bool:
         return self._task is None or self._task.done()
 
@@ -141,7 +146,7 @@ class Upload:
         finally:
             self._stir()
         if self._failed:
-            self.trouble = BucketFailed(f"the bucket {self._bucket.name} loses what is written to it")
+            self._failing["lost"] = BucketFailed(f"the bucket {self._bucket.name} loses what is written to it")
             await self._end(self._let_go)
 
     async def _carry_all(self) -> bool:
@@ -229,6 +234,7 @@ class Upload:
             await self._until(functools.partial(self._has_moved, self._reached()), RENEW)
             try:
                 await self._lease.renew(self._note())
+                self._failing.pop(self._lease, None)
             except LeaseLost:
                 log.warning(
                     "another replica fetches %s now: it took the lease over",
@@ -238,7 +244,7 @@ class Upload:
                 self.lost = True
                 self._stir()
             except BucketFailed as error:
-                self._fails(error)
+                self._fails(self._lease, error)
                 await asyncio.sleep(PAUSE[0])
 
     def _reached(self) -> int:
@@ -265,10 +271,10 @@ class Upload:
             await self._bucket.complete_upload(self._image, self._upload, etags)
         except Gone:
             log.debug("the upload of %s has been completed already, or aborted", self._metadata.hash)
-        self._upload = None
         version = await self._bucket.head(self._image)
         if version is None or version.size != self._metadata.size:
             raise Gone(f"the upload of {self._metadata.hash} was removed by somebody")
+        self._upload = None
 
     async def _clear_away(self) -> None:
         """Remove our parts, and with them those of all who died before: who has the lease is the only one alive."""
@@ -305,27 +311,27 @@ class Upload:
 
     async def _again(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it until it succeeds."""
-        pause = PAUSE[0]
-        while True:
-            try:
-                done = await work()
-            except BucketFailed as error:
-                self._fails(error)
-            else:
-                self.trouble = None
-                return done
-            await asyncio.sleep(pause)
-            pause = min(PAUSE[1], 2 * pause)
+        pause, attempts = PAUSE[0], object()
+        try:
+            while True:
+                try:
+                    return await work()
+                except BucketFailed as error:
+                    self._fails(attempts, error)
+                await asyncio.sleep(pause)
+                pause = min(PAUSE[1], 2 * pause)
+        finally:
+            self._failing.pop(attempts, None)
 
-    def _fails(self, error: BucketFailed) -> None:
-        if self.trouble is None:
+    def _fails(self, attempts: object, error: BucketFailed) -> None:
+        if not self._failing:
             log.warning(
                 "%s cannot be brought into the bucket now: %s",
                 self._metadata.hash,
                 error,
                 extra=event("upload.paused", image=self._metadata.hash),
             )
-        self.trouble = error
+        self._failing[attempts] = error
 
     def _stir(self) -> None:
         """Wake all who wait for something to have moved."""

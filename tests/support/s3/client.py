@@ -36,15 +36,16 @@ class S3Client:
         """Make an empty bucket."""
         self.raw.create_bucket(Bucket=bucket)
 
-    def remove_bucket(self, bucket: str) -> None:
-        """Remove a bucket and everything in it; objects one by one, as Swift wants it.
-
-        Some servers say for a while that it is not empty.
-        """
+    def empty_bucket(self, bucket: str) -> None:
+        """Remove everything in a bucket; objects one by one, as Swift wants it."""
         for upload in self.uploads(bucket):
-            self.raw.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            self.abort_upload(bucket, upload)
         for key in list(self.keys(bucket)):
             self.raw.delete_object(Bucket=bucket, Key=key)
+
+    def remove_bucket(self, bucket: str) -> None:
+        """Remove a bucket and everything in it. Some servers say for a while that it is not empty."""
+        self.empty_bucket(bucket)
         for pause in (0.2, 1.0, 3.0):
             try:
                 self.raw.delete_bucket(Bucket=bucket)
@@ -63,6 +64,10 @@ class S3Client:
     def uploads(self, bucket: str) -> list[dict[str, Any]]:
         """The multipart uploads that are neither completed nor aborted."""
         return list(self.raw.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
+
+    def abort_upload(self, bucket: str, upload: dict[str, Any]) -> None:
+        """Abort one of them."""
+        self.raw.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def read(self, bucket: str, key: str) -> bytes | None:
         """The bytes of an object; None when there is none."""

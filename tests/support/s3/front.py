@@ -41,6 +41,8 @@ class Trouble:
     """Reset the connection after so many bytes of the answer's body."""
     stall: bool = False
     """Answer nothing until `Front.clear`."""
+    close: bool = False
+    """Close the connection instead."""
     unconditional: bool = False
     """Write what is to be written whatever its condition says, as servers do that do not know conditions."""
 
@@ -157,7 +159,10 @@ class Front:
             released.wait()
             request.close_connection = True
             return
-        if trouble.status is not None:
+        if trouble.close:
+            self._note(request, 0, 0)
+            request.close_connection = True
+        elif trouble.status is not None:
             self._say(request, trouble.status, _error(trouble.code))
         elif trouble.unconditional:
             bucket, _, key = unquote(urlsplit(request.path).path).lstrip("/").partition("/")

@@ -124,7 +124,11 @@ class S3Server:
         return self.directory / f"{name}.out"
 
     def __enter__(self) -> Self:
-        return self.start()
+        with contextlib.ExitStack() as stack:
+            stack.push(self)  # whatever runs of a server that does not start, or lacks a program, is ended
+            self.start()
+            stack.pop_all()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
