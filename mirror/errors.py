@@ -15,6 +15,10 @@ class UsageError(Exception):
     """The command line cannot be used; `str()` is the one line the user reads. Exit status 2."""
 
 
+class Unheard(Exception):
+    """Our output cannot be written, for the reason that is `__cause__`. No OSError: media and stores are not to blame."""
+
+
 class MirrorError(Exception):
     """A request that cannot be answered as asked.
 
