@@ -16,7 +16,7 @@ class UsageError(Exception):
 
 
 class Unheard(Exception):
-    """Our output cannot be written, for the reason that is `__cause__`. No OSError: media and stores are not to blame."""
+    """Our output cannot be written; `__cause__` is why. No OSError, so that no medium or store is blamed for it."""
 
 
 class MirrorError(Exception):
