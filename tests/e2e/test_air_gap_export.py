@@ -54,16 +54,16 @@ def test_who_has_no_pps_mirror_checks_and_joins_a_bundle_with_the_commands_of_it
     here: Site, stick: Path, tmp_path: Path
 ) -> None:
     bundle = here.export(stick, "--split", "2MiB")
+    readme = (bundle / "README.txt").read_text()
+    assert "Copy the volumes from all the disks, and SHA256SUMS, into one directory, if they are on several." in readme
     assert bundle.name == f"pps-2024-01-02-{hashlib.sha256(IMAGE).hexdigest()[:12]}"
     volumes = sorted(path.name for path in bundle.glob("*.00?"))
     assert volumes == [f"pps_v1_reboot_.tar.gz.00{number}" for number in (1, 2, 3)]
     assert [(bundle / name).stat().st_size for name in volumes] == [2 << 20, 2 << 20, 1 << 20]
     digest = hashlib.sha256(IMAGE).hexdigest()
     assert (bundle / "metadata.json").read_bytes() == (here.store / "images" / digest / "metadata.json").read_bytes()
-    (sums,) = [each for each in commands_of((bundle / "README.txt").read_text()) if each.startswith("sha256sum")]
-    join, check = (
-        each for each in commands_of((bundle / "README.txt").read_text()) if each.startswith(("cat ", "echo "))
-    )
+    (sums,) = [each for each in commands_of(readme) if each.startswith("sha256sum")]
+    join, check = (each for each in commands_of(readme) if each.startswith(("cat ", "echo ")))
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(
