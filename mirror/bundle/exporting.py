@@ -204,8 +204,8 @@ class _Export:
         written = []
         if key is not None:
             written.append(self._small(layout.SIGNATURE, signatures.sign(sums, key)))
-        elif not is_plain(sums_path) or sums_path.read_bytes() != sums:  # else an earlier signature is still good
-            signature_path.unlink(missing_ok=True)
+        elif not (is_plain(sums_path) and size_of(sums_path) == len(sums) and sums_path.read_bytes() == sums):
+            signature_path.unlink(missing_ok=True)  # else it is still good
         return [*written, self._small(layout.SUMS, sums)]
 
 

@@ -272,6 +272,18 @@ def test_two_exports_do_not_write_into_one_directory(here: Site, stick: Path) ->
     assert f"another export writes into {bundle} just now" in one_line(done.stderr)
 
 
+def test_endless_files_on_a_stick_are_not_read_to_their_end(here: Site, stick: Path) -> None:
+    bundle = here.export(stick)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for name in before:
+        os.truncate(bundle / name, 1 << 40)
+    here.export(stick)
+    assert {path.name: path.stat().st_size for path in bundle.iterdir()} == {
+        name: len(data) for name, data in before.items()
+    }
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
 @pytest.mark.parametrize("in_the_way", ["symlink", "pipe", "directory"])
 def test_what_lies_in_the_way_on_a_stick_is_not_followed(
     here: Site, stick: Path, tmp_path: Path, in_the_way: str
