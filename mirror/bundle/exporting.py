@@ -141,6 +141,7 @@ class _Export:
         wanted = {volume.name for volume in self._volumes}
         for path in self._target.iterdir():
             if layout.is_ours(path.name, self._metadata, PART) and path.name.removesuffix(PART) not in wanted:
+                (self._target / layout.SUMS).unlink(missing_ok=True)  # it names what is gone: not finished any more
                 path.unlink()
 
     def _check_room(self) -> None:

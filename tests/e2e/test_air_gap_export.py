@@ -208,6 +208,21 @@ def test_an_export_that_splits_otherwise_leaves_nothing_of_the_one_before(here: 
     assert sorted(path.suffix for path in bundle.iterdir() if path.name.startswith("pps_")) == [".001", ".002"]
 
 
+def test_an_export_that_splits_otherwise_and_is_stopped_has_no_sums_of_the_one_before(
+    here: Site, there: Site, stick: Path
+) -> None:
+    bundle = here.export(stick, "--split", "1MiB")
+    part = bundle / "pps_v1_reboot_.tar.gz.part"
+    part.mkdir()  # and so it gets no further
+    assert here.run("export", "current", stick).returncode == 1
+    part.rmdir()
+    unfinished = there.run("import", stick)
+    assert unfinished.returncode == 1
+    assert "has no SHA256SUMS: it is no bundle, or its export was not finished" in one_line(unfinished.stderr)
+    here.export(stick)
+    assert there.run("import", stick).returncode == 0
+
+
 def test_a_stick_without_room_is_refused_before_anything_is_written(here: Site, tmp_path: Path) -> None:
     with SmallDisk(tmp_path / "small", 4 << 20) as disk:
         done = here.run("export", "current", disk.path)
