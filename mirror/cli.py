@@ -16,7 +16,7 @@ from pathlib import Path
 from mirror import __version__, config, log, serving
 from mirror.commands import check
 from mirror.commands.examples import EXAMPLES
-from mirror.errors import ConfigError, MirrorError, UsageError
+from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
 from mirror.units import format_size, parse_duration
@@ -49,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except MirrorError as error:
         return _complain(error.message, 1)
-    except BrokenPipeError:  # whoever read our output has left; the interpreter must not try to flush it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except (BrokenPipeError, Unheard) as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter must not try to flush it again
+        reason = error.__cause__ or error
+        if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
+            return 1
+        return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:

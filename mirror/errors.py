@@ -15,6 +15,10 @@ class UsageError(Exception):
     """The command line cannot be used; `str()` is the one line the user reads. Exit status 2."""
 
 
+class Unheard(Exception):
+    """Our output cannot be written; `__cause__` is why. No OSError, so that no medium or store is blamed for it."""
+
+
 class MirrorError(Exception):
     """A request that cannot be answered as asked.
 

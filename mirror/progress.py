@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from mirror.errors import Unheard
 from mirror.units import format_duration, format_size
 
 LINE_SECONDS = 5.0
@@ -64,9 +65,12 @@ class Lines:
         self._last = (0.0, 0)  # when the last line was written, and the position then
 
     def say(self, text: str) -> None:
-        """See `Meter.say`."""
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+        """See `Meter.say`. Raises Unheard."""
+        try:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+        except OSError as error:
+            raise Unheard from error
 
     def start(self, size: int, position: int, doing: str) -> None:
         """See `Meter.start`."""

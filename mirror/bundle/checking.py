@@ -87,13 +87,14 @@ class Checking:
         return next(number for number, end in enumerate(accumulate(sizes)) if end > position)
 
     def _judge(self, checked: Sequence[Checked]) -> None:
-        what = "the volumes together" if checked[1:] else str(checked[0].path)
         if (size := sum(each.size for each in checked)) != self._size:
-            raise BadBundle(f"{what}: {size} bytes, and metadata promises {self._size}. Nothing was imported")
+            raise BadBundle(
+                f"the volumes together: {size} bytes, and metadata promises {self._size}. Nothing was imported"
+            )
         if self._whole is not None and self._whole.hexdigest() != self._hash:
             raise BadBundle(
-                f"{what} are not the image that metadata promises: their sha256 is {self._whole.hexdigest()}, and "
-                f"should be {self._hash}. Nothing was imported"
+                "the volumes together are not the image that metadata promises: their sha256 is "
+                f"{self._whole.hexdigest()}, and should be {self._hash}. Nothing was imported"
             )
 
     async def _best_copy(self, part: Part) -> Checked:
@@ -116,6 +117,8 @@ class Checking:
             return Checked(path, 0, error.message)
         if size > self._size:
             return Checked(path, size, f"{path} has {size} bytes, more than the whole image ({self._size})")
+        if len(self._parts) == 1 and size < self._size:
+            return Checked(path, size, f"{path} has {size} bytes of the {self._size} that metadata promises")
         return Checked(path, size)
 
     async def _hashed(self, part: Part, found: Checked) -> Checked:

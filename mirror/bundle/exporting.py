@@ -119,7 +119,7 @@ class _Export:
         async with aclosing(_pieces(self._image)) as pieces:
             feed = _Feed(pieces)
             for number, volume in enumerate(self._volumes, 1):
-                which = f"{volume.name} ({number} of {len(self._volumes)})" if len(self._volumes) > 1 else volume.name
+                which = f" volume {number} of {len(self._volumes)}" if len(self._volumes) > 1 else ""
                 written.append(await self._volume(volume, which, feed))
         if self._whole.hexdigest() != self._metadata.hash:
             raise MirrorError(
@@ -141,13 +141,14 @@ class _Export:
         wanted = {volume.name for volume in self._volumes}
         for path in self._target.iterdir():
             if layout.is_ours(path.name, self._metadata, PART) and path.name.removesuffix(PART) not in wanted:
+                (self._target / layout.SUMS).unlink(missing_ok=True)  # it names what is gone: not finished any more
                 path.unlink()
 
     def _check_room(self) -> None:
         there = sum(self._there(volume) for volume in self._volumes)
         wanted = self._metadata.size - there + SMALL_FILES
         stat = os.statvfs(self._target)
-        if (free := stat.f_bavail * stat.f_frsize) < wanted:
+        if stat.f_blocks and (free := stat.f_bavail * stat.f_frsize) < wanted:  # some shares know no sizes
             raise FullMedium(
                 f"{self._target.parent} has {format_size(free)} free, and the bundle needs {format_size(wanted)}"
                 + (f" more: {format_size(there)} are there already" if there else "")
@@ -171,25 +172,25 @@ class _Export:
         file = await _blocking(MediumFile, path, volume.size)
         try:
             position = 0
-            self._meter.start(volume.size, 0, f"writing {which}")
+            self._meter.start(volume.size, 0, f"writing{which}")
             while position < volume.size:
                 data = await feed.take(min(PIECE, volume.size - position))
                 await _blocking(put, position, data)
                 position += len(data)
-                self._meter.show(position, f"{'comparing' if file.kept else 'writing'} {which}")
+                self._meter.show(position, f"{'comparing' if file.kept else 'writing'}{which}")
             position = await _blocking(file.settle)
             self._meter.stop()
             if not file.kept:
-                self._meter.start(volume.size, position, f"reading back {which}")
+                self._meter.start(volume.size, position, f"reading back{which}")
             while position < volume.size:
                 position = await _blocking(file.read_back, position)
-                self._meter.show(position, f"reading back {which}")
+                self._meter.show(position, f"reading back{which}")
             await _blocking(file.name)
         finally:
             self._meter.stop()
             file.close()
         how = "was there already, and is right" if file.kept else "is written, and was read back"
-        self._meter.say(f"{which} ({format_size(volume.size)}) {how}")
+        self._meter.say(f"{volume.name} ({format_size(volume.size)}) {how}")
         return Exported(path, volume.size, digest.hexdigest())
 
     def _small(self, name: str, data: bytes) -> Exported:
@@ -204,8 +205,8 @@ class _Export:
         written = []
         if key is not None:
             written.append(self._small(layout.SIGNATURE, signatures.sign(sums, key)))
-        elif not is_plain(sums_path) or sums_path.read_bytes() != sums:  # else an earlier signature is still good
-            signature_path.unlink(missing_ok=True)
+        elif not (is_plain(sums_path) and size_of(sums_path) == len(sums) and sums_path.read_bytes() == sums):
+            signature_path.unlink(missing_ok=True)  # else it is still good
         return [*written, self._small(layout.SUMS, sums)]
 
 

@@ -74,7 +74,8 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
         async with opened(config, pool) as stores:
             await disk_store(config, pool).prepare()
             checked: Sequence[Checked] = ()
-            if await stores.front.open(metadata.hash) is not None:
+            if (stored := await stores.front.open(metadata.hash)) is not None:
+                metadata = stored.metadata  # nothing else of what was carried here was checked against the image
                 meter.say(f"{name} is stored already")
             else:
                 checked = await _Import(config, stores, carried, name, meter, pool).run()

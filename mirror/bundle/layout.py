@@ -30,7 +30,7 @@ MOST_VOLUMES = 999
 """What three digits can number, so that a shell's `*` has them in order."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
-_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _VOLUME = re.compile(r"(.+)\.([0-9]{3})")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 
@@ -71,19 +71,24 @@ class Sums:
 
     @classmethod
     def parse(cls, raw: bytes) -> "Sums":
-        """Read SHA256SUMS. Raises BadBundle when it is malformed, or names anything that a bundle does not hold."""
+        """Read SHA256SUMS, also as an editor leaves it, which `sha256sum -c` takes too: CR LF, capitals, empty lines.
+
+        Raises BadBundle when it is malformed, or names anything that a bundle does not hold.
+        """
         try:
             lines = raw.decode("ascii").splitlines()
         except UnicodeDecodeError:
             raise BadBundle(f"{SUMS} is not what sha256sum writes: it is not plain text") from None
         listed: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
+            if not line:
+                continue
             match = _LINE.fullmatch(line)
             if match is None or not is_name(match[2]):
                 raise BadBundle(f"{SUMS}, line {number}: expected a sha256 and the plain name of a file beside it")
             if match[2] in listed:
                 raise BadBundle(f"{SUMS} names {match[2]} twice")
-            listed[match[2]] = match[1]
+            listed[match[2]] = match[1].lower()
         if METADATA not in listed:
             raise BadBundle(f"{SUMS} does not name {METADATA}")
         metadata, leaflet = listed.pop(METADATA), listed.pop(LEAFLET, None)

@@ -13,6 +13,7 @@ def leaflet(metadata: ImageMetadata, volumes: Sequence[Volume]) -> bytes:
     name = image_name(metadata)
     names = [volume.name for volume in volumes] if len(volumes) < 10 else [f"{name}.[0-9][0-9][0-9]"]
     files = "\n".join(f"  {volume.name}  {format_size(volume.size)} ({volume.size} bytes)" for volume in volumes)
+    gather = f"Copy the volumes from all the disks, and {SUMS}, into one directory, if they are on several.\n"
     text = f"""\
 DataRobot's Portable Prediction Server, a docker image of {metadata.created:%Y-%m-%d}: carried here by pps-mirror
 ================================================================================================
@@ -38,7 +39,7 @@ All of what follows is for those who have no pps-mirror.
 1. Check
 --------
 
-Every line must end in OK. Run this in this directory:
+{gather if len(volumes) > 1 else ""}Every line must end in OK. Run this in this directory:
 
     sha256sum -c {SUMS}
 

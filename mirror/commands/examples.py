@@ -39,7 +39,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "export": """\
   pps-mirror export current /media/stick                          where files may be large (exFAT, ext4, NTFS)
   pps-mirror export current /media/stick --split 4GiB             a stick with FAT32
-  pps-mirror export 3f9a1c /srv/dvd --split 4.7GB                 volumes for DVDs
+  pps-mirror export 3f9a1c /srv/dvd --split 4GB                   volumes for DVDs
   pps-mirror export current /media/stick --sign ~/.ssh/id_ed25519""",
     "import": """\
   pps-mirror import /media/stick

@@ -140,6 +140,8 @@ class _Get:
             name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
             if was_there := await asyncio.to_thread(_holds, target, metadata):
                 self._meter.say(f"{name} is in {target} already, verified: nothing to do")
+            elif target.exists() and not target.is_file():  # root would put it in the place of /dev/null
+                raise MirrorError(f"{target} is in the way: it is no plain file")
             elif target.exists() and not mine:
                 raise MirrorError(f"{target} is there and is not this image: say with -o where to put it")
             elif not await self._brought(metadata, target, last=attempt == ATTEMPTS):
@@ -222,8 +224,9 @@ class _Get:
 
     async def _check_room(self, target: Path, metadata: ImageMetadata) -> None:
         wanted = metadata.size - _received(target)
-        if (free := shutil.disk_usage(part_of(target).parent).free) < wanted:
-            raise MirrorError(f"{target} needs {format_size(wanted)} more, and {format_size(free)} are free there")
+        disk = shutil.disk_usage(part_of(target).parent)
+        if disk.total and disk.free < wanted:  # some shares know no sizes
+            raise MirrorError(f"{target} needs {format_size(wanted)} more, and {format_size(disk.free)} are free there")
 
     async def _watch(self, fill: Fill, target: Path) -> None:
         """Run the fill and show it. Raises FillFailed."""
@@ -237,7 +240,9 @@ class _Get:
                 await fill.ended()
         except asyncio.CancelledError:
             self._meter.stop()
-            self._meter.say(f"stopped at {format_size(_received(target))} of {format_size(size)}: {_kept(target)}")
+            self._meter.say(
+                f"stopped at {format_size(_received(target))} of {format_size(size)}: that is {_kept(target)}"
+            )
             raise
         finally:
             self._meter.stop()
@@ -245,10 +250,10 @@ class _Get:
     def _explained(self, failure: FillFailed, target: Path) -> MirrorError:
         if isinstance(failure.error, UpstreamRefused):
             return self._refusal(failure.error)
+        said = failure.error.message.removesuffix("; ask again")
         if failure.reason is Reason.STORE and isinstance(failure.error.__cause__, OSError):
-            return _unwritable(target, failure.error.__cause__)
-        kept = f"; {_kept(target)}" if _received(target) else ""
-        return MirrorError(f"{failure.error.message.removesuffix('; ask again')}{kept}")
+            said = _unwritable(target, failure.error.__cause__).message
+        return MirrorError(f"{said}; what came is {_kept(target)}" if _received(target) else said)
 
 
 @asynccontextmanager
@@ -295,7 +300,7 @@ def _received(target: Path) -> int:
 
 
 def _kept(target: Path) -> str:
-    return f"that is kept in {part_of(target)}, and the same command goes on from there"
+    return f"kept in {part_of(target)}, and the same command goes on from there"
 
 
 def _unwritable(target: Path, error: OSError) -> MirrorError:

@@ -150,6 +150,19 @@ def test_volumes_are_taken_from_several_directories_in_any_order_and_missing_one
     assert there.images() == here.images()
 
 
+def test_sums_that_were_edited_on_windows_are_taken_by_import_as_by_sha256sum(
+    here: Site, there: Site, stick: Path
+) -> None:
+    bundle = here.export(stick)
+    lines = (bundle / "SHA256SUMS").read_text().splitlines()
+    edited = [f"{line[:64].upper()}{line[64:]}\r\n" for line in [*lines, ""]]
+    (bundle / "SHA256SUMS").write_bytes("".join(edited).encode())
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle, check=True)
+    done = there.run("import", stick)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert there.images() == here.images()
+
+
 def test_every_bad_volume_is_named_at_once_and_the_store_is_not_touched(here: Site, there: Site, stick: Path) -> None:
     bundle = here.export(stick, "--split", "1MiB")
     _, second, third, _, fifth = sorted(bundle.glob("*.00?"))
@@ -263,6 +276,9 @@ def test_a_lone_image_is_imported_with_its_metadata_and_usage_is_explained(
     assert wrong.returncode == 1
     assert f"{image} ({SIZE} bytes): its sha256 is" in one_line(wrong.stderr)
     assert there.is_untouched()
+    os.truncate(image, SIZE - 1)
+    short = there.run("import", metadata, image)
+    assert f"{image} has {SIZE - 1} bytes of the {SIZE} that metadata promises" in one_line(short.stderr)
     image.write_bytes(IMAGE)
     done = there.run("import", image, "--metadata", described)
     assert (done.returncode, done.stderr) == (0, "")

@@ -203,6 +203,21 @@ def test_a_path_that_leads_nowhere_is_an_error_of_one_line(tmp_path: Path, there
         assert "cannot be read" in refused(there, tmp_path / name)
 
 
+def test_other_metadata_of_an_image_that_is_stored_does_not_make_it_current(
+    there: Site, bundle: Path, tmp_path: Path
+) -> None:
+    put(there.store, IMAGE, filename="pps.tar.gz")
+    newer = there.store / "images" / put(there.store, b"newer", created="2025-01-02T03:04:05Z") / "metadata.json"
+    note = json.dumps({"metadata": newer.read_text(), "fetchedAt": "2025-02-01T00:00:00+00:00"})
+    (there.store / "current.json").write_text(note)
+    described(created="2099-01-01T00:00:00Z", imageSize=1)(bundle)
+    done = there.run("import", bundle)
+    assert done.returncode == 0, done.stderr
+    assert "is stored already" in done.stdout
+    assert "another image stays the current one" in done.stdout
+    assert (there.store / "current.json").read_text() == note
+
+
 # Its signature
 
 

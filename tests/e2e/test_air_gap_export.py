@@ -54,16 +54,16 @@ def test_who_has_no_pps_mirror_checks_and_joins_a_bundle_with_the_commands_of_it
     here: Site, stick: Path, tmp_path: Path
 ) -> None:
     bundle = here.export(stick, "--split", "2MiB")
+    readme = (bundle / "README.txt").read_text()
+    assert "Copy the volumes from all the disks, and SHA256SUMS, into one directory, if they are on several." in readme
     assert bundle.name == f"pps-2024-01-02-{hashlib.sha256(IMAGE).hexdigest()[:12]}"
     volumes = sorted(path.name for path in bundle.glob("*.00?"))
     assert volumes == [f"pps_v1_reboot_.tar.gz.00{number}" for number in (1, 2, 3)]
     assert [(bundle / name).stat().st_size for name in volumes] == [2 << 20, 2 << 20, 1 << 20]
     digest = hashlib.sha256(IMAGE).hexdigest()
     assert (bundle / "metadata.json").read_bytes() == (here.store / "images" / digest / "metadata.json").read_bytes()
-    (sums,) = [each for each in commands_of((bundle / "README.txt").read_text()) if each.startswith("sha256sum")]
-    join, check = (
-        each for each in commands_of((bundle / "README.txt").read_text()) if each.startswith(("cat ", "echo "))
-    )
+    (sums,) = [each for each in commands_of(readme) if each.startswith("sha256sum")]
+    join, check = (each for each in commands_of(readme) if each.startswith(("cat ", "echo ")))
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(
@@ -150,6 +150,36 @@ def test_both_commands_draw_a_bar_on_a_terminal_and_have_examples(here: Site, th
         assert f"\n  pps-mirror {command} " in there.run(command, "--help").stdout
 
 
+def test_the_bar_fits_on_a_terminal_of_80_columns_however_long_the_name_is(tmp_path: Path, stick: Path) -> None:
+    here = Site(tmp_path / "here")
+    put(here.store, IMAGE, filename="datarobot-portable-prediction-api-11.1.0-r1234.tar.gz")
+    shown = on_a_terminal("export", "current", stick, "--split", "2MiB", COLUMNS="80", **here.environ)
+    assert re.search(r"writing volume 1 of 3 \S+ 2\.0/2\.0 MiB", shown)
+
+
+@pytest.mark.parametrize(("output", "said"), [("full", "No space left on device"), ("left", "")])
+def test_output_that_cannot_be_written_is_not_blamed_on_the_medium(
+    here: Site, stick: Path, output: str, said: str
+) -> None:
+    reader, left = os.pipe()
+    os.close(reader)
+    with os.fdopen(left, "wb") as nobody, Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "export", "current", str(stick)],
+            env=environment(**here.environ),
+            stdout=full if output == "full" else nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    if said:
+        assert re.search(f"standard output cannot be written: .*{said}", one_line(done.stderr))
+    else:
+        assert done.stderr == ""
+    here.export(stick)
+
+
 # An export that is interrupted, or has no room
 
 
@@ -165,8 +195,8 @@ def test_an_export_that_is_begun_again_keeps_what_is_right_and_writes_the_rest(h
     before = first.stat().st_mtime_ns
     done = here.run("export", "current", stick, "--split", "2MiB")
     assert done.returncode == 0
-    assert f"{first.name} (1 of 3) (2.0 MiB) was there already, and is right" in done.stdout
-    assert f"{second.name} (2 of 3) (2.0 MiB) is written, and was read back" in done.stdout
+    assert f"{first.name} (2.0 MiB) was there already, and is right" in done.stdout
+    assert f"{second.name} (2.0 MiB) is written, and was read back" in done.stdout
     assert first.stat().st_mtime_ns == before
     assert b"".join(path.read_bytes() for path in (first, second, third)) == IMAGE
     assert not list(bundle.glob("*.part"))
@@ -178,12 +208,33 @@ def test_an_export_that_splits_otherwise_leaves_nothing_of_the_one_before(here: 
     assert sorted(path.suffix for path in bundle.iterdir() if path.name.startswith("pps_")) == [".001", ".002"]
 
 
+def test_an_export_that_splits_otherwise_and_is_stopped_has_no_sums_of_the_one_before(
+    here: Site, there: Site, stick: Path
+) -> None:
+    bundle = here.export(stick, "--split", "1MiB")
+    part = bundle / "pps_v1_reboot_.tar.gz.part"
+    part.mkdir()  # and so it gets no further
+    assert here.run("export", "current", stick).returncode == 1
+    part.rmdir()
+    unfinished = there.run("import", stick)
+    assert unfinished.returncode == 1
+    assert "has no SHA256SUMS: it is no bundle, or its export was not finished" in one_line(unfinished.stderr)
+    here.export(stick)
+    assert there.run("import", stick).returncode == 0
+
+
 def test_a_stick_without_room_is_refused_before_anything_is_written(here: Site, tmp_path: Path) -> None:
     with SmallDisk(tmp_path / "small", 4 << 20) as disk:
         done = here.run("export", "current", disk.path)
         assert done.returncode == 1
         assert re.search(r"has 4\.0 MiB free, and the bundle needs 6\.0 MiB$", one_line(done.stderr).strip())
         assert not [path for path in disk.path.rglob("*") if path.is_file()]
+
+
+def test_a_medium_that_does_not_say_how_large_it_is_is_written_to(here: Site, tmp_path: Path) -> None:
+    with SmallDisk(tmp_path / "share", SIZE, kind="ramfs") as disk:
+        assert os.statvfs(disk.path).f_blocks == 0
+        here.export(disk.path)
 
 
 def test_a_stick_that_becomes_full_keeps_what_it_has_and_the_same_command_goes_on(here: Site, tmp_path: Path) -> None:
@@ -234,6 +285,18 @@ def test_two_exports_do_not_write_into_one_directory(here: Site, stick: Path) ->
         os.close(fd)
     assert done.returncode == 1
     assert f"another export writes into {bundle} just now" in one_line(done.stderr)
+
+
+def test_endless_files_on_a_stick_are_not_read_to_their_end(here: Site, stick: Path) -> None:
+    bundle = here.export(stick)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for name in before:
+        os.truncate(bundle / name, 1 << 40)
+    here.export(stick)
+    assert {path.name: path.stat().st_size for path in bundle.iterdir()} == {
+        name: len(data) for name, data in before.items()
+    }
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
 @pytest.mark.parametrize("in_the_way", ["symlink", "pipe", "directory"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support.docker_engine import DockerEngine
 from tests.support.fixtures import FreshMirror
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually
+from tests.support.small_disk import SmallDisk
 
 SIZE = 5 << 20
 
@@ -99,6 +101,15 @@ def test_another_file_is_replaced_only_when_it_was_named(node: Node, simulator: 
     assert (node.directory / name).read_bytes() == simulator.read("first")
 
 
+def test_a_pipe_or_a_device_is_never_replaced_though_it_was_named(node: Node, simulator: Simulator) -> None:
+    os.mkfifo(node.file)
+    done = node.into_file(simulator.api_url)
+    assert done.returncode == 1
+    assert f"{node.file} is in the way: it is no plain file" in one_line(done.stderr)
+    assert node.file.is_fifo()
+    assert node.names() == {node.file.name}
+
+
 @pytest.mark.parametrize("filename", ["../../evil", "/.evil\x1b"])
 def test_a_hostile_name_stays_in_the_directory(node: Node, simulator: Simulator, filename: str) -> None:
     simulator.fault(Fault("metadata", values={"filename": filename}))
@@ -173,6 +184,30 @@ def test_interrupted_it_says_what_it_keeps(node: Node, simulator: Simulator) -> 
     simulator.release()
     assert (process.returncode, errors) == (130, "")
     assert f"stopped at 2.5 MiB of 5.0 MiB: that is kept in {node.part}" in output
+
+
+def test_a_disk_that_becomes_full_keeps_what_it_has_and_the_same_command_goes_on(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    with SmallDisk(tmp_path / "disk", 8 << 20) as disk:
+        node = Node(disk.path / "node")
+        simulator.fault(Fault("store", hang_after=SIZE // 2))
+        process = node.start("-o", node.file, simulator.api_url)
+        eventually(lambda: node.note.exists() and node.part.stat().st_size == SIZE // 2)
+        disk.fill_up()
+        simulator.release()
+        assert process.wait(60) == 1
+        assert f"No space left on device; what came is kept in {node.part}, and" in process.communicate()[1]
+        (disk.path / "filler").unlink()
+        done = node.into_file(simulator.api_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert node.sha256() == simulator.image_sha256("first")
+
+
+def test_a_share_that_does_not_say_how_large_it_is_is_written_to(tmp_path: Path, simulator: Simulator) -> None:
+    with SmallDisk(tmp_path / "share", SIZE, kind="ramfs") as disk:
+        node = Node(disk.path / "node")
+        assert node.into_file(simulator.api_url).returncode == 0
 
 
 def test_nobody_there_is_status_1_after_the_time_given(node: Node) -> None:

@@ -1,4 +1,7 @@
-"""A file system of a size that a test chooses, which it can fill, make read-only and enlarge: a tmpfs."""
+"""A file system of a size that a test chooses, which it can fill, make read-only and enlarge: a tmpfs.
+
+Or a ramfs, which has no size and says so, as some network shares do.
+"""
 
 import subprocess
 from pathlib import Path
@@ -11,11 +14,11 @@ from tests.support.needs import needs
 class SmallDisk:
     """Mounted on `path` from start to end of the context."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, kind: str = "tmpfs") -> None:
         self.path = path
         self._mount = needs("mount", "apt-get install mount", root=True)
         path.mkdir(parents=True)
-        self._run(self._mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
+        self._run(self._mount, "-t", kind, "-o", f"size={size}", kind, str(path))
 
     def remount(self, options: str) -> None:
         """Change it while it is in use: `size=…`, `ro`, `rw`."""

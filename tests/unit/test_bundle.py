@@ -86,6 +86,12 @@ def test_sums_are_read_as_they_were_written_whatever_their_order_and_mode() -> N
         assert sums == Sums([Listed("x.001", A), Listed("x.002", B)], C, C)
 
 
+def test_sums_that_an_editor_has_been_at_are_read_as_sha256sum_reads_them() -> None:
+    listed = [Listed("x", A), Listed("README.txt", B), Listed("metadata.json", C)]
+    edited = write_sums(listed).replace(A.encode(), A.upper().encode()).replace(b"\n", b"\r\n") + b"\r\n"
+    assert Sums.parse(edited) == Sums([Listed("x", A)], C, B)
+
+
 @pytest.mark.parametrize(
     ("names", "missing"),
     [(["x.003", "x.001"], ["x.002"]), (["x.003"], []), (["x"], []), (["x.002", "x.004"], ["x.001", "x.003"])],
