@@ -189,7 +189,7 @@ class Library:
             fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
-            how = "began" if journal.ours else "is another process's: following it"
+            how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
             began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
