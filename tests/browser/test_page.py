@@ -101,7 +101,7 @@ def test_a_running_fill_moves(simulator: Simulator, fresh_mirror: FreshMirror, b
         download.read_all()
     eventually(lambda: "None." in text(browser, "fills"), what="the end of the fill")
     eventually(lambda: "current" in text(browser, "images"), what="the image")
-    assert f"fill of {simulator.image_sha256('first')[:12]} published" in text(
+    assert f"fill of {simulator.image_sha256('first')[:12]} verified and stored: " in text(
         browser, "events"
     )  # not all of its digits
     assert complaints(browser) == []
