@@ -193,8 +193,8 @@ async def nothing_to_fetch() -> Done:
 def _explained(refusal: UpstreamRefused, caller: Caller) -> MirrorError:
     if refusal.status == 404:
         return BadUpstream("upstream has no image (it answered 404)")
+    # No blank follows the word token: the log would take what comes after it for one.
     if caller.authorization is None:
-        return BadUpstream(
-            f"upstream wants a token (it answered {refusal.status}): set upstream.token_file or {TOKEN_VARIABLE}"
-        )
-    return BadUpstream(f"upstream refuses the mirror's own token (it answered {refusal.status})")
+        wanted = f"set upstream.token_file or {TOKEN_VARIABLE}"
+        return BadUpstream(f"upstream answered {refusal.status}, for it wants a token: {wanted}")
+    return BadUpstream(f"upstream answered {refusal.status}, for it refuses the mirror's own token")

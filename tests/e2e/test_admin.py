@@ -99,6 +99,19 @@ def test_the_status_says_since_when_upstream_is_away_and_why(simulator: Simulato
     assert actions_of(mirror)[-2:] == ["upstream.away", "upstream.back"]
 
 
+def test_the_status_says_that_upstream_is_asked_too_often(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
+    fill(mirror)
+    simulator.fault(Fault("metadata", times=None, status=429))
+    fill(mirror)
+    eventually(lambda: "429" in (status_of(mirror)["upstream"]["reason"] or ""), what="the reason")
+    assert status_of(mirror)["upstream"]["reachable"]
+    assert "429, too many requests" in ask_admin(mirror, "GET", "/").body.decode()
+    simulator.clear_faults()
+    fill(mirror)
+    eventually(lambda: status_of(mirror)["upstream"]["reason"] is None, what="the end of it")
+
+
 def test_an_operator_pins_verifies_and_removes_images(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
     mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
     fill(mirror)
