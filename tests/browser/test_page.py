@@ -278,6 +278,7 @@ def test_events_and_pictures_say_when_by_the_clock(fresh_mirror: FreshMirror, br
     axes = [axis.text.split() for axis in browser.find_elements(By.CSS_SELECTOR, ".axis")]
     assert [len(axis) for axis in axes] == [5, 5, 5]
     assert [axis[-1] for axis in axes] == ["now"] * 3
+    assert len({each.rect["y"] for each in browser.find_elements(By.CSS_SELECTOR, ".axis span")}) == 1, "one line"
 
 
 def test_another_page_can_neither_act_nor_read(fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path) -> None:
