@@ -8,12 +8,14 @@ class Caller:
     """A client, or the mirror itself.
 
     `authorization` is the value of the header of that name, whole (`Bearer …`, `Token …`), or None. It is a secret: not
-    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`.
+    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`. `who` is
+    for people: the words by which the log and the status page name who had a fill begin.
     """
 
     authorization: str | None = field(repr=False)
     request_id: str
     trace: str | None = None
+    who: str = "the mirror"
 
     def stripped(self) -> "Caller":
         """The caller without its credential: as upstream knows one whose token is none of upstream's business."""

@@ -224,6 +224,7 @@ class Catalog:
         except UpstreamRefused as refusal:
             self._is_back()
             if refusal.status == 429:
+                self._state = replace(self._state, reason="it answered 429, too many requests")
                 raise Away(refusal) from None
             raise
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:

@@ -21,6 +21,7 @@ from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable
 from mirror.store.shared_file import SharedFile
 from mirror.store.window import Window
+from mirror.units import format_size
 from mirror.verdict import FillFailed, Reason, State, verdict_on
 
 log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ class Fill:
             self._enter(State.RECEIVING if self._journal.ours else State.FOLLOWING)
         if self.position and self._journal.ours:
             going_on = event("fill.went_on", image=self.metadata.hash, position=self.position)
-            log.info("fill of %s goes on from byte %d", self.metadata.hash, self.position, extra=going_on)
+            log.info("fill of %s goes on at %s", self.metadata.hash, format_size(self.position), extra=going_on)
 
     async def _receive_all(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -243,9 +244,10 @@ class Fill:
                     raise FillFailed(Reason.GAVE_UP, Unavailable(f"upstream keeps failing: {cut}")) from cut
                 self._enter(State.RETRYING)
                 log.warning(
-                    "fill of %s at byte %d: %s; retry in %.1f s",
+                    "fill of %s was cut at %s of %s: %s; retry in %.1f s",
                     self.metadata.hash,
-                    self.position,
+                    format_size(self.position),
+                    format_size(self.metadata.size),
                     cut,
                     delay,
                     extra=event("fill.cut", image=self.metadata.hash, position=self.position),

@@ -191,7 +191,7 @@ class Library:
             fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
-            how = "began" if journal.ours else "is another process's: following it"
+            how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
             began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
             return Opened(fill, _how(fill, Found.BEGAN), fill)
@@ -317,14 +317,14 @@ class Library:
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)
             self._wrong.pop(image_hash, None)
-            how = "published" if fill.journal.ours else "published by the other process"
+            how = "verified and stored" if fill.journal.ours else "verified and stored by the other process"
             log.info(
-                "fill of %s %s: %s in %s, %d resumes",
+                "fill of %s %s: %s in %s%s",
                 image_hash,
-                "passed through" if isinstance(fill.journal, Window) else how,
+                "verified and passed through" if isinstance(fill.journal, Window) else how,
                 format_size(fill.metadata.size),
                 format_duration(seconds),
-                fill.resumes,
+                _resumed(fill.resumes),
                 extra=event(f"fill.{_outcome(fill)}", image=image_hash, seconds=seconds, resumes=fill.resumes),
             )
             return
@@ -364,6 +364,10 @@ def _outcome(fill: Fill) -> str:
     if isinstance(fill.journal, Window):
         return "passed_through"
     return "published" if fill.journal.ours else "followed"
+
+
+def _resumed(resumes: int) -> str:
+    return f", resumed {resumes} time{'' if resumes == 1 else 's'}" if resumes else ""
 
 
 def _how(fill: Fill, found: Found) -> Found:

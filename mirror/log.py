@@ -77,8 +77,8 @@ class Verbosity:
         """Write everything from now on, or what the configuration says again."""
         debugging = self._handler.level == logging.DEBUG
         self._write(logging.DEBUG if self._level != logging.DEBUG and not debugging else self._level)
-        said = "as the configuration says" if debugging else "everything"
-        logging.getLogger(__name__).warning("SIGUSR1: the log has %s now", said, extra=event("log.toggled"))
+        said = "is as the configuration says again" if debugging else "has everything now"
+        logging.getLogger(__name__).warning("SIGUSR1: the log %s", said, extra=event("log.toggled"))
 
     def _write(self, level: int) -> None:
         self._handler.setLevel(level)

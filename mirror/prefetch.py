@@ -27,6 +27,9 @@ from mirror.verdict import State
 FIRST = 5.0
 """Seconds within which it looks first after a start: not all mirrors of a site at once, when the power comes back."""
 
+RETRY = 300.0
+"""Seconds after which a look that failed is repeated at the latest: a night may have one look only."""
+
 TICK = 1.0
 """Seconds between two looks at the clock, which may be set, and at the fill that it may have to pause."""
 
@@ -53,7 +56,7 @@ class Prefetcher:
         self._counter = metrics.prefetches
         self._now = now or schedule.now
         self._next_at: datetime | None = None
-        self._fill: Fill | None = None
+        self._begun: list[Fill] = []
         self._paused = False
         self._outcome = ""
         self._trouble: str | None = None
@@ -80,9 +83,8 @@ class Prefetcher:
         Raises MirrorError when upstream cannot be asked, or the store takes nothing.
         """
         async with self._asking:
-            done, fill = await self._bring()
-        if self._fill is fill:
-            self._fill = None  # an operator wants it: it is not paused
+            done, _ = await self._bring("an operator")
+        self._begun = [fill for fill in self._begun if fill.metadata.hash != done.image]  # one that is wanted: no pause
         return done
 
     async def _run(self) -> None:
@@ -107,23 +109,26 @@ class Prefetcher:
             await self._look()
 
     async def _look(self) -> None:
+        self._settle()
         async with self._asking:
             try:
-                done, fill = await self._bring()
+                done, fill = await self._bring("prefetching")
             except MirrorError as error:
                 self._counter.labels("failed").inc()
                 self._outcome = f"the last look failed: {error}"
+                self._next_at = self._now() + timedelta(seconds=min(RETRY, self._config.interval))
                 if self._trouble != str(error):
                     self._trouble = str(error)
                     log.warning("prefetching fails: %s", error, extra=event("prefetch.failed"))
                 return
         self._outcome = done.message
         self._trouble = None
-        self._fill = fill or self._fill
+        if fill is not None:
+            self._begun.append(fill)
 
-    async def _bring(self) -> tuple[Done, Fill | None]:
+    async def _bring(self, who: str) -> tuple[Done, Fill | None]:
         """Begin to fetch what is current unless it is stored; that, and the fill when it was begun here."""
-        caller = self._own.lend(Caller(None, "prefetch"))
+        caller = self._own.lend(Caller(None, "prefetch", who=who))
         try:
             current = await self._catalog.fetch(caller)
         except Away as away:
@@ -146,13 +151,14 @@ class Prefetcher:
 
     def _pause(self) -> None:
         """Stop what was begun here unless a client waits for it."""
-        fill = self._fill
-        if fill is None or fill.failure is not None or fill.state is State.PUBLISHED:
-            self._fill = None
-        elif not fill.clients and fill.state is not State.VERIFYING and self._library.pause(fill):
-            self._fill, self._paused = None, True
+        self._settle()
+        for fill in tuple(self._begun):
+            if fill.clients or fill.state is State.VERIFYING or not self._library.pause(fill):
+                continue
+            self._begun.remove(fill)
+            self._paused = True
             at = f"{format_size(fill.position)} of {format_size(fill.metadata.size)}"
-            self._outcome = f"{fill.metadata.hash[:12]} is paused at {at}"
+            self._outcome = f"{fill.metadata.hash[:12]} was paused at {at}"  # maybe somebody has asked for it since
             log.info(
                 "the window has ended: fill of %s is paused at %s",
                 fill.metadata.hash,
@@ -160,16 +166,21 @@ class Prefetcher:
                 extra=event("prefetch.paused", image=fill.metadata.hash, position=fill.position),
             )
 
+    def _settle(self) -> None:
+        """Say what became of the fills that have ended, once."""
+        for fill in tuple(self._begun):
+            if fill.state in {State.PUBLISHED, State.FAILED}:
+                self._begun.remove(fill)
+                name, failure = fill.metadata.hash[:12], fill.failure
+                self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} is stored"
+
     def _words(self) -> str:
+        self._settle()
         if not self._config.enabled:
             return "off"
         window = self._config.window
         if window is not None and not schedule.is_open(window, self._now()):
             return f"waits for {window}" + (f"; {self._outcome}" if self._outcome else "")
-        if self._fill is not None and self._fill.state in {State.PUBLISHED, State.FAILED}:
-            name = self._fill.metadata.hash[:12]
-            failure = self._fill.failure
-            self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} is stored"
         every = f"looks every {format_duration(self._config.interval)}"
         return f"{every}; {self._outcome}" if self._outcome else every
 
@@ -182,8 +193,8 @@ async def nothing_to_fetch() -> Done:
 def _explained(refusal: UpstreamRefused, caller: Caller) -> MirrorError:
     if refusal.status == 404:
         return BadUpstream("upstream has no image (it answered 404)")
+    # No blank follows the word token: the log would take what comes after it for one.
     if caller.authorization is None:
-        return BadUpstream(
-            f"upstream wants a token (it answered {refusal.status}): set upstream.token_file or {TOKEN_VARIABLE}"
-        )
-    return BadUpstream(f"upstream refuses the mirror's own token (it answered {refusal.status})")
+        wanted = f"set upstream.token_file or {TOKEN_VARIABLE}"
+        return BadUpstream(f"upstream answered {refusal.status}, for it wants a token: {wanted}")
+    return BadUpstream(f"upstream answered {refusal.status}, for it refuses the mirror's own token")

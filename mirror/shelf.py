@@ -87,14 +87,17 @@ class Shelf:
             await place.pin(image_hash, pinned=pinned)
         return image_hash
 
-    async def remove(self, name: str, *, force: bool) -> str:
-        """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`."""
+    async def remove(self, name: str, *, force: bool, insist: str = "give --force") -> str:
+        """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`.
+
+        `insist` says how the person who asks would insist.
+        """
         image_hash = self.find(name)
         line = self.lines.get(image_hash)
         if line is not None and not force:
             reasons = [word for word, holds in (("pinned", line.info.pinned), ("current", line.current)) if holds]
             if reasons:
-                raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: give --force to remove it all the same")
+                raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
         for _, place in self.places(image_hash):
             if not await place.remove(image_hash):
                 raise Kept(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")

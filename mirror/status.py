@@ -37,7 +37,8 @@ class CurrentImage:
 class UpstreamState:
     """What is known of upstream. `reachable` is None as long as nobody has asked it, or when there is none (`url`).
 
-    `since` is when it became so, `reason` says in words why it is not reachable, `heard_at` is its last usable answer.
+    `since` is when it became so, `reason` says in words why it is not reachable, or is of no use all the same,
+    `heard_at` is its last usable answer.
     """
 
     url: str | None

@@ -52,7 +52,7 @@ class _Pull:
     def __init__(self, mirror: Mirror, meter: Meter) -> None:
         self._mirror = mirror
         self._meter = meter
-        self._caller = mirror.own.lend(Caller(None, "pps-mirror"))
+        self._caller = mirror.own.lend(Caller(None, "pps-mirror", who="pps-mirror pull"))
 
     async def run(self) -> None:
         """Pull what is current, and what is current then when upstream rolled over meanwhile."""

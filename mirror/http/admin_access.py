@@ -55,11 +55,13 @@ class AdminAccess:
 
     def _want_token(self, request: web.BaseRequest) -> None:
         given = _token_of(request.headers.get("Authorization", ""))
-        if self._token is None or given is None or not hmac.compare_digest(given, self._token.encode()):
+        if not given:
             raise Unauthorized(
                 "this needs the token of admin.token_file: send Authorization: Bearer TOKEN, or in a browser any user "
                 "name and the token as password"
             )
+        if self._token is None or not hmac.compare_digest(given, self._token.encode()):
+            raise Unauthorized("this is not the token of admin.token_file")
 
     def _refuse_strange_host(self, request: web.BaseRequest) -> None:
         """Answer to addresses and to names that mean this machine: no other name is made to point at it in vain."""

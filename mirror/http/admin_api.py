@@ -73,7 +73,9 @@ class AdminApi:
             return await self._answer(request)
         except Unauthorized as error:
             response = error_response(error)
-            if request.path.rstrip("/") in {"", "/api/status", "/api/events"}:  # where browsers go
+            if (
+                request.path.rstrip("/") or "/"
+            ) in self._private:  # where browsers go; a button's refusal opens no dialog
                 response.headers.add("WWW-Authenticate", 'Basic realm="pps-mirror", charset="UTF-8"')
             return response
 

@@ -239,7 +239,8 @@ def _caller(request: web.BaseRequest) -> Caller:
     if authorization is not None and not _is_plain(authorization):
         raise BadRequest("the Authorization header has characters that no token has")
     trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
-    return Caller(authorization, request["id"], trace if trace and _is_plain(trace) else None)
+    sane_trace = trace if trace and _is_plain(trace) else None
+    return Caller(authorization, request["id"], sane_trace, f"client {request.remote}")
 
 
 def _is_plain(text: str) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from mirror.log import harmless
 from mirror.metrics import Metrics
@@ -11,6 +11,9 @@ from mirror.status import Event
 
 KEPT = 50
 """Events that are shown."""
+
+SAME = timedelta(seconds=3)
+"""Within this time workers say the same of one thing: that there is a new image, or that upstream is away."""
 
 
 class Events(logging.Handler):
@@ -50,8 +53,10 @@ class Events(logging.Handler):
         return [self._untold.popleft() for _ in range(len(self._untold))]
 
     def take(self, events: Iterable[Event]) -> None:
-        """Take up what another process heard, and counted."""
-        self._last.extend(events)
+        """Take up what another process heard, and counted, unless it is known from a third."""
+        for event in events:
+            if not any(known.message == event.message and abs(known.at - event.at) < SAME for known in self._last):
+                self._last.append(event)
 
     def _count(self, action: str) -> None:
         match action:

@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,7 +27,7 @@ class History:
     def __init__(self, file: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._file = file
         self._now = now
-        self._intervals: deque[Interval] = deque(maxlen=KEPT + 1)
+        self._intervals: deque[Interval] = deque(maxlen=KEPT + 7)  # a day may have 25 hours
         self._last = Traffic()
 
     def load(self) -> None:
@@ -68,7 +68,8 @@ class History:
     @property
     def today(self) -> Traffic:
         """What has moved since midnight, local time."""
-        midnight = self._now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        today = self._now().astimezone().date()
+        midnight = datetime.combine(today, time.min).astimezone()  # by the clocks of then: they may have changed since
         total = Traffic()
         for interval in self._intervals:
             if interval.at >= midnight:

@@ -14,6 +14,9 @@ from mirror.shelf import Shelf, lines_of
 from mirror.status import Done
 from mirror.store.verification import Verdict
 
+INSIST = "send the request with ?force=true, or give pps-mirror rm --force,"
+"""How to remove what is not to be removed by mistake. The page has no button for it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +44,7 @@ class Operator:
 
     async def remove(self, name: str, *, force: bool) -> Done:
         """Remove an image; what was done. Raises MirrorError."""
-        image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force))
+        image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force, insist=INSIST))
         log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
         return Done(f"{image_hash[:12]} is removed", image_hash)
 

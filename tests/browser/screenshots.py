@@ -29,6 +29,9 @@ HOUR = 17
 ZONE = f"SITE{datetime.now(UTC).hour - HOUR:+d}"
 """Where it is that hour now (POSIX.1-2017, section 8.3)."""
 
+NARROW = 500
+"""Pixels: no window of Chromium's is narrower, but a phone is."""
+
 VERSIONS = {
     "11.1.0": "2026-05-12T08:00:00Z",
     "11.1.2": "2026-08-30T08:00:00Z",
@@ -60,7 +63,7 @@ def main() -> None:
                 time.sleep(8)
                 for name, width, height, dark in (("status", 1100, 1900, False), ("dark", 1100, 1900, True)):
                     take(mirror.admin_url, IMAGES / f"{name}.png", width, height, dark=dark)
-                take(mirror.admin_url, IMAGES / "phone.png", 500, 1500, dark=False)
+                take(mirror.admin_url, IMAGES / "phone.png", 360, 1800, dark=False)
                 simulator.set_rate(None)
                 simulator.release()
 
@@ -113,6 +116,9 @@ def take(url: str, file: Path, width: int, height: int, *, dark: bool) -> None:
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
     try:
+        if width < NARROW:
+            phone = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
         browser.get(url)
         time.sleep(1.5)
         browser.save_screenshot(str(file))

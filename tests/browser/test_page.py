@@ -5,6 +5,8 @@ import http.server
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import actions_of, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import Canary, FreshMirror
-from tests.support.processes import MirrorProcess, eventually
+from tests.support.processes import MirrorProcess, eventually, free_port
 
 MIB = 1 << 20
 HOSTILE = "<img src=x onerror=alert(1)>\"'</bdi><script>alert(2)</script>\u202egz.rat" + "x" * 120 + ".tar.gz"
@@ -99,7 +101,7 @@ def test_a_running_fill_moves(simulator: Simulator, fresh_mirror: FreshMirror, b
         download.read_all()
     eventually(lambda: "None." in text(browser, "fills"), what="the end of the fill")
     eventually(lambda: "current" in text(browser, "images"), what="the image")
-    assert f"fill of {simulator.image_sha256('first')[:12]} published" in text(
+    assert f"fill of {simulator.image_sha256('first')[:12]} verified and stored: " in text(
         browser, "events"
     )  # not all of its digits
     assert complaints(browser) == []
@@ -172,10 +174,111 @@ def test_a_button_works_from_the_keyboard_and_asks_for_the_token(
     field = browser.find_element(By.ID, "token")
     eventually(field.is_displayed, what="the field for the token")
     field.send_keys("wrong", Keys.ENTER)
-    eventually(lambda: "needs the token" in text(browser, "outcome"), what="a refusal")
+    eventually(lambda: "is not the token" in text(browser, "outcome"), what="a refusal")
     field.clear()
     field.send_keys(TOKEN, Keys.ENTER)
     eventually(lambda: "is pinned" in text(browser, "outcome"), what="the pin")
+
+
+def test_it_says_that_the_mirror_is_gone_and_comes_back_by_itself(fresh_mirror: FreshMirror, browse: Browse) -> None:
+    mirror = fresh_mirror()
+    browser = browse()
+    browser.get(mirror.admin_url)
+    eventually(lambda: text(browser, "sentence") == "Serving.", what="the page")
+    mirror.stop()
+    eventually(lambda: "does not answer" in text(browser, "sentence"), what="the bad news")
+    assert "does not answer" in browser.title
+    assert browser.find_element(By.ID, "sentence").get_attribute("class") == "bad"
+    mirror.start()
+    eventually(lambda: text(browser, "sentence") == "Serving.", seconds=40, what="the page, alive again")
+    assert browser.title.startswith("Serving.")
+
+
+def test_it_is_kept_fresh_when_no_event_comes_through(fresh_mirror: FreshMirror, browse: Browse) -> None:
+    """As behind a proxy that waits for the end of an answer before it passes it on."""
+    mirror = fresh_mirror()
+    browser = browse("--window-size=1200,1402")
+    silence = "window.EventSource = class extends EventTarget {};"
+    silenced = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": silence})
+    try:
+        browser.get(mirror.admin_url)
+        fetch(mirror.image_url)
+        eventually(lambda: "current" in text(browser, "images"), seconds=40, what="the image")
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", silenced)
+
+
+def test_beyond_this_machine_one_login_is_enough_and_a_wrong_token_does_not_end_it(
+    fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path, canary: Canary
+) -> None:
+    canary.hide(TOKEN)
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    token_file.chmod(0o600)
+    mirror = fresh_mirror({"admin": {"host": "0.0.0.0", "token_file": str(token_file)}})
+    browser = browse()
+    browser.get(f"http://anybody:{TOKEN}@127.0.0.1:{mirror.admin_port}/")
+    assert browser.execute_script("return getComputedStyle(document.body).margin") == "0px", "it has its style"
+    fetch(mirror.image_url)
+    eventually(lambda: "current" in text(browser, "images"), what="the image, pushed")
+    [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
+    path = f"/api/images/{image.get_attribute('data-hash')}"
+    for token, said in (("wrong", "this is not the token"), (TOKEN, "is pinned"), ("", "is unpinned")):
+        button = f"{path}/unpin" if said == "is unpinned" else f"{path}/pin"
+        selector = f'.act[data-path="{button}"]'
+        eventually(partial(browser.find_elements, By.CSS_SELECTOR, selector), what="the button")
+        browser.find_element(By.CSS_SELECTOR, selector).click()
+        browser.find_element(By.ID, "token").clear()
+        browser.find_element(By.ID, "token").send_keys(token)
+        browser.find_element(By.ID, "do").click()
+        assert said in outcome(browser)
+    assert text(browser, "sentence") == "Serving."
+
+
+def test_the_focus_stays_where_it_was_when_the_page_changes(fresh_mirror: FreshMirror, browse: Browse) -> None:
+    mirror = fresh_mirror()
+    browser = browse()
+    browser.get(mirror.admin_url)
+    browser.execute_script("document.querySelector('footer a').focus()")
+    fetch(mirror.image_url)
+    eventually(lambda: "current" in text(browser, "images"), what="the image")
+    assert browser.switch_to.active_element.text == "Metrics"
+    [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
+    path = f"/api/images/{image.get_attribute('data-hash')}"
+    press(browser, f"{path}/pin")
+    eventually(lambda: browser.find_elements(By.CSS_SELECTOR, f'.act[data-path="{path}/unpin"]'), what="the pin")
+    assert "is pinned" in outcome(browser)
+    assert browser.switch_to.active_element.get_attribute("data-path") == f"{path}/unpin"
+
+
+def test_on_a_phone_nothing_lies_beyond_the_edge(fresh_mirror: FreshMirror, browse: Browse) -> None:
+    mirror = fresh_mirror()
+    fetch(mirror.image_url)
+    browser = browse("--window-size=500,901")
+    phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(mirror.admin_url)
+    for button in browser.find_elements(By.CSS_SELECTOR, ".act"):
+        assert button.is_displayed()
+        assert button.rect["x"] + button.rect["width"] <= 360
+    assert "Last served" in text(browser, "images")
+    assert browser.find_element(By.CSS_SELECTOR, "#images tbody tr").aria_role == "row"
+    found = Axe().run(browser)["violations"]
+    assert [each["id"] for each in found if each["impact"] in {"serious", "critical"}] == []
+
+
+def test_events_and_pictures_say_when_by_the_clock(fresh_mirror: FreshMirror, browse: Browse) -> None:
+    mirror = fresh_mirror(environ={"TZ": "XST-3"})
+    browser = browse()
+    browser.get(mirror.admin_url)
+    time_of_start = browser.find_element(By.CSS_SELECTOR, "#events time")
+    at = datetime.fromisoformat(time_of_start.get_attribute("datetime") or "") + timedelta(hours=3)
+    assert time_of_start.text == f"{at:%H:%M:%S}"
+    assert " XST" in text(browser, "foot")
+    axes = [axis.text.split() for axis in browser.find_elements(By.CSS_SELECTOR, ".axis")]
+    assert [len(axis) for axis in axes] == [5, 5, 5]
+    assert [axis[-1] for axis in axes] == ["now"] * 3
+    assert len({each.rect["y"] for each in browser.find_elements(By.CSS_SELECTOR, ".axis span")}) == 1, "one line"
 
 
 def test_another_page_can_neither_act_nor_read(fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path) -> None:
@@ -246,3 +349,12 @@ def test_a_mirror_that_knows_nothing_has_a_page_too(tmp_path: Path, browse: Brow
             browser = browse()
             browser.get(mirror.admin_url)
             assert "serves what was imported" in text(browser, "now")
+            assert "Prefetch" not in text(browser, "now")
+
+
+def test_a_mirror_that_never_reached_upstream_does_not_say_that_it_serves(tmp_path: Path, browse: Browse) -> None:
+    with MirrorProcess(tmp_path, f"http://127.0.0.1:{free_port()}", {"auth": {"mode": "open"}}) as mirror:
+        fetch(mirror.image_url)
+        browser = browse()
+        browser.get(mirror.admin_url)
+        eventually(lambda: text(browser, "sentence") == "Nothing to serve yet: DataRobot cannot be reached.")

@@ -74,7 +74,7 @@ def test_a_sites_day(tmp_path: Path) -> None:
             mirror.set_clock("2026-11-23T22:00:00")
             eventually(lambda: metric(mirror, "fill_received_bytes") > 2.5 * MIB, what="a part of v2, after two cuts")
             mirror.set_clock("2026-11-24T06:00:00")
-            eventually(lambda: "is paused at" in status_of(mirror)["prefetch"]["doing"], what="the pause")
+            eventually(lambda: "was paused at" in status_of(mirror)["prefetch"]["doing"], what="the pause")
             at = (mirror.store / "partial" / hashes["v2"]).stat().st_size
 
             # The next night brings the rest, and the nodes switch.

@@ -1,11 +1,13 @@
 """The admin listener: how the mirror is, as JSON and pushed; what an operator may do, and who else may not."""
 
 import base64
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mirror.operators.telemetry import INTERVAL
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import CHANGING, actions_of, ask_admin, pushed, status_of
 from tests.support.downloads import Download
@@ -95,6 +97,19 @@ def test_the_status_says_since_when_upstream_is_away_and_why(simulator: Simulato
     fill(mirror)
     eventually(lambda: status_of(mirror)["upstream"]["reachable"], what="upstream is back")
     assert actions_of(mirror)[-2:] == ["upstream.away", "upstream.back"]
+
+
+def test_the_status_says_that_upstream_is_asked_too_often(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
+    fill(mirror)
+    simulator.fault(Fault("metadata", times=None, status=429))
+    fill(mirror)
+    eventually(lambda: "429" in (status_of(mirror)["upstream"]["reason"] or ""), what="the reason")
+    assert status_of(mirror)["upstream"]["reachable"]
+    assert "429, too many requests" in ask_admin(mirror, "GET", "/").body.decode()
+    simulator.clear_faults()
+    fill(mirror)
+    eventually(lambda: status_of(mirror)["upstream"]["reason"] is None, what="the end of it")
 
 
 def test_an_operator_pins_verifies_and_removes_images(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
@@ -230,3 +245,17 @@ def test_an_air_gapped_mirror_has_a_status_too(tmp_path: Path) -> None:
             status = status_of(mirror)
             assert (status["current"], status["upstream"]["url"], status["upstream"]["reachable"]) == (None, None, None)
             assert ask_admin(mirror, "POST", "/api/prefetch", CHANGING).status == 404
+
+
+def test_what_all_workers_say_is_one_event(fresh_mirror: FreshMirror) -> None:
+    mirror = fresh_mirror({"server": {"workers": 2}})
+
+    def said() -> int:
+        fill(mirror)
+        return mirror.log().count("current image is")
+
+    eventually(lambda: said() == 2, what="both workers saying what is current")
+    fill(mirror)
+    eventually(lambda: "image.current" in actions_of(mirror), what="the event")
+    time.sleep(2 * INTERVAL)
+    assert actions_of(mirror).count("image.current") == 1

@@ -189,8 +189,8 @@ def test_sigusr1_turns_debugging_on_in_all_processes_and_off_again(fresh_mirror:
         mirror.log_file.write_text("")
         toggle(mirror, 3)
         said = {line["process.pid"]: line["message"] for line in lines(mirror) if line["event.action"] == "log.toggled"}
-        what = "everything" if on else "as the configuration says"
-        assert said == dict.fromkeys(everybody, f"SIGUSR1: the log has {what} now")
+        what = "has everything now" if on else "is as the configuration says again"
+        assert said == dict.fromkeys(everybody, f"SIGUSR1: the log {what}")
 
 
 def test_a_worker_that_starts_later_debugs_as_the_others_do(fresh_mirror: FreshMirror) -> None:

@@ -93,7 +93,7 @@ def test_a_fill_pauses_when_its_window_ends_and_goes_on_in_the_next_night(
     eventually(lambda: partial(mirror, simulator) > MIB, what="a part of the image")
     mirror.set_clock("2026-11-24T06:00:00")
     eventually(lambda: "prefetch.paused" in actions_of(mirror), what="the pause")
-    assert "is paused at" in status_of(mirror)["prefetch"]["doing"]
+    assert "was paused at" in status_of(mirror)["prefetch"]["doing"]
     at = partial(mirror, simulator)
     time.sleep(1)
     assert partial(mirror, simulator) == at < SIZE
@@ -158,10 +158,18 @@ def test_without_a_token_it_says_what_is_missing(simulator: Simulator, fresh_mir
     mirror = fresh_mirror({"prefetch": {"enabled": True, "interval": "1s"}})
     eventually(lambda: "prefetch.failed" in actions_of(mirror), what="a failure")
     time.sleep(2)
-    assert mirror.log().count("prefetching fails: upstream wants a token") == 1
-    assert "set upstream.token_file or DATAROBOT_API_TOKEN" in status_of(mirror)["prefetch"]["doing"]
+    missing = "upstream answered 401, for it wants a token: set upstream.token_file or DATAROBOT_API_TOKEN"
+    assert mirror.log().count(f"prefetching fails: {missing}\n") == 1
+    assert missing in status_of(mirror)["prefetch"]["doing"]
     answer = ask_admin(mirror, "POST", "/api/prefetch", CHANGING)
-    assert (answer.status, "upstream wants a token" in answer.json["message"]) == (502, True)
+    assert (answer.status, missing in answer.json["message"]) == (502, True)
+
+
+def test_a_token_that_is_refused_is_said_to_be(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    wrong = {"DATAROBOT_API_TOKEN": "nobody-gave-this-out"}
+    mirror = fresh_mirror({"prefetch": {"enabled": True, "interval": "1s"}}, environ=wrong)
+    said = "prefetching fails: upstream answered 401, for it refuses the mirror's own token\n"
+    eventually(lambda: said in mirror.log(), what="the failure, in full")
 
 
 def test_a_failure_is_tried_again_at_the_next_look(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
@@ -188,3 +196,57 @@ def test_with_when_stored_clients_switch_when_the_new_image_was_fetched_by_night
     eventually(lambda: stored(mirror, simulator, "second"), what="the second image")
     with Download(mirror.image_url) as download:
         assert simulator.image_sha256("second") in download.header("ETag")
+
+
+def test_what_an_operator_wants_does_not_pause_though_it_was_begun_by_night(
+    simulator: Simulator, clocked: Clocked
+) -> None:
+    simulator.set_rate(2 * MIB)
+    mirror = clocked("2026-11-24T05:59:00")
+    eventually(lambda: partial(mirror, simulator) > MIB, what="a part of the image")
+    answer = ask_admin(mirror, "POST", "/api/prefetch", CHANGING)
+    assert "is on its way already" in answer.json["message"]
+    mirror.set_clock("2026-11-24T06:00:00")
+    eventually(lambda: stored(mirror, simulator), what="the image, by day")
+    assert "prefetch.paused" not in actions_of(mirror)
+
+
+def test_it_pauses_when_the_last_client_has_left(simulator: Simulator, clocked: Clocked) -> None:
+    simulator.set_rate(MIB)
+    mirror = clocked("2026-11-24T05:59:00")
+    eventually(lambda: partial(mirror, simulator) > MIB // 2, what="a part of the image")
+    with Download(mirror.image_url):
+        mirror.set_clock("2026-11-24T06:00:00")
+        eventually(lambda: "waits for" in status_of(mirror)["prefetch"]["doing"], what="the end of the window")
+        at = partial(mirror, simulator)
+        eventually(lambda: partial(mirror, simulator) > at, what="progress beyond it")
+        assert "prefetch.paused" not in actions_of(mirror)
+    eventually(lambda: "prefetch.paused" in actions_of(mirror), what="the pause")
+
+
+def test_all_that_was_begun_by_night_pauses_also_what_is_not_current_any_more(
+    simulator: Simulator, clocked: Clocked
+) -> None:
+    simulator.set_rate(MIB)
+    mirror = clocked("2026-11-24T05:58:00", {"upstream": {"metadata_ttl": "0s"}})
+    eventually(lambda: partial(mirror, simulator) > 0, what="a part of the first image")
+    simulator.roll_over("second")
+    mirror.set_clock("2026-11-24T05:59:00")
+    eventually(lambda: partial(mirror, simulator, "second") > 0, what="a part of the second image")
+    mirror.set_clock("2026-11-24T06:00:00")
+    eventually(lambda: actions_of(mirror).count("prefetch.paused") == 2, what="both pauses")
+
+
+def test_a_failed_look_is_repeated_in_the_same_night_and_what_is_stored_does_not_hide_it(
+    simulator: Simulator, clocked: Clocked
+) -> None:
+    nightly = {"enabled": True, "interval": "1d", "window": "22:00-06:00"}
+    mirror = clocked("2026-11-24T23:00:00", {"prefetch": nightly, "upstream": {"metadata_ttl": "0s"}})
+    eventually(lambda: "is stored" in status_of(mirror)["prefetch"]["doing"], what="the first image")
+    simulator.roll_over("second")
+    simulator.fault(Fault("metadata", status=503, times=None))
+    mirror.set_clock("2026-11-25T23:30:00")
+    eventually(lambda: "the last look failed" in status_of(mirror)["prefetch"]["doing"], what="the failure")
+    simulator.clear_faults()
+    mirror.set_clock("2026-11-25T23:35:01")
+    eventually(lambda: stored(mirror, simulator, "second"), what="the second image")

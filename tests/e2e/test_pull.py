@@ -138,7 +138,9 @@ def test_what_the_running_mirror_has_no_token_for_is_pulled_without_it(
     mirror = fresh_mirror()
     status, out, err = pull(mirror, DATAROBOT_API_TOKEN=simulator.token)
     assert (status, err) == (0, "")
-    assert out.startswith("the running mirror does not bring it (it answered 502: upstream wants a token ")
+    assert out.startswith(
+        "the running mirror does not bring it (it answered 502: upstream answered 401, for it wants a token: "
+    )
     assert stored(mirror, simulator)
 
 

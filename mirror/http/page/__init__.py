@@ -28,7 +28,8 @@ class Page:
         self.style = room.joinpath("style.css").read_bytes()
         self.script = room.joinpath("script.js").read_bytes()
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"size": _size, "took": format_duration, "time": _time, "bars": bars, "short": _short}
+        environment.filters |= {"size": _size, "took": format_duration, "bars": bars, "short": _short}
+        environment.filters |= {"time": _time, "local": _local}
         self._template = environment.from_string(room.joinpath("page.html").read_text("utf-8"))
 
     def render(self, status: Status) -> str:
@@ -38,7 +39,9 @@ class Page:
             sentence=sentence(status),
             mood=_mood(status),
             ago=lambda moment: _ago(moment, status.now),
+            clock=lambda moment: _clock(moment, status.now),
             pictures=_pictures(status),
+            axis=_axis(status),
             width=WIDTH,
             height=HEIGHT,
         )
@@ -50,6 +53,8 @@ def sentence(status: Status) -> str:
         return f"Cannot serve: {'; '.join(status.health.reasons)}."
     if status.health.degraded:
         return f"Serving, but {'; '.join(status.health.degraded)}."
+    if status.upstream.reachable is False and status.current is None:
+        return "Nothing to serve yet: DataRobot cannot be reached."
     if status.upstream.reachable is False:
         return "Serving what is known: DataRobot cannot be reached."
     if status.fills:
@@ -74,14 +79,21 @@ def _pictures(status: Status) -> Sequence[tuple[str, str, Sequence[int], int, st
     downloads = [each.downloads for each in traffic]
     lines = max([0, *served]), max([0, *fetched])
     return (
-        ("served", "To clients", served, lines[0], f"{_size(sum(served))}, at most {_rate(status, lines[0])}"),
-        ("fetched", "From DataRobot", fetched, lines[1], f"{_size(sum(fetched))}, at most {_rate(status, lines[1])}"),
+        ("served", "To clients", served, lines[0], f"{_size(sum(served))}, {_rate(status, lines[0])}"),
+        ("fetched", "From DataRobot", fetched, lines[1], f"{_size(sum(fetched))}, {_rate(status, lines[1])}"),
         ("downloads", "Downloads", downloads, max([0, *downloads]), f"{sum(downloads)} in all"),
     )
 
 
 def _rate(status: Status, peak: int) -> str:
-    return f"{format_size(peak // max(1, status.history[0].seconds))}/s" if status.history else "0 B/s"
+    seconds = status.history[0].seconds if status.history else 1
+    return f"at most {format_size(peak // seconds)}/s over {format_duration(seconds)}"
+
+
+def _axis(status: Status) -> Sequence[str]:
+    """What stands below the pictures: the time at their quarters, by the clock on the mirror's wall."""
+    quarters = status.history[:: max(1, len(status.history) // 4)][:4]
+    return [*(f"{interval.at.astimezone():%H:%M}" for interval in quarters), "now"]
 
 
 def _mood(status: Status) -> str:
@@ -101,6 +113,16 @@ def _size(size: int) -> str:
 
 def _time(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
+
+
+def _local(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def _clock(moment: datetime, now: datetime) -> str:
+    """When that was by the clock on the mirror's wall, as a console's log has it; with the day unless it is today."""
+    at, today = moment.astimezone(), now.astimezone().date()
+    return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%b} {at.day}, {at:%H:%M}"
 
 
 def _ago(moment: datetime, now: datetime) -> str:
