@@ -8,12 +8,14 @@ class Caller:
     """A client, or the mirror itself.
 
     `authorization` is the value of the header of that name, whole (`Bearer …`, `Token …`), or None. It is a secret: not
-    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`.
+    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`; `came_by`
+    says through which caches the request came (see `mirror.loop`).
     """
 
     authorization: str | None = field(repr=False)
     request_id: str
     trace: str | None = None
+    came_by: str = ""
 
     def stripped(self) -> "Caller":
         """The caller without its credential: as upstream knows one whose token is none of upstream's business."""
