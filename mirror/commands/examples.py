@@ -10,6 +10,11 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "check": """\
   pps-mirror check -c config.toml
   pps-mirror check --json | jq -r '.[] | select(.ok | not) | .message'""",
+    "doctor": """\
+  pps-mirror doctor -c /etc/pps-mirror/config.toml
+  runuser -u pps-mirror -- pps-mirror doctor -c /etc/pps-mirror/config.toml       as the mirror's own user sees it
+  DATAROBOT_API_TOKEN=... pps-mirror doctor                                       the way to the image as well
+  pps-mirror doctor --json | jq -r '.[] | select(.ok | not) | .message, .advice'""",
     "pull": """\
   DATAROBOT_API_TOKEN=... pps-mirror pull -c config.toml
   pps-mirror pull && pps-mirror ls""",

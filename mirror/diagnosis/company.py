@@ -1,0 +1,50 @@
+"""The mirror that runs on this store, if one does: what it says of itself."""
+
+import asyncio
+from collections.abc import Iterator
+
+from mirror import __version__
+from mirror.commands.findings import Finding
+from mirror.commands.running import Condition, Gone, running_mirror
+from mirror.diagnosis.case import Case
+
+LAST = 3
+"""Errors of its own that are shown."""
+
+
+def examine(case: Case) -> Iterator[Finding]:
+    """Ask it."""
+    condition = asyncio.run(_condition(case))
+    if condition is None:
+        where = f"{case.config.admin.host} port {case.config.admin.port}"
+        said = f"none runs on this store, as far as can be seen at {where}"
+        yield Finding("running", True, said, note=True, advice="systemctl status pps-mirror; journalctl -u pps-mirror")
+        return
+    yield Finding("running", True, f"a mirror runs on this store, version {condition.version}")
+    if condition.version != __version__:
+        advice = "restart it, if it was upgraded"
+        yield Finding("running", True, f"this command is of version {__version__}", note=True, advice=advice)
+    for reason in condition.reasons:
+        yield Finding(
+            "running", False, f"it cannot serve: {reason}", advice="docs/troubleshooting.md explains what it says"
+        )
+    for reason in condition.degraded:
+        advice = "it goes on without; docs/troubleshooting.md explains what it says"
+        yield Finding("running", False, f"it is in trouble: {reason}", advice=advice)
+    if condition.away is not None:
+        advice = "if upstream is well now, as the lines above say, it finds out at the next request; else see there"
+        yield Finding(
+            "running", False, f"upstream is away for it since {condition.since}: {condition.away}", advice=advice
+        )
+    for message in condition.errors[-LAST:]:
+        yield Finding(
+            "running", True, f"its log said {message}", note=True, advice="docs/troubleshooting.md; journalctl"
+        )
+
+
+async def _condition(case: Case) -> Condition | None:
+    async with running_mirror(case.config) as mirror:
+        try:
+            return await mirror.condition() if mirror is not None else None
+        except Gone:
+            return None
