@@ -59,8 +59,8 @@ class Doctor:
         yield from case.examined("upstream", self._upstream)
         yield from case.examined("loop", circles.examine)
         yield from case.examined("token", credential.examine)
-        yield from case.examined("store", self._here)
         yield from case.examined("store", directory.examine)
+        yield from case.examined("store", self._here)
         yield from case.examined("ports", ports.examine)
         yield from case.examined("running", company.examine)
 

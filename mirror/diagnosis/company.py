@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from mirror import __version__
 from mirror.commands.findings import Finding
 from mirror.commands.running import Condition, Gone, running_mirror
+from mirror.diagnosis import ports
 from mirror.diagnosis.case import Case
 
 LAST = 3
@@ -16,9 +17,7 @@ def examine(case: Case) -> Iterator[Finding]:
     """Ask it."""
     condition = asyncio.run(_condition(case))
     if condition is None:
-        where = f"{case.config.admin.host} port {case.config.admin.port}"
-        said = f"none runs on this store, as far as can be seen at {where}"
-        yield Finding("running", True, said, note=True, advice="systemctl status pps-mirror; journalctl -u pps-mirror")
+        yield _alone(case)
         return
     yield Finding("running", True, f"a mirror runs on this store, version {condition.version}")
     if condition.version != __version__:
@@ -40,6 +39,17 @@ def examine(case: Case) -> Iterator[Finding]:
         yield Finding(
             "running", True, f"its log said {message}", note=True, advice="docs/troubleshooting.md; journalctl"
         )
+
+
+def _alone(case: Case) -> Finding:
+    admin = case.config.admin
+    heard = ports.health(admin.host, admin.port, tls=False)
+    if heard is not None and heard.is_mirror:
+        said = f"a pps-mirror is at {admin.host} port {admin.port}, and it is another store's, or lets nobody look"
+        advice = "is this the configuration that it runs with? may this user read admin.token_file?"
+        return Finding("running", True, said, note=True, advice=advice)
+    said = f"no mirror runs on this store, as far as can be seen at {admin.host} port {admin.port}"
+    return Finding("running", True, said, note=True, advice="systemctl status pps-mirror; journalctl -u pps-mirror")
 
 
 async def _condition(case: Case) -> Condition | None:

@@ -150,22 +150,26 @@ def _judged(response: ImageResponse, image: ImageMetadata, head: bytes, way: str
     if status not in {200, 206}:
         yield _refused(status, where, redirected=response.redirected)
         return
-    content = _format(head)
-    if content is None:
-        looks = "a page of HTML" if head.lstrip()[:1] == b"<" else "nothing that `docker load` reads"
-        advice = "a proxy's or an error page in the image's place? the hash will not match, and nothing will be stored"
-        yield Finding("image", False, f"{where} sends {looks}", advice=advice)
+    if head.lstrip()[:1] in {b"<", b"{"}:
+        advice = "a page of a proxy's, or an error? the hash will not match, and nothing will be stored"
+        yield Finding("image", False, f"{where} sends a text in its place", advice=advice)
         return
     total = _total(response)
     if total is not None and total != image.size:
         advice = "if it stays so: ask whoever runs upstream, since every fill will fail"
         said = f"{where} has {total} bytes, the metadata says {image.size}: it may be switching to another image"
         yield Finding("image", True, said, note=True, advice=advice)
+    content = _format(head)
+    if content is None:
+        advice = "a docker archive is a tar, or one in gzip or xz; the hash decides, not this"
+        said = f"{where} sends something whose beginning `docker load` does not know"
+        yield Finding("image", True, said, note=True, advice=advice)
     if status == 206:
-        yield Finding("image", True, f"{where} sends it: {content}, and ranges, so that a broken transfer goes on")
+        kind = f" ({content})" if content else ""
+        yield Finding("image", True, f"{where} sends it{kind}, and ranges of it: a broken transfer can go on")
         return
-    advice = "what is on the way (a proxy?) may take ranges away; without them use a line that holds"
-    said = f"{where} sends it ({content}), but ignores ranges: a transfer that breaks begins again at byte 0"
+    advice = "something on the way (a proxy?) may take ranges away; without them it takes a line that holds"
+    said = f"{where} ignores ranges: a transfer that breaks begins again at byte 0"
     yield Finding("image", True, said, note=True, advice=advice)
 
 

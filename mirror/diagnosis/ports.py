@@ -24,8 +24,8 @@ def examine(case: Case) -> Iterator[Finding]:
     server, admin = case.config.server, case.config.admin
     yield from _privileged("server", server.port)
     yield from _privileged("admin", admin.port)
-    clients = _health(server.host, server.port, tls=server.tls_cert is not None)
-    operators = _health(admin.host, admin.port, tls=False)
+    clients = health(server.host, server.port, tls=server.tls_cert is not None)
+    operators = health(admin.host, admin.port, tls=False)
     if clients is not None and clients.is_mirror and clients.status == 200:
         advice = "did you mix up server.port and admin.port? a client listener knows no /healthz"
         yield Finding("server", False, f"port {server.port} has the admin listener of a pps-mirror", advice=advice)
@@ -45,7 +45,7 @@ def _privileged(key: str, port: int) -> Iterator[Finding]:
         yield Finding(key, True, said, note=True, advice=advice)
 
 
-def _health(host: str, port: int, *, tls: bool) -> Heard | None:
+def health(host: str, port: int, *, tls: bool) -> Heard | None:
     """What answers there to the question for its health; None when nobody does."""
     target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     if port == 0:

@@ -41,7 +41,7 @@ def examine(case: Case) -> Iterator[Finding]:
                 note=True,
                 advice=f"add {url.raw_host} to NO_PROXY, if the proxy is not meant for it",
             )
-        yield tried(proxy, url)
+        yield _tried(case, proxy, url)
     yield from _bucket(case)
 
 
@@ -140,16 +140,23 @@ def _covers(entry: str, case: Case) -> bool:
 # The proxy itself
 
 
-def tried(proxy: Proxy, url: URL) -> Finding:
+def _tried(case: Case, proxy: Proxy, url: URL) -> Finding:
     """Ask the proxy for upstream: for a tunnel, or for an answer without credential."""
     host, port = str(url.raw_host), int(url.port or 0)
     try:
-        with closing(wire.to_proxy(proxy)) as connection:
+        with closing(wire.to_proxy(proxy, case.config.upstream)) as connection:
             if url.scheme == "https":
                 heard = wire.tunnel(connection, proxy, host, port)
             else:
                 own = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
                 heard = wire.ask(connection, "HEAD", str(url.origin()) + "/", url.authority, own)
+    except ConfigError as error:  # upstream.ca_file
+        return Finding(
+            "proxy", False, str(error), advice="a file with PEM certificates that the mirror's user may read"
+        )
+    except ssl.SSLCertVerificationError:
+        advice = "name its authority's certificate in upstream.ca_file"
+        return Finding("proxy", False, f"{proxy} shows a certificate that is not trusted", advice=advice)
     except ssl.SSLError:
         advice = "most proxies are http://, also for https pages; change the proxy's URL"
         return Finding("proxy", False, f"{proxy} does not speak TLS", advice=advice)

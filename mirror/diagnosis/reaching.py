@@ -107,7 +107,7 @@ def _way(case: Case, url: URL, address: str | None) -> socket.socket:
         return wire.connect(address, port)
     proxy = case.proxy(url)
     assert proxy is not None  # noqa: S101 - there is no address because there is a proxy
-    connection = wire.to_proxy(proxy)
+    connection = wire.to_proxy(proxy, case.config.upstream)
     try:
         if wire.tunnel(connection, proxy, str(url.raw_host), port).status != 200:
             raise ConnectionRefusedError
@@ -136,7 +136,7 @@ def _secure(case: Case, url: URL, address: str | None) -> Iterator[Finding]:
         # Its time tells a wrong clock from a wrong certificate; nothing else is asked of whoever that is.
         with closing(wire.wrapped(_way(case, url, address), wire.trusting_anybody(), host)) as connection:
             shown = connection.getpeercert(binary_form=True) or b""
-            case.heard = wire.ask(connection, "HEAD", "/", url.authority)
+            case.heard = wire.ask(connection, "GET", _target(url), url.authority)
         yield certificates.explained(refused, shown, _way(case, url, address), host, offset(case.heard))
     except ssl.SSLError:
         yield _no_tls(case, url, address)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mirror import __version__
+from mirror.config import Upstream
+from mirror.upstream.line import trusting
 from mirror.upstream.proxies import Proxy
 
 STEP = 5.0
@@ -52,13 +54,13 @@ def connect(address: str, port: int) -> socket.socket:
     return socket.create_connection((address, port), timeout=STEP)
 
 
-def to_proxy(proxy: Proxy) -> socket.socket:
-    """Connect to a proxy, by TLS if it wants that. Raises OSError, of which ssl.SSLError is one."""
+def to_proxy(proxy: Proxy, config: Upstream) -> socket.socket:
+    """Connect to a proxy, by TLS if it wants that. Raises OSError, of which ssl.SSLError is one, and ConfigError."""
     host, port = str(proxy.url.raw_host), int(proxy.url.port or 80)
     connection = connect(host, port)
     if proxy.url.scheme != "https":
         return connection
-    return wrapped(connection, ssl.create_default_context(), host)
+    return wrapped(connection, trusting(config), host)
 
 
 def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Heard:
