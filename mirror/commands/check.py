@@ -319,7 +319,9 @@ def _listener(check: str, host: str, port: int, *, tls: bool) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and _is_mirror(host, port, tls=tls):
             return Finding(check, True, f"{address} is taken, by a pps-mirror that runs already", note=True)
-        return Finding(check, False, f"{address} cannot be had: {error.strerror}")
+        # The number's own words: Python puts the address into its text a second time.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        return Finding(check, False, f"{address} cannot be had: {reason}")
     return Finding(check, True, f"{address} is free")
 
 

@@ -34,15 +34,16 @@ _FORMATS = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd"
 def examine(case: Case) -> Iterator[Finding]:
     """Look at the file, then ask for the image's first bytes."""
     yield from _file(case)
-    image = case.image
-    if image is None or case.url is None:
+    if case.url is None:
         return
+    image = case.image
     if case.token is None:
         said = "not tried: the mirror has no token of its own; where upstream redirects to is not known"
         advice = f"set {TOKEN_VARIABLE} for this command: {TOKEN_VARIABLE}=... pps-mirror doctor"
         yield Finding("image", True, said, note=True, advice=advice)
         return
-    yield from asyncio.run(_image(case, image))
+    if image is not None:
+        yield from asyncio.run(_image(case, image))
 
 
 # The file

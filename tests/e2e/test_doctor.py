@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
 from tests.support.circles import circle, relay
 from tests.support.fixtures import Ask, Canary
-from tests.support.processes import MirrorProcess, free_port
+from tests.support.processes import MirrorProcess, eventually, free_port
 from tests.support.raw import raw_upstream
 from tests.support.small_disk import SmallDisk
 from tests.support.tinyproxy import TinyProxy
@@ -319,14 +321,18 @@ def test_a_certificate_that_has_ended_is_told_from_a_clock_that_is_wrong(
     doctor: Doctor, configured: Configured, tmp_path: Path
 ) -> None:
     cert, key = certificate(tmp_path / "tls", days=-1)
-    with Simulator.start([ImageSpec("first", size=1 << 20)], tls_cert=str(cert), tls_key=str(key)) as secure:
-        mirror = configured(secure.api_url, ca_file=str(cert))
-        said = doctor(mirror).about("tls")
-        assert "127.0.0.1's certificate ended " in said
-        assert "our clock is not to blame" in said
-        secure.fault(Fault("version", headers={"Date": date(days=-2)}, times=None))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    now = date()
+    with raw_upstream(lambda: f"HTTP/1.1 404 x\r\nDate: {now}\r\nContent-Length: 0\r\n\r\n".encode(), tls) as url:
+        mirror = configured(url, ca_file=str(cert))
         report = doctor(mirror)
-        assert "but our clock is 2d" in report.about("tls")
+        assert report.failed() == ["tls", "upstream"]
+        assert "127.0.0.1's certificate ended " in report.about("tls")
+        assert "our clock is not to blame" in report.about("tls")
+        now = date(days=-2)
+        report = doctor(mirror)
+        assert "but our clock is 2d ahead -> set the clock" in report.about("tls")
         assert "ahead of upstream's" in report.about("clock")
 
 
@@ -503,7 +509,7 @@ def test_what_a_directory_lies_on_is_read_as_the_kernel_writes_it() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_files_that_a_restore_as_root_left_are_named(doctor: Doctor, configured: Configured) -> None:
     mirror = configured()
-    image = mirror.store / "images" / "0" * 64
+    image = mirror.store / "images" / ("0" * 64)
     image.mkdir(parents=True)
     (image / "image").touch()
     for path in (mirror.store, mirror.store / "images"):
@@ -605,15 +611,21 @@ def test_a_mirror_that_is_its_own_proxy_is_noticed(doctor: Doctor, configured: C
 # A mirror that runs
 
 
+def degraded(mirror: MirrorProcess) -> bool:
+    with urllib.request.urlopen(f"{mirror.admin_url}/readyz", timeout=10) as answer:
+        return bool(json.load(answer)["degraded"])
+
+
 def test_what_the_running_mirror_complains_of_is_in_it(
     doctor: Doctor, configured: Configured, simulator: Simulator, ask: Ask
 ) -> None:
     with configured() as mirror:
         simulator.fault(Fault("metadata", status=500, times=None))
         assert ask(mirror.metadata_url).status == 502
-        partial = mirror.store / "partial"
-        partial.rmdir()
-        partial.touch()
+        images = mirror.store / "images"
+        images.rmdir()
+        images.touch()
+        eventually(lambda: degraded(mirror), what="the mirror's noticing that")
         report = doctor(mirror)
     assert set(report.failed()) == {"upstream", "store", "running"}
     said = report.about("running")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import Simulator
+from tests.support.circles import circle, relay
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
-from tests.support.circles import circle, relay
 from tests.support.processes import MirrorProcess, eventually
 
 SOON = 5.0
