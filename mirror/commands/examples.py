@@ -12,8 +12,8 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror check --json | jq -r '.[] | select(.ok | not) | .message'""",
     "doctor": """\
   pps-mirror doctor -c /etc/pps-mirror/config.toml
-  runuser -u pps-mirror -- pps-mirror doctor -c /etc/pps-mirror/config.toml       as the mirror's own user sees it
-  DATAROBOT_API_TOKEN=... pps-mirror doctor                                       the way to the image as well
+  pps-mirror doctor -c config.toml > doctor.txt            to show to whoever helps: no secrets are in it
+  DATAROBOT_API_TOKEN=... pps-mirror doctor                the way to the image as well
   pps-mirror doctor --json | jq -r '.[] | select(.ok | not) | .message, .advice'""",
     "pull": """\
   DATAROBOT_API_TOKEN=... pps-mirror pull -c config.toml

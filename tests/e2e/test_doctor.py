@@ -50,6 +50,14 @@ class Report:
         return [each["check"] for each in self.findings if not each["ok"]]
 
 
+def clean_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
+    }
+
+
 class Doctor:
     """Runs it with a mirror's configuration, and lets the canary hear what it says."""
 
@@ -57,14 +65,9 @@ class Doctor:
         self._canary = canary
 
     def run(self, mirror: MirrorProcess, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
-        }
         done = subprocess.run(
             [sys.executable, "-m", "mirror.cli", "doctor", "-c", mirror.config_file, *arguments],
-            env=kept | environ,
+            env=clean_environment() | environ,
             capture_output=True,
             text=True,
             check=False,
@@ -632,3 +635,40 @@ def test_what_the_running_mirror_complains_of_is_in_it(
     assert "upstream is away for it since 20" in said
     assert "upstream answered 500" in said
     assert "it is in trouble: " in said
+
+
+# It ends
+
+
+def test_what_hangs_is_given_up_and_said_and_the_rest_is_examined(configured: Configured, tmp_path: Path) -> None:
+    """A pipe in the token file's place has nobody who writes to it; so may a network file system not answer."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    mirror = configured(token_file=str(pipe))
+    program = f"""
+import sys
+from mirror.cli import main
+from mirror.diagnosis import case
+case.LIMIT = 2.0
+sys.exit(main(["doctor", "-c", {str(mirror.config_file)!r}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=clean_environment(),
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert "FAIL  upstream       could not be examined within 2 s" in lines
+    assert "FAIL  token          could not be examined within 2 s" in lines
+    assert any(line.startswith("ok    admin ") for line in lines)
+    assert "2 things are wrong" in lines[-1]
+
+
+def test_an_endless_answer_is_not_read_to_its_end(doctor: Doctor, configured: Configured) -> None:
+    with raw_upstream(lambda: b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 2_000_000) as endless:
+        report = doctor(configured(endless))
+    assert report.failed() == ["upstream"]
