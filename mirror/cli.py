@@ -312,6 +312,7 @@ def _show(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
 def _doctor(options: argparse.Namespace) -> int:
     from mirror.commands import doctor  # what `serve` does not need
 
+    options.log_level = options.log_level or "error"  # what would be warned of is found, and said with more words
     patient = doctor.Doctor(_settings(options), os.environ, options.config)
     found = _show(patient.findings(), as_json=options.json)
     if options.json:

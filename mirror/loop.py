@@ -41,6 +41,6 @@ def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
     return text
 
 
-def onward(came_by: str, name: str) -> str:
-    """The header of a request toward upstream."""
-    return f"{came_by}, {name}" if came_by else name
+def onward(came_by: str, name: str | None) -> str:
+    """The header of a request toward upstream; empty for one that comes by no mirror."""
+    return ", ".join(each for each in (came_by, name) if each)

@@ -1,8 +1,8 @@
 """`pps-mirror doctor`: why does it not work, and what is to be done? Digs where `check` only looks.
 
-What `check` finds is in it, with advice; around that are the examinations of `mirror.diagnosis`, each of one subject,
-bounded in time, in the order in which one thing's failing explains the next one's. Nothing is changed, no token is
-needed; upstream is asked for metadata, its version, and with the mirror's own token for the first bytes of the image.
+What `check` finds is in it, with advice; around that are the examinations of `diagnosis/`, each of one subject, bounded
+in time, in the order in which one thing's failing explains the next one's. Nothing is changed, no token is needed;
+upstream is asked for metadata, its version, and with the mirror's own token for the first bytes of the image.
 """
 
 import errno
@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirror.commands import check
+from mirror.commands.diagnosis import circles, company, credential, directory, ports, proxying, reaching, surroundings
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
 from mirror.config import Config
-from mirror.diagnosis import circles, company, credential, directory, ports, proxying, reaching, surroundings
-from mirror.diagnosis.case import Case
 
 _ADVICE = {
     "upstream": "the lines above say which step fails; docs/troubleshooting.md explains the message",

@@ -52,7 +52,7 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
-    `name` is what it calls us that a loop of mirrors is found by; without one a new one is made.
+    `name` is that of the mirror which asks, by which loops are found (`mirror.loop`); who serves nobody has none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Upstream:
         name: str | None = None,
     ) -> None:
         self._config = config
-        self._name = name or loop.new_name()
+        self._name = name
         self._metrics = metrics or Metrics()
         self.throttle = throttle or Throttle()
         self._base = URL(url)
@@ -170,7 +170,9 @@ class Upstream:
 
     def _identity(self, caller: Caller) -> dict[str, str]:
         """What only upstream itself is told: who asks, and by which mirrors the request came."""
-        headers = {"X-Request-ID": caller.request_id, loop.HEADER: loop.onward(caller.came_by, self._name)}
+        headers = {"X-Request-ID": caller.request_id}
+        if way := loop.onward(caller.came_by, self._name):
+            headers[loop.HEADER] = way
         if caller.authorization is not None:
             headers["Authorization"] = caller.authorization
         if caller.trace is not None:

@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from mirror.commands.diagnosis import proxying
+from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.credential import beside
+from mirror.commands.diagnosis.directory import mount_of
+from mirror.commands.diagnosis.proxying import useless
 from mirror.commands.findings import Finding
-from mirror.diagnosis.credential import beside
-from mirror.diagnosis.directory import mount_of
-from mirror.diagnosis.proxying import useless
+from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
@@ -143,6 +146,7 @@ def test_where_all_is_well_it_finds_nothing_wrong_asks_little_and_changes_nothin
     counters = simulator.counters()
     assert (counters.metadata_requests, counters.image_requests, counters.store_gets) == (1, 1, 1)
     assert counters.bytes_sent <= 512
+    assert {each.cdn_loop for each in simulator.log()} == {None}  # who asks is no mirror: its questions can be shared
     assert not mirror.store.exists()
 
 
@@ -277,6 +281,19 @@ def test_an_address_in_no_proxy_that_is_meant_for_a_name_is_noticed(
     assert "add localhost to NO_PROXY" in said
 
 
+def test_a_bucket_inside_that_aws_libraries_would_ask_through_the_proxy_is_noticed() -> None:
+    given = {
+        "auth": {"mode": "open"},
+        "store": {"s3": {"bucket": "images", "endpoint_url": "https://s3.inside.example:9000"}},
+    }
+    environ = {"HTTPS_PROXY": "http://proxy:3128"}
+    (found,) = proxying.examine(Case(Config.model_validate(given), environ, None))
+    assert "the bucket's endpoint s3.inside.example:9000 goes through the environment's proxy too" in found.message
+    assert (
+        list(proxying.examine(Case(Config.model_validate(given), environ | {"no_proxy": "inside.example"}, None))) == []
+    )
+
+
 # The way to upstream
 
 
@@ -398,9 +415,7 @@ def test_a_token_file_with_quotes_that_everybody_may_read_is_noticed(
     file = tmp_path / "quoted"
     file.write_text(f'"{simulator.token}"')
     file.chmod(0o644)
-    mirror = configured(token_file=str(file))
-    done = doctor.run(mirror, "--json", "--log-level", "error")
-    report = Report(done.returncode, json.loads(done.stdout))
+    report = doctor(configured(token_file=str(file)))
     assert report.failed() == ["token", "token file"]
     assert "upstream refuses the one in upstream.token_file" in report.about("token")
     assert "it has quotation marks -> it has to be the token alone" in report.about("token file")
@@ -648,7 +663,7 @@ def test_what_hangs_is_given_up_and_said_and_the_rest_is_examined(configured: Co
     program = f"""
 import sys
 from mirror.cli import main
-from mirror.diagnosis import case
+from mirror.commands.diagnosis import case
 case.LIMIT = 2.0
 sys.exit(main(["doctor", "-c", {str(mirror.config_file)!r}]))
 """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
-from mirror.diagnosis.case import Case
 from mirror.store.layout import entries
 from mirror.units import format_size
 

@@ -4,10 +4,10 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
 
+from mirror.commands.diagnosis import wire
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
 from mirror.config import Config
-from mirror.diagnosis import wire
-from mirror.diagnosis.case import Case
 from mirror.errors import LoopDetected
 
 

@@ -7,10 +7,10 @@ from contextlib import closing
 
 from yarl import URL
 
+from mirror.commands.diagnosis import wire
+from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
-from mirror.diagnosis import wire
-from mirror.diagnosis.case import Case
-from mirror.diagnosis.wire import Heard
 from mirror.errors import ConfigError
 from mirror.upstream.proxies import Proxies, Proxy, excepted
 
@@ -20,9 +20,12 @@ _NAMES = ("http_proxy", "https_proxy", "no_proxy")
 def examine(case: Case) -> Iterator[Finding]:
     """Look at the variables, then ask the proxy that counts for upstream."""
     yield from _variables(case)
-    url = case.url
-    if url is None:
-        return
+    if case.url is not None:
+        yield from _for_upstream(case, case.url)
+    yield from _bucket(case)
+
+
+def _for_upstream(case: Case, url: URL) -> Iterator[Finding]:
     try:
         proxies = Proxies.of(case.config.upstream, case.environ)
     except ConfigError as error:
@@ -42,7 +45,6 @@ def examine(case: Case) -> Iterator[Finding]:
                 advice=f"add {url.raw_host} to NO_PROXY, if the proxy is not meant for it",
             )
         yield _tried(case, proxy, url)
-    yield from _bucket(case)
 
 
 def _variables(case: Case) -> Iterator[Finding]:

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Iterator
 
 from mirror import __version__
+from mirror.commands.diagnosis import ports
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
 from mirror.commands.running import Condition, Gone, running_mirror
-from mirror.diagnosis import ports
-from mirror.diagnosis.case import Case
 
 LAST = 3
 """Errors of its own that are shown."""

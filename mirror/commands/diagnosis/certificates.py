@@ -5,8 +5,8 @@ import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mirror.commands.diagnosis import wire
 from mirror.commands.findings import Finding
-from mirror.diagnosis import wire
 from mirror.units import format_duration
 
 HOUR = 3600.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from yarl import URL
 
+from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
 from mirror.config import Config
-from mirror.diagnosis.wire import Heard
 from mirror.errors import ConfigError, MirrorError
 from mirror.metadata import ImageMetadata
 from mirror.upstream.proxies import Proxies, Proxy

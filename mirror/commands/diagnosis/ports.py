@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
+from mirror.commands.diagnosis import wire
+from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
-from mirror.diagnosis import wire
-from mirror.diagnosis.case import Case
-from mirror.diagnosis.wire import Heard
 
 PROCESSES = 20_000
 """Processes that are looked at, at most."""

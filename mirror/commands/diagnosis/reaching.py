@@ -9,10 +9,10 @@ from email.utils import parsedate_to_datetime
 
 from yarl import URL
 
+from mirror.commands.diagnosis import certificates, wire
+from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
-from mirror.diagnosis import certificates, wire
-from mirror.diagnosis.case import Case
-from mirror.diagnosis.wire import Heard
 from mirror.errors import ConfigError
 from mirror.units import format_duration
 from mirror.upstream.client import API

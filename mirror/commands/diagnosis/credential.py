@@ -12,9 +12,9 @@ from contextlib import suppress
 import aiohttp
 
 from mirror.caller import Caller
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
 from mirror.config import TOKEN_VARIABLE
-from mirror.diagnosis.case import Case
 from mirror.errors import BadUpstream, ConfigError, MirrorError
 from mirror.metadata import ImageMetadata
 from mirror.upstream.client import ImageResponse, Upstream

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mirror import __version__
+from mirror.commands.diagnosis.case import Case
 from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, KEYS, PREFIX, TOKEN_VARIABLE
-from mirror.diagnosis.case import Case
 
 SPARE_FILES = 64
 """Descriptors that the mirror needs beside those of its clients, and one more for each client that streams."""
