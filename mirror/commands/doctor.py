@@ -18,7 +18,7 @@ from mirror.commands.findings import Finding
 from mirror.config import Config
 
 _ADVICE = {
-    "upstream": "the lines above say which step fails; docs/troubleshooting.md explains the message",
+    "upstream": "a line above may say which step fails; docs/troubleshooting.md explains the message",
     "token": "a token of DataRobot's (Developer Tools, API keys), alone in upstream.token_file; then SIGHUP",
     "tokens": "a line `name:sha256-of-token` for each; then SIGHUP",
     "bucket": "docs/s3.md says what the credentials must allow, and how each server's endpoint looks",
