@@ -30,6 +30,7 @@ from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
 from tests.support.circles import circle, relay
 from tests.support.fixtures import Ask, Canary
+from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually, free_port
 from tests.support.raw import raw_upstream
 from tests.support.small_disk import SmallDisk
@@ -458,6 +459,20 @@ def test_where_upstream_redirects_to_is_tried_by_the_mirrors_own_rules(
     assert "X=1" not in report.about("image")
 
 
+def test_a_redirects_host_with_a_certificate_that_is_not_trusted_is_named(
+    doctor: Doctor, configured: Configured, simulator: Simulator, tmp_path: Path
+) -> None:
+    cert, key = certificate(tmp_path / "tls")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    with raw_upstream(lambda: b"", tls) as url:
+        simulator.fault(Fault("image", redirect=f"{url}/x?X=1"))
+        report = doctor(configured())
+    assert report.failed() == ["image"]
+    assert "127.0.0.1 cannot be reached: its certificate is not trusted" in report.about("image")
+    assert "in upstream.ca_file as well" in report.about("image")
+
+
 def test_a_page_in_the_images_place_is_noticed(doctor: Doctor, configured: Configured) -> None:
     page = b"<html>please log in</html>"
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
@@ -524,8 +539,8 @@ def test_what_a_directory_lies_on_is_read_as_the_kernel_writes_it() -> None:
         assert ("ro" in mount.options) is read_only
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_files_that_a_restore_as_root_left_are_named(doctor: Doctor, configured: Configured) -> None:
+    needs("chown", "apt-get install coreutils", root=True)
     mirror = configured()
     image = mirror.store / "images" / ("0" * 64)
     image.mkdir(parents=True)
@@ -562,19 +577,9 @@ def test_ports_that_are_mixed_up_are_noticed(doctor: Doctor, configured: Configu
 
 
 def test_a_port_for_root_only_is_worth_a_note(doctor: Doctor, configured: Configured) -> None:
-    said = doctor(configured(), PPS_MIRROR__SERVER__PORT=str(next(iter(_free_below_1024())))).about("server")
-    assert "CAP_NET_BIND_SERVICE" in said
-
-
-def _free_below_1024() -> Iterator[int]:
-    for port in range(1023, 600, -1):
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except PermissionError:
-            pytest.skip("only root can have such a port")
-        except OSError:
-            continue
-        yield port
+    needs("true", "apt-get install coreutils", root=True)
+    said = doctor(configured(), PPS_MIRROR__SERVER__PORT="700").about("server")
+    assert "AmbientCapabilities=CAP_NET_BIND_SERVICE" in said
 
 
 # Mirrors that lead back to themselves

@@ -128,8 +128,10 @@ async def _image(case: Case, image: ImageMetadata) -> list[Finding]:
     except aiohttp.ClientConnectorError as error:
         where = error.host.encode("ascii", "backslashreplace").decode()
         advice = (
-            f"upstream redirects there: the firewall, or the proxy, has to let the mirror to {where} port {error.port}"
+            f"upstream redirects there: a firewall, or the proxy, has to let the mirror to {where} port {error.port}"
         )
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            advice = "upstream redirects there: name that authority's certificate in upstream.ca_file as well"
         return [Finding("image", False, f"{where} cannot be reached: {reason(error)}", advice=advice)]
     except (aiohttp.ClientError, OSError) as error:
         advice = "upstream, or where it redirects to, takes the connection and does not answer; a firewall may cut it"
