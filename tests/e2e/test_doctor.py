@@ -501,6 +501,22 @@ def test_a_store_in_memory_or_mounted_read_only_is_noticed(
         assert "Read-only file system -> remount it writable" in report.about("store")
 
 
+def test_a_store_in_a_containers_own_layer_is_noticed(doctor: Doctor, configured: Configured, tmp_path: Path) -> None:
+    with SmallDisk(tmp_path / "disk", 64 << 20) as disk:
+        lower, upper, work, merged = (disk.path / name for name in ("lower", "upper", "work", "merged"))
+        for each in (lower, upper, work, merged):
+            each.mkdir()
+        layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, merged], check=True, timeout=20)
+        try:
+            report = doctor(configured(sections={"store": {"path": str(merged / "store"), "min_free": "1MiB"}}))
+        finally:
+            subprocess.run(["umount", "--lazy", merged], check=True, timeout=20)
+    assert report.failed() == []
+    assert "(overlay), the container's own layer: images are lost with the container" in report.about("store")
+    assert "-v pps-mirror:/var/lib/pps-mirror" in report.about("store")
+
+
 @pytest.mark.parametrize(("size", "ok"), [(3 << 20, False), (7 << 20, True)])
 def test_a_disk_that_is_too_small_for_what_is_to_be_kept_is_noticed(
     doctor: Doctor, configured: Configured, tmp_path: Path, simulator: Simulator, size: int, ok: bool
