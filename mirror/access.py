@@ -207,9 +207,7 @@ class UpstreamAccess:
         if refusal := self._refused.get(name):
             raise refusal.with_traceback(None)  # or it would grow with each time it is raised
         asking = self._asking.get(name)
-        if (
-            asking is not None and caller.came_by
-        ):  # in a loop of mirrors that question may wait for this request's answer
+        if asking is not None and caller.came_by:  # in a circle of mirrors, that one waits for what we answer here
             return await self._ask(name, caller)
         if asking is None:  # one question for all requests with this credential
             asking = asyncio.create_task(self._ask(name, caller), name="admit")

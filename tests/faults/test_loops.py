@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import Simulator
-from tests.support.circles import circle, relay
+from tests.support.circles import Gate, circle, relay
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
@@ -64,6 +64,25 @@ def test_two_mirrors_in_a_circle_answer_soon_also_when_both_are_asked_at_the_sam
         assert time.monotonic() - began < SOON
         for mirror in mirrors:
             assert requests(mirror) < 100
+
+
+@pytest.mark.parametrize("mode", ["open", "upstream"])
+def test_nobody_in_a_circle_waits_for_the_answer_that_waits_for_him(tmp_path: Path, ask: Ask, mode: str) -> None:
+    """The second's question meets the first's own, which is under way, and must not wait for what comes of that."""
+    gate = Gate()
+    with (
+        circle(tmp_path, PATIENT | {"auth": {"mode": mode}}, gate) as (first, second),
+        ThreadPoolExecutor(2) as clients,
+    ):
+        answers = [clients.submit(ask, first.metadata_url)]
+        eventually(lambda: gate.held >= 1, what="the first's question")
+        answers.append(clients.submit(ask, second.metadata_url))
+        eventually(lambda: gate.held >= 2, what="the first's passing on of the second's question")
+        gate.open()
+        began = time.monotonic()
+        for answer in answers:
+            assert "set upstream.url" in loop_message(answer.result())
+        assert time.monotonic() - began < SOON
 
 
 @pytest.mark.parametrize("mode", ["open", "upstream"])
