@@ -206,7 +206,10 @@ class UpstreamAccess:
             return None
         if refusal := self._refused.get(name):
             raise refusal.with_traceback(None)  # or it would grow with each time it is raised
-        if (asking := self._asking.get(name)) is None:  # one question for all requests with this credential
+        asking = self._asking.get(name)
+        if asking is not None and caller.came_by:  # in a circle of mirrors, that one waits for what we answer here
+            return await self._ask(name, caller)
+        if asking is None:  # one question for all requests with this credential
             asking = asyncio.create_task(self._ask(name, caller), name="admit")
             self._asking[name] = asking
             asking.add_done_callback(partial(self._asked, name))

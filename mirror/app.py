@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from yarl import URL
 
+from mirror import loop
 from mirror.access import Access, Counted, OpenAccess, TokensAccess, UpstreamAccess
 from mirror.caller import Caller, Own
 from mirror.catalog import Catalog
@@ -39,7 +40,7 @@ BLOCKING_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The rooms of one mirror, open. `own` is its own credential."""
+    """The rooms of one mirror, open. `own` is its own credential, `name` what loops are found by (`mirror.loop`)."""
 
     config: Config
     own: Own
@@ -50,6 +51,7 @@ class Mirror:
     access: Access
     library: Library
     metrics: Metrics
+    name: str
 
     async def health(self, store: StoreState) -> Health:
         """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream.
@@ -73,14 +75,15 @@ async def opened(
     needs_store: bool = True,
     metrics: Metrics | None = None,
     throttle: Throttle | None = None,
+    name: str | None = None,
 ) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
 
-    Somebody else keeps the pace of a `throttle` that is given.
+    Somebody else keeps the pace of a `throttle` that is given. `name` is that of the mirror whose worker this is.
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
-    own, metrics = Own(load_token(config, environ)), metrics or Metrics()
+    own, metrics, name = Own(load_token(config, environ)), metrics or Metrics(), name or loop.new_name()
     url = config.upstream.url
     if url is None and config.auth.mode == "upstream":
         raise ConfigError(
@@ -102,7 +105,7 @@ async def opened(
             await stack.enter_async_context(Pace(throttle, config.upstream).kept())
         upstream = None
         if url:
-            upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics, throttle))
+            upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics, throttle, name))
 
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
@@ -134,7 +137,7 @@ async def opened(
             metrics=metrics,
         )
         stack.push_async_callback(library.stop)
-        yield Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics)
+        yield Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics, name)
 
 
 def _forget_shown(config: Config) -> None:
@@ -145,11 +148,13 @@ def _forget_shown(config: Config) -> None:
         log.warning("%s cannot be removed: %s", config.store.path / SHOWN, error, extra=event("note.unwritten"))
 
 
-def _upstream(config: Config, url: str, environ: Mapping[str, str], metrics: Metrics, throttle: Throttle) -> Upstream:
+def _upstream(
+    config: Config, url: str, environ: Mapping[str, str], metrics: Metrics, throttle: Throttle, name: str
+) -> Upstream:
     proxies = Proxies.of(config.upstream, environ)
     if proxy := proxies.for_url(URL(url)):
         log.info("upstream is asked through %s", proxy, extra=event("upstream.proxied"))
-    return Upstream(config.upstream, url, proxies, metrics, throttle)
+    return Upstream(config.upstream, url, proxies, metrics, throttle, name)
 
 
 async def loaded_catalog(

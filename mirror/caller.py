@@ -8,13 +8,15 @@ class Caller:
     """A client, or the mirror itself.
 
     `authorization` is the value of the header of that name, whole (`Bearer …`, `Token …`), or None. It is a secret: not
-    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`. `who` is
-    for people: the words by which the log and the status page name who had a fill begin.
+    in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`; `came_by`
+    says through which caches the request came (see `mirror.loop`). `who` is for people: the words by which the log and
+    the status page name who had a fill begin.
     """
 
     authorization: str | None = field(repr=False)
     request_id: str
     trace: str | None = None
+    came_by: str = ""
     who: str = "the mirror"
 
     def stripped(self) -> "Caller":

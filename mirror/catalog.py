@@ -5,6 +5,7 @@ mirror that starts while upstream is away still knows what to serve.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -183,7 +184,8 @@ class Catalog:
             return Current(named, Freshness.HIT)
         if fresh := self._fresh():
             return fresh
-        async with self._asking:
+        # Who comes by another mirror does not wait for questions under way: in a loop they wait for its answer.
+        async with contextlib.nullcontext() if caller.came_by else self._asking:
             if fresh := self._fresh():  # somebody asked while we waited
                 return fresh
             try:
@@ -211,7 +213,8 @@ class Catalog:
         """
         assert self._upstream is not None  # noqa: S101 - callers asked
         clock = asyncio.get_running_loop().time
-        if self._away is None and self._probe is not None and clock() - self._heard > HANGING:
+        patient = not caller.came_by  # as in `current`
+        if self._away is None and self._probe is not None and clock() - self._heard > HANGING and patient:
             await self._probe.wait()
         if self._away is not None and (self._probe is not None or clock() < self._away_until):
             raise Away(self._away.with_traceback(None))

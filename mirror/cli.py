@@ -16,6 +16,7 @@ from pathlib import Path
 from mirror import __version__, config, log, serving
 from mirror.commands import check
 from mirror.commands.examples import EXAMPLES
+from mirror.commands.findings import Finding
 from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
@@ -27,6 +28,7 @@ HELP_WIDTH = 100
 EPILOG = """\
 examples:
   pps-mirror demo                            see it work, with a simulated DataRobot
+  pps-mirror doctor -c config.toml           it does not work: why, and what to do
   pps-mirror check -c config.toml            would it work here? a line for each thing that must be right
   pps-mirror serve -c config.toml            serve; stop it with Ctrl-C or SIGTERM
   DATAROBOT_API_TOKEN=... pps-mirror pull    bring the current image into the store before anybody asks
@@ -104,6 +106,18 @@ def build_parser() -> argparse.ArgumentParser:
             _check,
             "find out whether the mirror would work here",
             "Tries upstream, token, store, certificate and ports, and changes nothing. Exit status 1 if any fails.",
+        )
+    )
+    add_json(
+        add(
+            "doctor",
+            _doctor,
+            "find out why it does not work, and what to do",
+            "Looks at what people get wrong: variables that override the file, proxies, names, certificates, the "
+            "clock, tokens, where upstream redirects to, the store's disk, ports, mirrors that lead back to "
+            "themselves. Each FAIL and note says what to do. Tries all of that and changes nothing; needs no token, "
+            "but with one it asks for the first bytes of the image. Works beside a running mirror, whose word it adds, "
+            "and without one. Its output has no secrets in it. Exit status 1 if anything is wrong.",
         )
     )
     add(
@@ -280,21 +294,39 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    return _show(check.run(_settings(options), os.environ, options.config), as_json=options.json)
-
-
-def _show(found: Iterable[check.Finding], *, as_json: bool) -> int:
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        if not as_json:
-            mark = "FAIL" if not finding.ok else "note" if finding.note else "ok"
-            print(f"{mark:<4}  {finding.check:<13}  {finding.message}", flush=True)
-    if as_json:
+    findings = _show(check.run(_settings(options), os.environ, options.config), as_json=options.json)
+    if options.json:
         print(
             json.dumps([{"check": each.check, "ok": each.ok, "message": each.message} for each in findings], indent=2)
         )
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _show(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
+    """Write what is found as soon as it is; as JSON when all is there."""
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        if not as_json:
+            print("\n".join(finding.lines()), flush=True)
+    return findings
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mirror.commands import doctor  # what `serve` does not need
+
+    options.log_level = options.log_level or "error"  # what would be warned of is found, and said with more words
+    patient = doctor.Doctor(_settings(options), os.environ, options.config)
+    found = _show(patient.findings(), as_json=options.json)
+    if options.json:
+        print(json.dumps([each.describe() for each in found], indent=2))
+    else:
+        print(f"\n{doctor.summary(found)}")
+    status = 0 if all(finding.ok for finding in found) else 1
+    if patient.abandoned:  # what hangs must not keep us from ending, as it would where threads are joined
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _pull(options: argparse.Namespace) -> int:

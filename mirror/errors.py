@@ -63,6 +63,12 @@ class BadUpstream(MirrorError):
     status = 502
 
 
+class LoopDetected(BadUpstream):
+    """Requests toward upstream come back to a mirror that sent them (RFC 5842 section 7.2, RFC 8586)."""
+
+    status = 508
+
+
 class Unavailable(MirrorError):
     """Upstream or the store is not there and nothing can be served meanwhile."""
 

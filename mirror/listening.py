@@ -39,6 +39,7 @@ async def client_listener(
         mirror.upstream,
         sender,
         passthrough=mirror.config.upstream.passthrough,
+        name=mirror.name,
         location=_location(mirror),
     )
     accounting = Accounting(client_api, log_access, mirror.metrics)

@@ -60,7 +60,7 @@ async def serve(
             port = stack.enter_context(shared_port(config.server, passed.clients))
             own_port = config.server.model_copy(update={"port": port})
             own = config.model_copy(update={"server": own_port})
-            workers = Workers(own, environ, throttle, together.hear, passed.clients)
+            workers = Workers(own, environ, throttle, mirror.name, together.hear, passed.clients)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 

@@ -1,6 +1,7 @@
 """One of several processes that serve clients; see `mirror.process.workers`, which starts it.
 
-Its arguments are inherited descriptors: of the throttle, and of the socket to serve if it does not listen itself.
+Its arguments are the mirror's name, which all its workers share (see `mirror.loop`), and inherited descriptors: of the
+throttle, and of the socket to serve if it does not listen itself.
 """
 
 import asyncio
@@ -36,9 +37,9 @@ def main() -> int:
     config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
     verbosity = log.set_up(config.log)
     try:
-        throttle, *passed = map(int, sys.argv[1:])
+        throttle, *passed = map(int, sys.argv[2:])
         clients = listening_socket(passed[0], "clients") if passed else None
-        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients))
+        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients, sys.argv[1]))
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
         return 2 if isinstance(error, ConfigError) else 1
@@ -51,6 +52,7 @@ async def _serve(
     verbosity: Verbosity,
     throttle: Throttle,
     passed: socket.socket | None,
+    name: str,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain."""
     tls = ServerTls.of(config.server)
@@ -58,7 +60,7 @@ async def _serve(
     with Events(metrics) as events:
         async with (
             opened(
-                config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle
+                config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle, name=name
             ) as mirror,
             _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
             client_listener(mirror, tls, passed, share_port=True),

@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from yarl import URL
 
 from mirror.caller import Caller
+from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
@@ -59,28 +60,52 @@ PROBE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found. One that is not `ok` fails the command; a `note` is fine and worth knowing."""
+class Asked:
+    """Upstream's `answer` to a request for metadata, None without an upstream, and the way it came.
 
-    check: str
-    ok: bool
-    message: str
-    note: bool = False
+    `token` is the mirror's own, which is a secret; `trouble` is what is wrong with it.
+    """
+
+    answer: ImageMetadata | MirrorError | None = None
+    through: str = ""
+    token: str | None = field(default=None, repr=False)
+    trouble: str | None = None
 
 
 def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterator[Finding]:
     """Check one thing after another. `file` is what the configuration was read from, when the command line named it."""
-    yield _configuration(environ, file)
-    token, bad_token = None, None
+    yield configuration(environ, file)
+    asked = ask(config, environ)
+    yield from upstream(config, asked)
+    yield from here(config, asked)
+
+
+def ask(config: Config, environ: Mapping[str, str]) -> Asked:
+    """Ask upstream for metadata, with the mirror's own token if it has one."""
+    token, trouble = None, None
     try:
         token = load_token(config, environ)
     except ConfigError as error:
-        bad_token = Finding("token", False, str(error))
-    answer, through = None, ""
-    if url := config.upstream.url:
-        answer, through = asyncio.run(_ask(config.upstream, url, token, environ))
-    yield _upstream(config, answer, through, has_token=token is not None)
-    yield bad_token or _token(config, answer, has_token=token is not None)
+        trouble = str(error)
+    if not (url := config.upstream.url):
+        return Asked(token=token, trouble=trouble)
+    answer, through = asyncio.run(_ask(config.upstream, url, token, environ))
+    return Asked(answer, through, token, trouble)
+
+
+def upstream(config: Config, asked: Asked) -> Iterator[Finding]:
+    """What upstream's answer says of it, and of the token."""
+    has_token = asked.token is not None
+    yield _upstream(config, asked.answer, asked.through, has_token=has_token)
+    if asked.trouble is not None:
+        yield Finding("token", False, asked.trouble)
+    else:
+        yield _token(config, asked.answer, has_token=has_token)
+
+
+def here(config: Config, asked: Asked) -> Iterator[Finding]:
+    """All that is on our side: who may read, the stores, the certificate, the listeners."""
+    answer = asked.answer
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)
     yield _store(config.store, answer if isinstance(answer, ImageMetadata) else None)
@@ -91,7 +116,8 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
     yield _listener("admin", config.admin.host, config.admin.port, tls=False)
 
 
-def _configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
+def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
+    """Where the configuration came from, which could be read."""
     path = file or environ.get(FILE_VARIABLE)
     variables = sorted(name for name in environ if name.startswith(PREFIX))
     sources = [str(path)] * bool(path) + variables
@@ -293,7 +319,9 @@ def _listener(check: str, host: str, port: int, *, tls: bool) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and _is_mirror(host, port, tls=tls):
             return Finding(check, True, f"{address} is taken, by a pps-mirror that runs already", note=True)
-        return Finding(check, False, f"{address} cannot be had: {error.strerror}")
+        # The number's own words: Python puts the address into its text a second time.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        return Finding(check, False, f"{address} cannot be had: {reason}")
     return Finding(check, True, f"{address} is free")
 
 

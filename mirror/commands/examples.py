@@ -10,6 +10,11 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "check": """\
   pps-mirror check -c config.toml
   pps-mirror check --json | jq -r '.[] | select(.ok | not) | .message'""",
+    "doctor": """\
+  pps-mirror doctor -c /etc/pps-mirror/config.toml
+  pps-mirror doctor -c config.toml > doctor.txt            to show to whoever helps: no secrets are in it
+  DATAROBOT_API_TOKEN=... pps-mirror doctor                the way to the image as well
+  pps-mirror doctor --json | jq -r '.[] | select(.ok | not) | .message, .advice'""",
     "pull": """\
   DATAROBOT_API_TOKEN=... pps-mirror pull -c config.toml
   pps-mirror pull && pps-mirror ls""",

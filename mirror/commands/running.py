@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,21 @@ class _Failure:
 
     message: str
     another: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How it says it is: what keeps it from serving, what it does without, why upstream is `away` and `since` when.
+
+    `errors` are what it said last at that level, the oldest first, each with its time.
+    """
+
+    version: str
+    reasons: Sequence[str]
+    degraded: Sequence[str]
+    away: str | None
+    since: str
+    errors: Sequence[str]
 
 
 class RunningMirror:
@@ -126,6 +141,24 @@ class RunningMirror:
         if "disk" in places:
             return bool(places["disk"] == _where(config))
         return "bucket" in places and str(places["bucket"]) == config.store.s3.bucket
+
+    async def condition(self) -> Condition:
+        """Ask it how it is. Raises Gone."""
+        async with self._asked("GET", "/api/status") as status:
+            health, upstream = status["health"], status["upstream"]
+            away = harmless(str(upstream["reason"])) if upstream["reachable"] is False else None
+            return Condition(
+                version=harmless(str(status["version"])),
+                reasons=[harmless(str(each)) for each in health["reasons"]],
+                degraded=[harmless(str(each)) for each in health["degraded"]],
+                away=away,
+                since=harmless(str(upstream["since"])),
+                errors=sorted(
+                    harmless(f"{each['at']}: {each['message']}")
+                    for each in status["events"]
+                    if each["level"] == "error"
+                ),
+            )
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str) -> AsyncIterator[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
+from mirror import loop
 from mirror.access import Access
 from mirror.caller import Caller
 from mirror.catalog import Catalog, Current, Freshness
@@ -57,7 +58,7 @@ Location = Callable[[ImageMetadata], Awaitable[str | None]]
 class ClientApi:
     """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end.
 
-    `location` says where clients are sent for a stored image.
+    `location` says where clients are sent for a stored image, `name` what this mirror is called among mirrors.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class ClientApi:
         sender: Sender,
         *,
         passthrough: Sequence[str],
+        name: str,
         location: Location | None = None,
     ) -> None:
+        self._name = name
         self._access = access
         self._catalog = catalog
         self._library = library
@@ -103,7 +106,7 @@ class ClientApi:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
-        return await route(request, _caller(request))
+        return await route(request, _caller(request, self._name))
 
     def _by_hash(self, image_hash: str, *rest: str) -> tuple[str, Route] | None:
         if not is_hash(image_hash):
@@ -233,14 +236,18 @@ def _found(opened: Opened) -> Found:
     return opened.found
 
 
-def _caller(request: web.BaseRequest) -> Caller:
-    """Who asks, as upstream will see it. Raises BadRequest for what cannot be sent on as a header."""
+def _caller(request: web.BaseRequest, name: str) -> Caller:
+    """Who asks, as upstream will see it, and by which mirrors; `name` is this one.
+
+    Raises BadRequest for what cannot be sent on as a header, LoopDetected for what this mirror has sent itself.
+    """
+    came_by = loop.came_by(request.headers, name)
     authorization = request.headers.get("Authorization")
     if authorization is not None and not _is_plain(authorization):
         raise BadRequest("the Authorization header has characters that no token has")
     trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
     sane_trace = trace if trace and _is_plain(trace) else None
-    return Caller(authorization, request["id"], sane_trace, f"client {request.remote}")
+    return Caller(authorization, request["id"], sane_trace, came_by, f"client {request.remote}")
 
 
 def _is_plain(text: str) -> bool:

@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    They share `throttle` with this process. With `passed` they all accept from that one socket, instead of each from
-    its own on the same port.
+    They share `throttle` and the mirror's `name` with this process. With `passed` they all accept from that one socket,
+    instead of each from its own on the same port.
     """
 
     def __init__(
@@ -57,10 +57,12 @@ class Workers:
         config: Config,
         environ: Mapping[str, str],
         throttle: Throttle,
+        name: str,
         heard: Heard,
         passed: socket.socket | None = None,
     ) -> None:
         self.count = config.server.workers
+        self._name = name
         self._config = config
         self._descriptors = [throttle.descriptor] + ([] if passed is None else [passed.fileno()])
         self._heard = heard
@@ -149,7 +151,7 @@ class Workers:
     async def _run(self, number: int, started: asyncio.Event) -> int:
         """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "mirror.worker", *map(str, self._descriptors)),
+            *(sys.executable, "-P", "-m", "mirror.worker", self._name, *map(str, self._descriptors)),
             pass_fds=self._descriptors,
             stdin=PIPE,
             stdout=PIPE,

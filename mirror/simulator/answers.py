@@ -60,6 +60,7 @@ def _asked(request: web.Request, listener: str) -> LoggedRequest:
         request_id=headers.get("X-Request-ID"),
         trace=headers.get("X-DataRobot-Api-Consumer-Trace"),
         accept_encoding=headers.get("Accept-Encoding"),
+        cdn_loop=headers.get("CDN-Loop"),
         started=time.monotonic(),
     )
 

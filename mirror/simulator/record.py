@@ -30,6 +30,7 @@ class LoggedRequest:
     request_id: str | None
     trace: str | None
     accept_encoding: str | None
+    cdn_loop: str | None
     started: float
     ended: float | None = None
     status: int | None = None

@@ -13,9 +13,10 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from mirror import loop
 from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.metrics import Metrics
 from mirror.upstream.line import Line, reason
@@ -49,7 +50,10 @@ class Forwarded:
 
 
 class Upstream:
-    """One DataRobot installation (or another mirror). Open with `async with`."""
+    """One DataRobot installation (or another mirror). Open with `async with`.
+
+    `name` is that of the mirror which asks, by which loops are found (`mirror.loop`); who serves nobody has none.
+    """
 
     def __init__(
         self,
@@ -58,8 +62,10 @@ class Upstream:
         proxies: Proxies,
         metrics: Metrics | None = None,
         throttle: Throttle | None = None,
+        name: str | None = None,
     ) -> None:
         self._config = config
+        self._name = name
         self._metrics = metrics or Metrics()
         self.throttle = throttle or Throttle()
         self._base = URL(url)
@@ -87,7 +93,7 @@ class Upstream:
             return ImageMetadata.parse(answer.body)
         if answer.status in PASSED_THROUGH:
             raise refused(answer.status, answer.body, answer.headers)
-        raise _failure(answer.status, answer.headers)
+        raise failure(answer.status, answer.headers)
 
     async def forward(self, method: str, path: str, query: str, caller: Caller) -> Forwarded:
         """Pass a bodiless request through to `path` (with its leading slash) and the raw `query` string.
@@ -96,7 +102,7 @@ class Upstream:
         """
         answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED)
         if answer.status in FOLLOWED:
-            raise _failure(answer.status, answer.headers)
+            raise failure(answer.status, answer.headers)
         return answer
 
     @asynccontextmanager
@@ -117,7 +123,7 @@ class Upstream:
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
         """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
         url = self._url(IMAGE, "")
-        response = await self._line.send("GET", url, {**headers, **_identity(caller)})
+        response = await self._line.send("GET", url, {**headers, **self._identity(caller)})
         hop = 0
         try:
             while response.status in FOLLOWED and (location := response.headers.get("Location")):
@@ -141,7 +147,7 @@ class Upstream:
         total = 2 * self._config.connect_timeout
         try:
             with self._metrics.asking(what) as asked:
-                response = await self._line.send(method, self._url(path, query), _identity(caller), total=total)
+                response = await self._line.send(method, self._url(path, query), self._identity(caller), total=total)
                 asked.answered(response.status)
             async with response:
                 body = b"".join([piece async for piece in _limited(response.content, limit)])
@@ -161,6 +167,17 @@ class Upstream:
             (name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED
         )
         return Forwarded(response.status, kept, body)
+
+    def _identity(self, caller: Caller) -> dict[str, str]:
+        """What only upstream itself is told: who asks, and by which mirrors the request came."""
+        headers = {"X-Request-ID": caller.request_id}
+        if way := loop.onward(caller.came_by, self._name):
+            headers[loop.HEADER] = way
+        if caller.authorization is not None:
+            headers["Authorization"] = caller.authorization
+        if caller.trace is not None:
+            headers["X-DataRobot-Api-Consumer-Trace"] = caller.trace
+        return headers
 
     def _url(self, path: str, query: str) -> URL:
         target = str(self._base).rstrip("/") + path + (f"?{query}" if query else "")
@@ -187,16 +204,13 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
     return min(int(text), 3600) if text.isdigit() and len(text) < 9 else None
 
 
-def _identity(caller: Caller) -> dict[str, str]:
-    headers = {"X-Request-ID": caller.request_id}
-    if caller.authorization is not None:
-        headers["Authorization"] = caller.authorization
-    if caller.trace is not None:
-        headers["X-DataRobot-Api-Consumer-Trace"] = caller.trace
-    return headers
-
-
-def _failure(status: int, headers: Mapping[str, str]) -> MirrorError:
+def failure(status: int, headers: Mapping[str, str]) -> MirrorError:
+    """What an answer of upstream means that is neither one nor a refusal."""
+    if status == 508:
+        return LoopDetected(
+            "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "
+            "to what is nearer to DataRobot"
+        )
     if status == 504:
         return UpstreamTimeout("upstream answered 504", retry_after=retry_after(headers) or 10)
     if status == 503:

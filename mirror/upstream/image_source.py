@@ -10,7 +10,7 @@ from mirror.caller import Caller
 from mirror.errors import BadUpstream
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.source import Broken, Changed, Stream
-from mirror.upstream.client import ImageResponse, Upstream, refused, retry_after
+from mirror.upstream.client import ImageResponse, Upstream, failure, refused, retry_after
 from mirror.upstream.line import reason
 from mirror.upstream.proxies import ProxyFailed
 
@@ -105,6 +105,8 @@ class ImageSource:
             return Broken(f"upstream answered {status}: trying another client's credential", retry_after=0)
         if status in {401, 403, 404} or (status == 429 and not offset):
             return refused(status, await response.answer.content.read(MAX_BODY), headers)
+        if status == 508:
+            return failure(status, headers)
         if status == 429 or status >= 500:
             return Broken(f"upstream answered {status}", retry_after=retry_after(headers))
         return BadUpstream(f"upstream answered the image request with {status}, which makes no sense here")

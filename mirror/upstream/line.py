@@ -35,7 +35,7 @@ class Line:
 
     async def open(self) -> None:
         """Get ready. Raises ConfigError when `upstream.ca_file` cannot be used."""
-        tls = _tls(self._config)
+        tls = trusting(self._config)
 
         def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
@@ -160,7 +160,8 @@ def _blame(proxy: Proxy, url: URL, error: Exception) -> ProxyFailed | None:
             return None
 
 
-def _tls(config: UpstreamConfig) -> ssl.SSLContext:
+def trusting(config: UpstreamConfig) -> ssl.SSLContext:
+    """Trust the system's authorities, and those of `upstream.ca_file`. Raises ConfigError when that cannot be used."""
     context = ssl.create_default_context()
     if config.ca_file is not None:
         try:

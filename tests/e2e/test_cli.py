@@ -129,7 +129,7 @@ def lay_out(store: Path, image: bytes = b"an image", **fields: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "check", "pull", "ls", "verify", "pin abcdef", "rm abcdef", "gc", "export abcdef ."]
+    "command", ["serve", "check", "doctor", "pull", "ls", "verify", "pin abcdef", "rm abcdef", "gc", "export abcdef ."]
 )
 @pytest.mark.parametrize("before", [True, False])
 def test_a_configuration_error_is_one_line_and_status_2_wherever_the_file_is_named(
@@ -163,7 +163,21 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
 def test_help_names_every_command_and_shows_examples() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("serve", "check", "pull", "ls", "verify", "pin", "unpin", "rm", "gc", "export", "import", "demo"):
+    for command in (
+        "serve",
+        "check",
+        "doctor",
+        "pull",
+        "ls",
+        "verify",
+        "pin",
+        "unpin",
+        "rm",
+        "gc",
+        "export",
+        "import",
+        "demo",
+    ):
         assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
         assert run(command, "--help").returncode == 0
     assert "  pps-mirror serve -c config.toml" in done.stdout

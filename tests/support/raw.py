@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,15 +34,26 @@ def hear(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def raw_upstream(answer: Callable[[], bytes]) -> Iterator[str]:
-    """Serve an upstream that answers each connection's first request with what `answer` returns and closes; its URL."""
+def raw_upstream(answer: Callable[[], bytes], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve an upstream that answers each connection's first request with what `answer` returns and closes; its URL.
+
+    With `tls` it speaks https.
+    """
 
     class Answering(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            if tls is None:
+                self.answer(self.request)
+                return
+            with contextlib.suppress(OSError):  # who does not trust us leaves when it likes
+                with tls.wrap_socket(self.request, server_side=True) as connection:
+                    self.answer(connection)
+
+        def answer(self, connection: socket.socket) -> None:
             asked = b""
-            while b"\r\n\r\n" not in asked and (piece := self.request.recv(65536)):
+            while b"\r\n\r\n" not in asked and (piece := connection.recv(65536)):
                 asked += piece
-            self.request.sendall(answer())
+            connection.sendall(answer())
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -50,7 +62,7 @@ def raw_upstream(answer: Callable[[], bytes]) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()
