@@ -590,6 +590,7 @@ def test_ports_that_are_mixed_up_are_noticed(doctor: Doctor, configured: Configu
         report = doctor(mirror, **{name: str(port) for name, port in ports.items()})
     assert report.failed() == ["server", "admin"]
     assert "did you mix up server.port and admin.port?" in report.about("server")
+    assert f"did you mix up server.port and admin.port? admin.port is {mirror.port} here" in report.about("admin")
 
 
 def test_a_port_for_root_only_is_worth_a_note(doctor: Doctor, configured: Configured) -> None:

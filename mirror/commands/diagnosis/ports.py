@@ -30,7 +30,7 @@ def examine(case: Case) -> Iterator[Finding]:
         advice = "did you mix up server.port and admin.port? a client listener knows no /healthz"
         yield Finding("server", False, f"port {server.port} has the admin listener of a pps-mirror", advice=advice)
     if operators is not None and operators.is_mirror and operators.status == 404:
-        advice = "did you mix up server.port and admin.port? admin.port is {admin.port} here"
+        advice = f"did you mix up server.port and admin.port? admin.port is {admin.port} here"
         yield Finding("admin", False, f"port {admin.port} has the client listener of a pps-mirror", advice=advice)
 
 
