@@ -11,7 +11,7 @@ from pathlib import Path
 from argparse_manpage.manpage import Manpage
 
 from mirror import __version__
-from mirror.cli import EPILOG, build_parser
+from mirror.arguments import EPILOG, build_parser
 from mirror.commands.examples import EXAMPLES
 
 

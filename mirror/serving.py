@@ -17,9 +17,9 @@ from mirror.config import Config
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener, reloadable, shared_port, take_descriptors
 from mirror.log import Verbosity, event
+from mirror.managing import managed
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
-from mirror.operators.managing import managed
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.pacing import Pace
 from mirror.process.reload import reloading

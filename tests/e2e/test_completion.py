@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli import build_parser
+from mirror.arguments import build_parser
 from mirror.commands.examples import EXAMPLES
 from tests.e2e.test_cli import run
 from tests.support.needs import needs
@@ -81,4 +81,4 @@ def test_every_command_has_examples_in_its_help_that_it_understands(command: str
     for line in examples:
         assert len(line) <= 120
         typed = re.split(r" {2,}| [|>&] ?", line.strip())[0].partition("pps-mirror ")[2]
-        assert vars(build_parser().parse_args(shlex.split(typed)))["run"].__name__ == f"_{command}"
+        assert vars(build_parser().parse_args(shlex.split(typed)))["command"] == command

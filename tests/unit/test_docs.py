@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from mirror import config
-from mirror.cli import build_parser
+from mirror.arguments import build_parser
 from tests.support.documents import DOCS, DOCUMENTS, ROOT, Document
 
 every_document = pytest.mark.parametrize(
