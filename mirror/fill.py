@@ -10,12 +10,12 @@ import asyncio
 import errno
 import hashlib
 import logging
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from mirror.errors import BadUpstream, Unavailable
 from mirror.log import event
 from mirror.metadata import ImageMetadata
+from mirror.patience import Patience
 from mirror.source import Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable
@@ -25,9 +25,6 @@ from mirror.units import format_size
 from mirror.verdict import FillFailed, Reason, State, verdict_on
 
 log = logging.getLogger(__name__)
-
-BACKOFF = (0.25, 20.0)
-"""Seconds before the first retry and at most; clients give up after 60 s without a byte."""
 
 OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a journal that leave what it has as good as it was; after others nobody reads from it any more."""
@@ -221,8 +218,7 @@ class Fill:
             log.info("fill of %s goes on at %s", self.metadata.hash, format_size(self.position), extra=going_on)
 
     async def _receive_all(self) -> None:
-        clock = asyncio.get_running_loop().time
-        progressed, failures, definitive = clock(), 0, 0
+        patience = Patience(self._retry, asyncio.get_running_loop().time)
         while (before := self.position) < self.metadata.size:
             try:
                 await self._receive()
@@ -233,14 +229,12 @@ class Fill:
                 if self.position >= self.metadata.size:
                     return
                 if self.position > before:
-                    progressed, failures, definitive = clock(), 0, 0
-                failures += 1
-                definitive += cut.definitive_after is not None
-                if cut.definitive_after is not None and definitive >= cut.definitive_after:
+                    patience.renew()
+                patience.count(cut)
+                if patience.hopeless:
                     reason = Reason.WRONG_BYTES if isinstance(cut, Ended) else Reason.REFUSED
                     raise FillFailed(reason, BadUpstream(f"upstream's image cannot be had: {cut}")) from cut
-                delay = backoff(failures, cut.retry_after)
-                if clock() + delay - progressed > self._retry:
+                if patience.spent:
                     raise FillFailed(Reason.GAVE_UP, Unavailable(f"upstream keeps failing: {cut}")) from cut
                 self._enter(State.RETRYING)
                 log.warning(
@@ -249,10 +243,10 @@ class Fill:
                     format_size(self.position),
                     format_size(self.metadata.size),
                     cut,
-                    delay,
+                    patience.delay,
                     extra=event("fill.cut", image=self.metadata.hash, position=self.position),
                 )
-                await asyncio.sleep(delay)
+                await asyncio.sleep(patience.delay)
                 self.resumes += 1
                 self._enter(State.RECEIVING)
 
@@ -288,12 +282,8 @@ class Fill:
         try:
             await how()
         except OSError as error:
-            log.warning(
-                "what was received of %s cannot be put away: %s",
-                self.metadata.hash,
-                error,
-                extra=event("partial.stuck", image=self.metadata.hash),
-            )
+            stuck = event("partial.stuck", image=self.metadata.hash)
+            log.warning("what was received of %s cannot be put away: %s", self.metadata.hash, error, extra=stuck)
 
 
 async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
@@ -308,10 +298,3 @@ async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncI
                 raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
         if tail:
             yield tail
-
-
-def backoff(failures: int, retry_after: float | None) -> float:
-    """Seconds to wait before the next try: exponential with full jitter, at least what the source asked for."""
-    first, most = BACKOFF
-    delay = min(most, first * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
-    return min(most, max(delay, retry_after or 0.0))

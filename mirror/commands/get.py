@@ -30,10 +30,11 @@ from mirror.errors import (
     UpstreamTimeout,
     UsageError,
 )
-from mirror.fill import Fill, backoff
+from mirror.fill import Fill
 from mirror.http.image_response import safe_name
 from mirror.log import event
 from mirror.metadata import ImageMetadata
+from mirror.patience import Patience
 from mirror.progress import Meter
 from mirror.source import Broken, Stream
 from mirror.store.single_file import SingleFile, part_of
@@ -162,19 +163,16 @@ class _Get:
 
     async def _current(self) -> ImageMetadata:
         """Ask for the metadata, again and again if need be."""
-        clock = asyncio.get_running_loop().time
-        began, failures, nonsense = clock(), 0, 0
+        patience = Patience(self._order.retry_for, asyncio.get_running_loop().time)
         while True:
             try:
                 return await self._ask()
             except Broken as cut:
-                failures += 1
-                nonsense += cut.definitive_after is not None
-                delay = backoff(failures, cut.retry_after)
-                if nonsense == PATIENCE or clock() + delay - began > self._order.retry_for:
+                patience.count(cut)
+                if patience.hopeless or patience.spent:
                     raise Unavailable(str(cut)) from cut
-                log.warning("%s; retry in %.1f s", cut, delay, extra=event("get.retried"))
-                await asyncio.sleep(delay)
+                log.warning("%s; retry in %.1f s", cut, patience.delay, extra=event("get.retried"))
+                await asyncio.sleep(patience.delay)
 
     async def _ask(self) -> ImageMetadata:
         """Ask once. Raises Broken when asking again may help."""

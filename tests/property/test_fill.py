@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror import fill as fill_module
+from mirror import patience
 from mirror.errors import BadUpstream, NotFound
 from mirror.fill import Fill
 from mirror.metadata import ImageMetadata
@@ -24,7 +24,7 @@ HOLDBACK = 512
 
 @pytest.fixture(autouse=True)
 def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill_module, "BACKOFF", (0.0, 0.0))
+    monkeypatch.setattr(patience, "BACKOFF", (0.0, 0.0))
 
 
 async def read(body: Body, start: int, stop: int, seen: list[int] | None = None) -> bytes:

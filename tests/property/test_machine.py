@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from multidict import CIMultiDict
 
-from mirror import fill as fill_module
+from mirror import patience
 from mirror.caller import Caller, Own
 from mirror.errors import MirrorError
 from mirror.library import Library
@@ -468,7 +468,7 @@ def _content(path: Path) -> bytes | None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill_module, "BACKOFF", (0.0, 0.0))
+    monkeypatch.setattr(patience, "BACKOFF", (0.0, 0.0))
     monkeypatch.setattr(partial_file, "FOLLOW", 0.002)
 
 

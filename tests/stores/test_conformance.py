@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror import fill as fill_module
+from mirror import patience
 from mirror.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.s3 import course, lease, parts, source, upload
@@ -35,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "RENEW", 1.0)
     monkeypatch.setattr(source, "FOLLOW", 0.1)
     monkeypatch.setattr(course, "SETTLE", 0.1)
-    monkeypatch.setattr(fill_module, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
 
 
 @pytest.fixture(params=["disk", "bucket", "tiered"])
