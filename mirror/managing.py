@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from mirror.app import Mirror
 from mirror.config import load_admin_token
 from mirror.errors import ConfigError
-from mirror.http.admin_access import AdminAccess, is_loopback
+from mirror.hosts import is_loopback
+from mirror.http.admin_access import AdminAccess
 from mirror.http.admin_api import AdminApi
 from mirror.http.page import Page
 from mirror.http.server import Listener

@@ -30,12 +30,10 @@ from mirror.stores import Stores, disk_store, opened
 from mirror.units import format_size
 from mirror.verdict import FillFailed, Reason, State
 from mirror.waiting import finished
+from mirror.watching import watch
 
 PIECE = 2 << 20
 """Bytes read at a time."""
-
-TICK = 0.2
-"""Seconds between two looks at how far the fill is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class _Import:
             self._meter.say("another process is receiving this image into the same store: following it")
         running = asyncio.create_task(fill.run(), name=f"import {self._metadata.hash}")
         try:
-            await self._watch(fill)
+            await watch(fill, self._meter, kept="the same command goes on from there", doing="importing")
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -153,27 +151,6 @@ class _Import:
             self._meter.say("it is being brought into the bucket")
             await bucket.settled()
         self._meter.say(f"{self._name} is verified and stored")
-
-    async def _watch(self, fill: Fill) -> None:
-        size = self._metadata.size
-        self._meter.start(size, fill.position, "importing")
-        try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK):
-                        await fill.ended()
-                        break
-                self._meter.show(fill.position, "importing")
-            self._meter.show(size, "importing")
-        except asyncio.CancelledError:
-            self._meter.stop()
-            self._meter.say(
-                f"stopped at {format_size(fill.position)} of {format_size(size)}: that is kept, and the same command "
-                "goes on from there"
-            )
-            raise
-        finally:
-            self._meter.stop()
 
 
 class _Media:

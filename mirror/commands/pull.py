@@ -5,7 +5,6 @@ another one receives already is followed, and taken over only when that one lets
 """
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 
 from mirror.app import Mirror, opened
@@ -14,7 +13,6 @@ from mirror.catalog import Away
 from mirror.commands.running import ROLLOVERS, Gone, running_mirror
 from mirror.config import TOKEN_VARIABLE, Config
 from mirror.errors import ConfigError, MirrorError, UpstreamRefused
-from mirror.fill import Fill
 from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
@@ -22,9 +20,7 @@ from mirror.store.base import StoreUnavailable
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.verdict import FillFailed, Reason, State
-
-TICK = 0.2
-"""Seconds between two looks at how far a transfer is."""
+from mirror.watching import watch
 
 
 async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None:
@@ -97,7 +93,7 @@ class _Pull:
         if opened.fill.state is State.FOLLOWING:
             self._meter.say("another process is receiving this image into the same store: following it")
         if opened.found is not Found.PASSED:
-            await self._watch(opened.fill)
+            await watch(opened.fill, self._meter, kept="will be resumed by the next pull or by serve")
         if isinstance(opened.fill.journal, Window):
             raise StoreUnavailable(self._mirror.library.store_state.trouble or "the mirror's store takes no image")
         await self._settle()
@@ -112,25 +108,3 @@ class _Pull:
         if bucket is not None and bucket.busy:
             self._meter.say("it is being brought into the bucket")
             await bucket.settled()
-
-    async def _watch(self, fill: Fill) -> None:
-        """Show our own fill until its verdict. Raises FillFailed."""
-        size = fill.metadata.size
-        self._meter.start(size, fill.position, fill.state)
-        try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK):
-                        await fill.ended()
-                        break
-                self._meter.show(fill.position, fill.state)
-            self._meter.show(size, fill.state)
-        except asyncio.CancelledError:
-            self._meter.stop()
-            self._meter.say(
-                f"stopped at {format_size(fill.position)} of {format_size(size)}: that is kept, and will be resumed "
-                "by the next pull or by serve"
-            )
-            raise
-        finally:
-            self._meter.stop()

@@ -3,7 +3,6 @@
 Sizes are bytes, durations seconds; `config.example.toml` says what each key is for.
 """
 
-import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -39,6 +38,7 @@ from mirror.config.values import (
     rate_windows,
     whole,
 )
+from mirror.hosts import is_loopback
 from mirror.units import DAY, GIB, HOUR, KIB, MINUTE
 
 _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
@@ -173,7 +173,7 @@ class Config(Section):
             raise _conflict("server.tls_cert", "needs server.tls_key as well")
         if server.tls_key and not server.tls_cert:
             raise _conflict("server.tls_key", "needs server.tls_cert as well")
-        if not _is_loopback(admin.host) and not admin.token_file:
+        if not is_loopback(admin.host) and not admin.token_file:
             raise _conflict("admin.host", "is not a loopback address, so admin.token_file is required")
         if (
             server.port
@@ -197,17 +197,10 @@ def _conflict(key: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{reason}", {"key": key, "reason": reason})
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def _reaches(listener: str, host: str) -> bool:
     """Whether a connection from this machine to `host` ends at a socket that is bound to `listener`."""
     if listener in _ANY:
-        return host in _ANY or _is_loopback(host)
+        return host in _ANY or is_loopback(host)
     return host == listener or {host, listener} <= {"localhost", "127.0.0.1", "::1", *_ANY}
 
 

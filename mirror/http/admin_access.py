@@ -9,7 +9,6 @@ import asyncio
 import base64
 import binascii
 import hmac
-import ipaddress
 from collections.abc import Callable
 from concurrent.futures import Executor
 
@@ -17,6 +16,7 @@ from aiohttp import web
 from yarl import URL
 
 from mirror.errors import Forbidden, Unauthorized
+from mirror.hosts import is_address, is_loopback
 from mirror.http.errors import JSON
 
 REQUESTED = "X-Requested-With"
@@ -66,7 +66,7 @@ class AdminAccess:
     def _refuse_strange_host(self, request: web.BaseRequest) -> None:
         """Answer to addresses and to names that mean this machine: no other name is made to point at it in vain."""
         host = _host_of(request.headers.get("Host", ""))
-        if host is None or not (host == self._host or host == "localhost" or _is_address(host)):
+        if host is None or not (host == self._host or host == "localhost" or is_address(host)):
             raise Forbidden("the admin listener answers to localhost and to addresses only, not to another Host")
 
     def _refuse_other_origin(self, request: web.BaseRequest) -> None:
@@ -79,19 +79,6 @@ class AdminAccess:
 
 
 _SCHEMES = ("http", "https")  # https: a proxy before us may speak it
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches what is bound to `host`."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _host_of(header: str) -> str | None:

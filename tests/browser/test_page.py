@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from axe_core_python.selenium import Axe
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -69,7 +70,14 @@ def complaints(browser: webdriver.Chrome) -> list[str]:
 
 def press(browser: webdriver.Chrome, path: str) -> None:
     """Press a button, and Yes in the dialog."""
-    browser.find_element(By.CSS_SELECTOR, f'.act[data-path="{path}"]').click()
+
+    def pressed() -> bool:
+        with contextlib.suppress(NoSuchElementException, StaleElementReferenceException):  # it is being replaced
+            browser.find_element(By.CSS_SELECTOR, f'.act[data-path="{path}"]').click()
+            return True
+        return False
+
+    eventually(pressed, what="the button")
     assert browser.find_element(By.ID, "confirm").is_displayed()
     browser.find_element(By.ID, "do").click()
 
@@ -79,6 +87,16 @@ def outcome(browser: webdriver.Chrome) -> str:
     said = text(browser, "outcome")
     browser.find_element(By.ID, "cancel").click()
     return said
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, canary: Canary) -> Path:
+    """A file with the admin token, which nobody must see."""
+    canary.hide(TOKEN)
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    return file
 
 
 def test_a_running_fill_moves(simulator: Simulator, fresh_mirror: FreshMirror, browse: Browse) -> None:
@@ -153,12 +171,8 @@ def test_buttons_pin_verify_and_delete(simulator: Simulator, fresh_mirror: Fresh
 
 
 def test_a_button_works_from_the_keyboard_and_asks_for_the_token(
-    fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path, canary: Canary
+    fresh_mirror: FreshMirror, browse: Browse, token_file: Path
 ) -> None:
-    canary.hide(TOKEN)
-    token_file = tmp_path / "token"
-    token_file.write_text(TOKEN)
-    token_file.chmod(0o600)
     mirror = fresh_mirror({"admin": {"token_file": str(token_file)}})
     fetch(mirror.image_url)
     browser = browse()
@@ -209,12 +223,8 @@ def test_it_is_kept_fresh_when_no_event_comes_through(fresh_mirror: FreshMirror,
 
 
 def test_beyond_this_machine_one_login_is_enough_and_a_wrong_token_does_not_end_it(
-    fresh_mirror: FreshMirror, browse: Browse, tmp_path: Path, canary: Canary
+    fresh_mirror: FreshMirror, browse: Browse, token_file: Path
 ) -> None:
-    canary.hide(TOKEN)
-    token_file = tmp_path / "token"
-    token_file.write_text(TOKEN)
-    token_file.chmod(0o600)
     mirror = fresh_mirror({"admin": {"host": "0.0.0.0", "token_file": str(token_file)}})
     browser = browse()
     browser.get(f"http://anybody:{TOKEN}@127.0.0.1:{mirror.admin_port}/")

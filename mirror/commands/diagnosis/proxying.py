@@ -12,6 +12,7 @@ from mirror.commands.diagnosis.case import Case
 from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
 from mirror.errors import ConfigError
+from mirror.hosts import is_address, is_loopback
 from mirror.upstream.proxies import Proxies, Proxy, excepted
 
 _NAMES = ("http_proxy", "https_proxy", "no_proxy")
@@ -36,7 +37,7 @@ def _for_upstream(case: Case, url: URL) -> Iterator[Finding]:
     if proxy is None:
         yield Finding("proxy", True, "upstream is asked directly")
     else:
-        if _is_loopback(str(url.raw_host)):
+        if is_loopback(str(url.raw_host)):
             yield Finding(
                 "proxy",
                 True,
@@ -82,7 +83,7 @@ def _exceptions(case: Case, url: URL, proxies: Proxies) -> Iterator[Finding]:
             better = entry.strip("\"'").partition("://")[2] or entry.strip("\"'").lstrip("*")
             shown = f"NO_PROXY: {entry!r} {reason}"
             yield Finding("proxy", True, shown, note=True, advice=f"write {better.split('/')[0]!r}")
-        elif proxies.for_url(url) is not None and not _is_address(host) and _covers(entry, case):
+        elif proxies.for_url(url) is not None and not is_address(host) and _covers(entry, case):
             yield Finding(
                 "proxy",
                 True,
@@ -114,18 +115,6 @@ def _is_network(entry: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _covers(entry: str, case: Case) -> bool:

@@ -44,6 +44,7 @@ function replace(id, page) {
   const before = document.getElementById(id);
   const after = page.getElementById(id);
   if (before.innerHTML === after.innerHTML && before.className === after.className) return;
+  if (before.querySelector(":active")) return; // it is being pressed: the press would be lost
   const focused = before.contains(document.activeElement) ? key(document.activeElement) : null;
   const scrolled = before.querySelector(".scroll")?.scrollLeft;
   before.className = after.className;
