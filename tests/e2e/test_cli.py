@@ -327,7 +327,7 @@ def test_pull_draws_a_bar_with_bytes_and_rate_on_a_terminal(mirror: MirrorProces
     simulator.set_rate(SIZE)
     simulator.fault(Fault("store", cut_after=SIZE // 2))
     text = on_a_terminal("pull", "-c", mirror.config_file)
-    assert re.search(r"\r\d\d:\d\d:\d\d WARNING fill of .* the line\s+broke.*\r\n", text)  # not within the bar
+    assert re.search(r"\r\d\d:\d\d:\d\d WARNING fill of [^━]*the\s+line\s+broke[^━]*\r\n", text)  # not within the bar
     assert "8.0/8.0 MiB" in text
     assert "MiB/s" in text
     assert re.search(r"\d:\d\d:\d\d", text)
