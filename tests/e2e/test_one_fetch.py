@@ -106,7 +106,8 @@ def test_clients_that_leave_stop_nothing(mirror: MirrorProcess, simulator: Simul
     image = mirror.store / "images" / simulator.image_sha256("first") / "image"
     eventually(image.exists)
     assert image.read_bytes() == simulator.read("first")
-    assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
+    # The name comes first, then the directory's fsync, then the verdict.
+    eventually(lambda: fetch(mirror.image_url).cache_status == "pps-mirror; hit", what="a hit")
     assert simulator.counters().store_gets == 1
 
 
