@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,20 @@ def test_what_all_workers_say_is_one_event(fresh_mirror: FreshMirror) -> None:
     eventually(lambda: "image.current" in actions_of(mirror), what="the event")
     time.sleep(2 * INTERVAL)
     assert actions_of(mirror).count("image.current") == 1
+
+
+def test_more_who_watch_than_there_is_room_for_are_told_to_look_elsewhere(fresh_mirror: FreshMirror) -> None:
+    mirror = fresh_mirror()
+    with ExitStack() as watching:
+        for _ in range(32):
+            next(watching.enter_context(pushed(mirror)))
+        refused = ask_admin(mirror, "GET", "/api/events")
+        assert (refused.status, "/api/status" in refused.json["message"]) == (503, True)
+        assert ask_admin(mirror, "GET", "/api/status").status == 200
+
+    def has_room() -> bool:
+        with suppress(AssertionError), pushed(mirror) as statuses:
+            return bool(next(statuses))
+        return False
+
+    eventually(has_room, what="room again")
