@@ -38,7 +38,7 @@ CONSTANTS = {
     "mirror.store.s3.parts:PART": PART,
     "mirror.store.s3.source:LOOK_AGAIN": 1.0,
 }
-SEEDS = range(int(os.environ.get("FLEET_SEEDS", "6")))
+SEEDS = range(int(os.environ.get("FLEET_SEEDS", "4")))
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
