@@ -126,7 +126,7 @@ async def _image(case: Case, image: ImageMetadata) -> list[Finding]:
     except (ConfigError, BadUpstream) as error:
         return [Finding("image", False, str(error), advice=_redirect_advice(error))]
     except aiohttp.ClientConnectorError as error:
-        where = error.host.encode("ascii", "backslashreplace").decode()
+        where = error.host
         advice = (
             f"upstream redirects there: a firewall, or the proxy, has to let the mirror to {where} port {error.port}"
         )
@@ -146,9 +146,10 @@ def _redirect_advice(error: Exception) -> str:
 
 def _judged(response: ImageResponse, image: ImageMetadata, head: bytes, way: str) -> Iterator[Finding]:
     status = response.answer.status
-    host = response.host.encode("ascii", "backslashreplace").decode()
     where = (
-        f"{host}, where upstream redirects to, reached {way}," if response.redirected else f"upstream, reached {way},"
+        f"{response.host}, where upstream redirects to, reached {way},"
+        if response.redirected
+        else f"upstream, reached {way},"
     )
     if status not in {200, 206}:
         yield _refused(status, where, redirected=response.redirected)
