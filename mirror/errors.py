@@ -78,6 +78,12 @@ class Unavailable(MirrorError):
         super().__init__(message, retry_after=retry_after)
 
 
+class AddressUnavailable(MirrorError):
+    """Nobody can listen on an address now, maybe later: exit status 1, so that a service manager tries again."""
+
+    status = 503
+
+
 class UpstreamTimeout(MirrorError):
     """Upstream did not answer in time."""
 

@@ -1,16 +1,14 @@
 """What every process that serves clients does: listen to them, and read again what SIGHUP says."""
 
 import asyncio
-import contextlib
-import resource
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from mirror.app import Mirror
-from mirror.config import Server, load_token
-from mirror.errors import ConfigError
+from mirror.config import load_token
+from mirror.descriptors import Room
 from mirror.http.accounting import Accounting
 from mirror.http.client_api import ClientApi, Location
 from mirror.http.image_response import content_disposition
@@ -26,11 +24,10 @@ SENDING_THREADS = 2
 
 
 @asynccontextmanager
-async def client_listener(
-    mirror: Mirror, tls: ServerTls | None, passed: socket.socket | None, *, share_port: bool = False
-) -> AsyncIterator[int]:
-    """Serve clients, of the socket that was `passed` or of our own; on which port."""
+async def client_listener(mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> AsyncIterator[int]:
+    """Serve clients, of the sockets that were `passed` or of our own; on which port."""
     server = mirror.config.server
+    room = Room.of(server.max_connections)
     sender = Sender(mirror.pool, SENDING_THREADS)
     client_api = ClientApi(
         mirror.access,
@@ -48,11 +45,12 @@ async def client_listener(
         server.host,
         server.port,
         header_timeout=server.header_timeout,
-        max_connections=server.max_connections,
+        max_connections=room.clients,
+        beyond=room.beyond,
+        too_many=_too_many(room),
         drain=server.drain,
         log_access=accounting.ended,
         tls=tls.context if tls else None,
-        share_port=share_port,
     )
     try:
         await clients.start(passed)
@@ -62,6 +60,12 @@ async def client_listener(
             await clients.stop()
     finally:
         sender.close()
+
+
+def _too_many(room: Room) -> str:
+    """What those are told who come when there are as many clients as can be."""
+    why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
+    return f"the mirror has {room.clients} connections open already ({why})"
 
 
 def _location(mirror: Mirror) -> Location | None:
@@ -93,31 +97,3 @@ def reloadable(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]
     if tls is not None:
         parts["server.tls_cert"] = partial(tls.load, mirror.pool)
     return parts
-
-
-def take_descriptors() -> None:
-    """Take as many file descriptors as are allowed: the usual 1024 are fewer than `server.max_connections`."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-@contextlib.contextmanager
-def shared_port(server: Server, passed: socket.socket | None) -> Iterator[int]:
-    """Hold the address that workers will share, or the socket that was `passed`, so that nobody else can have it.
-
-    Raises ConfigError.
-    """
-    if passed is not None:
-        with passed:
-            yield int(passed.getsockname()[1])
-        return
-    try:
-        family, _, _, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):  # does not share: it fails when somebody listens there
-            pass
-        with socket.socket(family) as holder:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            holder.bind(address)
-            yield int(holder.getsockname()[1])
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {server.host} port {server.port}: {error.strerror}") from None

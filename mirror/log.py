@@ -21,6 +21,7 @@ from typing import TextIO
 from aiohttp import web
 
 from mirror.config import Log
+from mirror.hosts import unmapped
 from mirror.units import format_size
 
 access = logging.getLogger("mirror.access")
@@ -223,6 +224,7 @@ def log_access(request: web.BaseRequest, response: web.StreamResponse | None, se
     path = request.rel_url.raw_path
     path = (path if path.isascii() and path.isprintable() else ascii(path))[:256]
     status = 499 if response is None else response.status
+    client = unmapped(request.remote)
     sent = request.get("sent", (response and response.content_length) or 0)
     cache_status = request.get("cache-status", "-")
     access.info(
@@ -233,7 +235,7 @@ def log_access(request: web.BaseRequest, response: web.StreamResponse | None, se
         format_size(sent),
         seconds,
         cache_status,
-        request.remote,
+        client,
         request["id"],
         extra={
             "action": "http.request",
@@ -244,7 +246,7 @@ def log_access(request: web.BaseRequest, response: web.StreamResponse | None, se
                 "http.response.status_code": status,
                 "http.response.body.bytes": sent,
                 "event.duration": int(seconds * 1e9),
-                "client.address": request.remote,
+                "client.address": client,
                 "http.request.id": request["id"],
                 "pps_mirror.cache_status": cache_status,
             },

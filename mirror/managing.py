@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mirror.app import Mirror
 from mirror.config import load_admin_token
+from mirror.descriptors import Room
 from mirror.errors import ConfigError
 from mirror.hosts import is_loopback
 from mirror.http.admin_access import AdminAccess
@@ -53,16 +54,19 @@ async def managed(
     operator = Operator(mirror, fetch_now, overview.expire)
     access = AdminAccess(host, lambda: load_admin_token(config), mirror.pool)
     await access.load()
+    room = Room.of(config.server.max_connections)
     listener = Listener(
         AdminApi(health, overview, operator, access, Page()),
         config.admin.host,
         config.admin.port,
         header_timeout=10.0,
-        max_connections=256,
+        max_connections=room.operators // 2,
+        beyond=room.operators // 2,
+        too_many="the admin listener has too many connections open already",
         drain=1.0,
     )
     async with overview.watching():
-        await listener.start(passed)
+        await listener.start([] if passed is None else [passed])
         try:
             yield Managed(listener.port, access, prefetcher)
         finally:

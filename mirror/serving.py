@@ -9,13 +9,17 @@ import contextlib
 import logging
 import resource
 import signal
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mirror.app import opened
-from mirror.config import Config
+from mirror.config import Config, Server
+from mirror.descriptors import Room, take_all
+from mirror.hosts import as_url
+from mirror.http.binding import listening, unusable
 from mirror.http.tls import ServerTls
-from mirror.listening import client_listener, reloadable, shared_port, take_descriptors
+from mirror.listening import client_listener, reloadable
 from mirror.log import Verbosity, event
 from mirror.managing import managed
 from mirror.metrics import Metrics
@@ -40,11 +44,12 @@ async def serve(
 
     `read_again` gives the configuration as it is at a SIGHUP; some of it then holds.
     """
-    take_descriptors()
+    _take_descriptors(config.server)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)
     manager = ServiceManager.of(environ)
     passed = PassedSockets.of(environ)
+    clients = [] if passed.clients is None else [passed.clients]
     metrics, throttle = Metrics(), Throttle()
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         events = stack.enter_context(Events(metrics))
@@ -57,10 +62,9 @@ async def serve(
         together = Together(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
-            port = stack.enter_context(shared_port(config.server, passed.clients))
-            own_port = config.server.model_copy(update={"port": port})
-            own = config.model_copy(update={"server": own_port})
-            workers = Workers(own, environ, throttle, mirror.name, together.hear, passed.clients)
+            sockets = clients or _listening(config.server)
+            port = int(sockets[0].getsockname()[1])
+            workers = Workers(config, environ, throttle, mirror.name, together.hear, sockets)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -82,7 +86,7 @@ async def serve(
             await stack.enter_async_context(workers)
             parts["server.workers"] = workers.reload
         else:
-            port = await stack.enter_async_context(client_listener(mirror, tls, passed.clients))
+            port = await stack.enter_async_context(client_listener(mirror, tls, clients))
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
             await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())
@@ -93,9 +97,9 @@ async def serve(
             config.upstream.url or "what is stored",
             config.store.path,
             "https" if tls else "http",
-            config.server.host,
+            as_url(config.server.host),
             port,
-            config.admin.host,
+            as_url(config.admin.host),
             operators.port,
             extra=event("mirror.started"),
         )
@@ -108,6 +112,21 @@ async def serve(
         stopping.set()
         manager.stopping()
         log.info("stopping: downloads have %g s to end", config.server.drain, extra=event("mirror.stopping"))
+
+
+def _take_descriptors(server: Server) -> None:
+    """Take those we may have, and say when they are too few. Raises ConfigError."""
+    take_all()
+    if lacking := Room.of(server.max_connections).lacking:
+        log.warning("%s", lacking, extra=event("listener.limited"))
+
+
+def _listening(server: Server) -> Sequence[socket.socket]:
+    """Listen for all workers. Raises ConfigError or AddressUnavailable."""
+    try:
+        return listening(server.host, server.port)
+    except OSError as error:
+        raise unusable(server.host, server.port, error) from None
 
 
 def _toggle(verbosity: Verbosity, workers: Workers | None) -> None:

@@ -1,7 +1,7 @@
 """One of several processes that serve clients; see `mirror.process.workers`, which starts it.
 
 Its arguments are the mirror's name, which all its workers share (see `mirror.loop`), and inherited descriptors: of the
-throttle, and of the socket to serve if it does not listen itself.
+throttle, and of the sockets to serve.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from mirror import log
@@ -38,7 +38,7 @@ def main() -> int:
     verbosity = log.set_up(config.log)
     try:
         throttle, *passed = map(int, sys.argv[2:])
-        clients = listening_socket(passed[0], "clients") if passed else None
+        clients = [listening_socket(each, "clients") for each in passed]
         asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients, sys.argv[1]))
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
@@ -51,7 +51,7 @@ async def _serve(
     environ: Mapping[str, str],
     verbosity: Verbosity,
     throttle: Throttle,
-    passed: socket.socket | None,
+    passed: Sequence[socket.socket],
     name: str,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain."""
@@ -63,7 +63,7 @@ async def _serve(
                 config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle, name=name
             ) as mirror,
             _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
-            client_listener(mirror, tls, passed, share_port=True),
+            client_listener(mirror, tls, passed),
         ):
             async with reloading(reloadable(mirror, tls, environ), ServiceManager.of(environ)):
                 on_signal(signal.SIGUSR1, verbosity.toggle)

@@ -10,7 +10,6 @@ import functools
 import http.client
 import os
 import shutil
-import socket
 import ssl
 import tempfile
 import time
@@ -26,7 +25,9 @@ from mirror.caller import Caller
 from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
 from mirror.config import Upstream as UpstreamConfig
+from mirror.descriptors import Room
 from mirror.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
+from mirror.http.binding import in_words, listening
 from mirror.http.tls import ServerTls
 from mirror.metadata import ImageMetadata
 from mirror.retention import evictable
@@ -114,6 +115,7 @@ def here(config: Config, asked: Asked) -> Iterator[Finding]:
     yield _tls(config.server)
     yield _listener("server", config.server.host, config.server.port, tls=config.server.tls_cert is not None)
     yield _listener("admin", config.admin.host, config.admin.port, tls=False)
+    yield from _connections(config.server)
 
 
 def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
@@ -309,19 +311,28 @@ def _handshake(server: ssl.SSLContext, certificate: Path) -> float:
     return float(ssl.cert_time_to_seconds(str((asking.getpeercert() or {})["notAfter"])))
 
 
+def _connections(config: Server) -> Iterator[Finding]:
+    """Whether there can be as many as are wanted; the service may have another limit than who runs this."""
+    try:
+        lacking = Room.of(config.max_connections).lacking
+    except ConfigError as error:
+        yield Finding("connections", False, str(error))
+    else:
+        if lacking is not None:
+            yield Finding("connections", True, lacking, note=True)
+
+
 def _listener(check: str, host: str, port: int, *, tls: bool) -> Finding:
     address = f"{host} port {port}"
     if port == 0:
         return Finding(check, True, f"{host}, any free port")
     try:
-        for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            socket.create_server(place[:2], family=family).close()
+        for each in listening(host, port):
+            each.close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE and _is_mirror(host, port, tls=tls):
             return Finding(check, True, f"{address} is taken, by a pps-mirror that runs already", note=True)
-        # The number's own words: Python puts the address into its text a second time.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        return Finding(check, False, f"{address} cannot be had: {reason}")
+        return Finding(check, False, f"{address} cannot be had: {in_words(error)}")
     return Finding(check, True, f"{address} is free")
 
 

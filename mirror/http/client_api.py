@@ -11,6 +11,7 @@ from mirror.access import Access
 from mirror.caller import Caller
 from mirror.catalog import Catalog, Current, Freshness
 from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
+from mirror.hosts import unmapped
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.image_response import bodied, bodiless, redirection
@@ -247,7 +248,7 @@ def _caller(request: web.BaseRequest, name: str) -> Caller:
         raise BadRequest("the Authorization header has characters that no token has")
     trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
     sane_trace = trace if trace and _is_plain(trace) else None
-    return Caller(authorization, request["id"], sane_trace, came_by, f"client {request.remote}")
+    return Caller(authorization, request["id"], sane_trace, came_by, f"client {unmapped(request.remote)}")
 
 
 def _is_plain(text: str) -> bool:

@@ -106,16 +106,17 @@ class Sender:
         """Send what is in a file; how far that was."""
         lane = next(self._next_lane)
         position = start
-        while position < stop:
-            limit = min(stop, await body.available(position))
-            if (file := body.file_at(position)) is None:
-                break
-            if transport.is_closing():
-                raise ConnectionResetError
-            # A descriptor of its own, because the lane may still hold it when the transport has closed.
-            with transport.get_extra_info("socket").dup() as connection:
+        # A descriptor of its own, because the lane may still hold it when the transport has closed; and the same to the
+        # end, so that a download that has begun needs no more of them.
+        with transport.get_extra_info("socket").dup() as connection:
+            while position < stop:
+                limit = min(stop, await body.available(position))
+                if (file := body.file_at(position)) is None:
+                    break
+                if transport.is_closing():
+                    raise ConnectionResetError
                 await lane.run(self._push(request, connection, lane.memory, file, position, limit))
-            position = limit
+                position = limit
         return position
 
     async def _push(

@@ -7,14 +7,16 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from mirror.errors import BadRequest, ConfigError, MirrorError, Unavailable
+from mirror.errors import BadRequest, MirrorError, Unavailable
+from mirror.hosts import unmapped
+from mirror.http.accepting import Acceptor
+from mirror.http.binding import listening, unusable
 from mirror.http.errors import error_response, message_response
 from mirror.http.sending import reset
 from mirror.log import event
@@ -23,9 +25,6 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 LogAccess = Callable[[web.BaseRequest, web.StreamResponse | None, float], None]
-
-BEYOND = 256
-"""Connections above the limit that are told so; those above these are closed without a word."""
 
 RESET_SECONDS = 5.0
 """How long, at most, requests may take to end after their connections were reset."""
@@ -38,9 +37,9 @@ class Listener:
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
     between two, and before them its TLS handshake, and the time for which a client may leave a small answer unread;
-    `max_connections` is answered with 503 beyond; `drain` in seconds is what requests under way have to end when it
-    stops; `share_port` lets other processes listen there as well, each getting its share of the connections. Must be
-    made inside the running loop.
+    `max_connections` is answered beyond with 503, saying `too_many`, and closed without a word when those are more than
+    `beyond`; `drain` in seconds is what requests under way have to end when it
+    stops. Must be made inside the running loop.
     """
 
     def __init__(
@@ -51,59 +50,53 @@ class Listener:
         *,
         header_timeout: float,
         max_connections: int,
+        beyond: int,
+        too_many: str,
         drain: float,
         log_access: LogAccess | None = None,
         tls: ssl.SSLContext | None = None,
-        share_port: bool = False,
     ) -> None:
         self._server = _Server(
-            _answering(handler, max_connections, log_access or (lambda *_: None)),
+            _answering(handler, too_many, log_access or (lambda *_: None)),
             handler_cancellation=True,
             keepalive_timeout=header_timeout,
             lingering_time=1.0,
             auto_decompress=False,  # no request has a body that is of any use here: it is skipped
             max_connections=max_connections,
+            beyond=beyond,
             unread_timeout=header_timeout,
             access_log=None,
         )
-        self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
+        self._host, self._port, self._tls = host, port, tls
         self._header_timeout, self._drain = header_timeout, drain
-        self._listening: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     @property
     def port(self) -> int:
         """The port it listens on, also when port 0 was asked for."""
-        assert self._listening is not None  # noqa: S101 - it has been started
-        return int(self._listening.sockets[0].getsockname()[1])
+        return self._port
 
-    async def start(self, passed: socket.socket | None = None) -> None:
-        """Listen, or serve the socket that was `passed`. Raises ConfigError when the address cannot be had."""
-        handshake_timeout = self._header_timeout if self._tls else None
-        create_server = partial(
-            asyncio.get_running_loop().create_server,
-            self._server,
-            ssl=self._tls,
-            ssl_handshake_timeout=handshake_timeout,
-            backlog=1024,
-        )
+    async def start(self, passed: Sequence[socket.socket] = ()) -> None:
+        """Serve the listening sockets that were `passed`, else our own.
+
+        Raises ConfigError when the address cannot be had, or AddressUnavailable when it may be later.
+        """
         try:
-            if passed is not None:
-                self._listening = await create_server(sock=passed)
-                return
-            self._listening = await create_server(self._host, self._port, reuse_port=self._share_port or None)
+            sockets = passed or listening(self._host, self._port)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {self._host} port {self._port}: {error.strerror}") from None
+            raise unusable(self._host, self._port, error) from None
+        self._port = int(sockets[0].getsockname()[1])
+        self._acceptor = Acceptor(sockets, self._server, self._tls, self._header_timeout)
 
     async def stop(self) -> None:
         """Accept nothing new, close what is idle, let requests under way end for `drain` seconds, then reset them."""
-        if self._listening is not None:
-            self._listening.close()
-        await asyncio.sleep(0)  # what was accepted last gets to be known
+        if self._acceptor is not None:
+            await self._acceptor.close()
         self._server.pre_shutdown()
         await self._server.shutdown(self._drain)
 
 
-def _answering(handler: Handler, max_connections: int, log_access: LogAccess) -> Handler:
+def _answering(handler: Handler, too_many: str, log_access: LogAccess) -> Handler:
     """Give each request its id, make every way it can end an answer, and log it, also when the client left."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -116,9 +109,7 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
         try:
             with connection.server.answering(connection):
                 if connection.one_too_many:
-                    raise Unavailable(
-                        f"the mirror has {max_connections} connections open already (server.max_connections)"
-                    )
+                    raise Unavailable(too_many)
                 if request.version not in {HttpVersion10, HttpVersion11}:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
                 response = await handler(request)
@@ -160,9 +151,12 @@ def _something_follows(request: web.BaseRequest) -> bool:
 
 
 class _Server(web.Server):
-    def __init__(self, handler: Handler, *, max_connections: int, unread_timeout: float, **kwargs: Any) -> None:
+    def __init__(
+        self, handler: Handler, *, max_connections: int, beyond: int, unread_timeout: float, **kwargs: Any
+    ) -> None:
         super().__init__(handler, **kwargs)
         self._max_connections = max_connections
+        self._told_at_most = max_connections + beyond
         self._unread_milliseconds = max(1, int(unread_timeout * 1000))
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
@@ -182,7 +176,7 @@ class _Server(web.Server):
         )
         if isinstance(handler, _Connection):
             handler.one_too_many = len(self._open) > self._max_connections
-        if self._stopping or len(self._open) > self._max_connections + BEYOND:
+        if self._stopping or len(self._open) > self._told_at_most:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
@@ -244,7 +238,7 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is not HTTP, and what `_answering` did not catch."""
         # Only the kind of mistake: its text quotes what came, and that may be a credential.
-        log.debug("cannot read a request from %s: %s", request.remote, type(exc).__name__)
+        log.debug("cannot read a request from %s: %s", unmapped(request.remote), type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
         said = "this is not a request that the mirror can read" if status == 400 else "the request failed"

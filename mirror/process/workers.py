@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    They share `throttle` and the mirror's `name` with this process. With `passed` they all accept from that one socket,
-    instead of each from its own on the same port.
+    They share `throttle` and the mirror's `name` with this process, and all accept from `sockets`: whichever is free
+    first serves who comes, and while there is none who comes waits. The sockets are closed when the workers stop.
     """
 
     def __init__(
@@ -59,12 +59,13 @@ class Workers:
         throttle: Throttle,
         name: str,
         heard: Heard,
-        passed: socket.socket | None = None,
+        sockets: Sequence[socket.socket],
     ) -> None:
         self.count = config.server.workers
         self._name = name
         self._config = config
-        self._descriptors = [throttle.descriptor] + ([] if passed is None else [passed.fileno()])
+        self._sockets = sockets
+        self._descriptors = [throttle.descriptor, *(each.fileno() for each in sockets)]
         self._heard = heard
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
@@ -121,6 +122,8 @@ class Workers:
 
     async def _stop(self) -> None:
         self._stopping.set()
+        for each in self._sockets:  # or who comes now would wait for nobody
+            each.close()
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._config.server.drain + GRACE):
