@@ -39,6 +39,12 @@ class BadRequest(MirrorError):
     status = 400
 
 
+class HeadersTooLarge(MirrorError):
+    """The request's header fields are longer than anybody should need."""
+
+    status = 431
+
+
 class Unauthorized(MirrorError):
     """The request carries no credential, or one that the local policy does not know."""
 

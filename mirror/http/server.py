@@ -13,8 +13,9 @@ from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from mirror.errors import BadRequest, MirrorError, Unavailable
+from mirror.errors import BadRequest, HeadersTooLarge, MirrorError, Unavailable
 from mirror.hosts import unmapped
+from mirror.http import half_closed, heads
 from mirror.http.accepting import Acceptor
 from mirror.http.binding import listening, unusable
 from mirror.http.errors import error_response, message_response
@@ -61,6 +62,9 @@ class Listener:
             handler_cancellation=True,
             keepalive_timeout=header_timeout,
             lingering_time=1.0,
+            max_line_size=heads.LINE,
+            max_field_size=heads.FIELD,
+            max_headers=heads.FIELDS,
             auto_decompress=False,  # no request has a body that is of any use here: it is skipped
             max_connections=max_connections,
             beyond=beyond,
@@ -112,6 +116,8 @@ def _answering(handler: Handler, too_many: str, log_access: LogAccess) -> Handle
                     raise Unavailable(too_many)
                 if request.version not in {HttpVersion10, HttpVersion11}:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
+                if heads.size(request.raw_headers) > heads.HEAD:
+                    raise HeadersTooLarge(heads.ALL_TOO_LONG)
                 response = await handler(request)
         except MirrorError as error:
             response = error_response(error)
@@ -124,6 +130,8 @@ def _answering(handler: Handler, too_many: str, log_access: LogAccess) -> Handle
                 response = whole if request["sent"] == size else None
             elif response is not None and not response.prepared:
                 finish_headers(request, response)
+            if response is not None and connection.has_said_all:
+                response.force_close()
             log_access(request, response, time.monotonic() - began)
         return response
 
@@ -135,8 +143,9 @@ def finish_headers(request: web.BaseRequest, response: web.StreamResponse) -> No
     response.headers["X-Request-ID"] = request["id"]
     request["cache-status"] = response.headers.get("Cache-Status", "-").removeprefix("pps-mirror; ")
     response.headers["Server"] = "pps-mirror"
-    too_many = isinstance(request.protocol, _Connection) and request.protocol.one_too_many
-    if too_many or _something_follows(request):
+    connection = request.protocol
+    is_last = isinstance(connection, _Connection) and (connection.one_too_many or connection.has_said_all)
+    if is_last or _something_follows(request):
         response.force_close()
 
 
@@ -222,12 +231,59 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("one_too_many", "server")
+    """A connection of a client.
+
+    One that says no more (the end of `printf ... | nc`) still wants its answers, as far as anybody can tell: who has
+    left looks the same. So it gets them, and what tells the two apart is the answer to what is sent: by the next bytes,
+    or by the kernel's probes when there are none for long. Over TLS asyncio knows no such state, and closes.
+    """
+
+    __slots__ = ("_half_closed", "_head", "_head_too_long", "one_too_many", "server")
 
     def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.server = manager
         self.one_too_many = False
+        self._half_closed = False
+        self._head, self._head_too_long = 0, False
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether what is answered now is its last request."""
+        return self._half_closed and not self._messages
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes, but never keep a head in memory that does not end."""
+        super().data_received(data)
+        self._head = self._head + len(data) if self._is_idle else 0
+        if self._head > heads.HEAD:
+            self._head_too_long = True
+            super().data_received(b"\0\r\n\r\n")  # which no head may have in it: it is answered, and nothing more read
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's own never keeps a connection
+        """Whether the connection stays open to be answered."""
+        if self.transport is None or self._is_idle or self.transport.get_extra_info("sslcontext") is not None:
+            return False
+        self._half_closed = True
+        half_closed.probe(self.transport)
+        self._watch()
+        return True
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether it waits for a request: nothing is being answered, nor to be answered."""
+        return not self._messages and self._waiter is not None and not self._waiter.done()
+
+    def _watch(self) -> None:
+        """End it when it was answered, or when who asked turns out to have left."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._is_idle:
+            self.transport.close()
+        elif half_closed.is_lost(self.transport):
+            self.transport.abort()
+        else:
+            self._loop.call_later(half_closed.LOOK, self._watch)
 
     def handle_error(
         self,
@@ -236,12 +292,16 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP, and what `_answering` did not catch."""
+        """Answer what is not HTTP, or too long, and what `_answering` did not catch."""
         # Only the kind of mistake: its text quotes what came, and that may be a credential.
         log.debug("cannot read a request from %s: %s", unmapped(request.remote), type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
-        said = "this is not a request that the mirror can read" if status == 400 else "the request failed"
+        said = "the request failed"
+        if self._head_too_long:
+            status, said = HeadersTooLarge.status, heads.ALL_TOO_LONG
+        elif status == BadRequest.status:
+            status, said = heads.refusal(exc)
         response = message_response(status, said)
         request["id"] = secrets.token_hex(16)
         finish_headers(request, response)
