@@ -6,8 +6,9 @@ An image has one strong ETag (its hash) and a `Last-Modified` of whole seconds. 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
+
+from mirror import http_date
 
 _RANGE = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.IGNORECASE | re.ASCII)
 _ETAG = re.compile(r'[ \t]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*(?:,|$)')
@@ -109,10 +110,4 @@ def _tags(header: str) -> Iterator[tuple[bool, str]]:
 
 def _date(header: str | None) -> datetime | None:
     """Read an HTTP date; None for none and for what is not one, which the RFC says to ignore."""
-    if header is None:
-        return None
-    try:
-        parsed = parsedate_to_datetime(header)
-    except (ValueError, OverflowError):
-        return None
-    return parsed if parsed.tzinfo is not None else None
+    return None if header is None else http_date.parse(header, datetime.now(UTC))

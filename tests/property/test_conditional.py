@@ -102,6 +102,28 @@ def test_if_match_asks_for_this_version_and_compares_strongly() -> None:
     assert ask(If_Match='"other"', If_None_Match=f'"{ETAG}"') == PreconditionFailed()
 
 
+def forms(seconds: int) -> list[str]:
+    """The three ways of RFC 9110 section 5.6.7 to write a date."""
+    moment = MODIFIED + timedelta(seconds=seconds)
+    return [date(seconds), f"{moment:%A, %d-%b-%y %H:%M:%S} GMT", f"{moment:%a %b} {moment.day:2} {moment:%H:%M:%S %Y}"]
+
+
+@pytest.mark.parametrize("form", range(3), ids=["IMF-fixdate", "RFC 850", "asctime"])
+def test_a_date_is_understood_in_each_of_its_three_forms(form: int) -> None:
+    assert ask(If_Modified_Since=forms(0)[form]) == NotModified()
+    assert ask(If_Modified_Since=forms(-1)[form]) == Whole()
+    assert ask(If_Unmodified_Since=forms(0)[form]) == Whole()
+    assert ask(If_Unmodified_Since=forms(-1)[form]) == PreconditionFailed()
+    assert ask(Range="bytes=5-9", If_Range=forms(0)[form]) == Part(5, 10)
+    assert ask(Range="bytes=5-9", If_Range=forms(1)[form]) == Whole()
+
+
+@pytest.mark.parametrize("other", ["2024-05-06T07:08:09Z", "Mon, 06 May 2024 09:08:09 +0200", "1714979289", "today"])
+def test_what_is_no_http_date_is_as_if_it_had_not_been_sent(other: str) -> None:
+    assert ask(If_Modified_Since=other) == ask(If_Unmodified_Since=other) == Whole()
+    assert ask(Range="bytes=5-9", If_Range=other) == Whole()
+
+
 def test_dates_are_compared_in_whole_seconds() -> None:
     assert ask(If_Modified_Since=date(0)) == NotModified()
     assert ask(If_Modified_Since=date(-1)) == Whole()
