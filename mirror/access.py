@@ -13,20 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from cachetools import TTLCache
-
 from mirror.caller import Caller, Own
 from mirror.catalog import Away, Catalog, Current
 from mirror.decisions import Decisions
 from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
 from mirror.metrics import Metrics
+from mirror.refusals import Refusals
+from mirror.shared_notes import SharedNotes
 from mirror.tokens import Tokens
 from mirror.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
-
-REFUSED_SECONDS = 3.0
-"""How long a refusal is remembered: long enough against a flood, short enough for a token that was just made."""
 
 STRANGERS = 16
 """Credentials that upstream never accepted and may be asked about at once: a flood of them becomes a trickle there."""
@@ -34,9 +31,6 @@ STRANGERS = 16
 STRANGERS_WAITING = 1000
 STRANGER_SECONDS = 10.0
 """How many others may wait for that, and how long; who would wait longer comes back."""
-
-REFUSALS_SIZE = 8 << 20
-"""Bytes that remembered refusals take at most, each with upstream's own answer."""
 
 
 class Access(Protocol):
@@ -157,10 +151,6 @@ class TokensAccess:
         """Nothing to wait for."""
 
 
-def _size(refusal: UpstreamRefused) -> int:
-    return 1024 + len(refusal.body) + sum(map(len, refusal.headers.values()))
-
-
 class UpstreamAccess:
     """Mode upstream: a caller may read what upstream lets it read.
 
@@ -176,13 +166,14 @@ class UpstreamAccess:
         note: Path,
         pool: Executor,
         now: Callable[[], float] = time.time,
+        refused: SharedNotes | None = None,
     ) -> None:
         self._catalog = catalog
         self._ttl = ttl
         self._stale_if_error = stale_if_error
         self._now = now
         self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, now=now)
-        self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REFUSALS_SIZE, REFUSED_SECONDS, getsizeof=_size)
+        self._refused = Refusals(refused)
         self._asking: dict[str, asyncio.Task[Current]] = {}
         self._strangers = Turnstile(
             STRANGERS,
@@ -204,7 +195,7 @@ class UpstreamAccess:
         accepted = self._decisions.accepted_at(name)
         if accepted is not None and self._now() - accepted < self._ttl:
             return None
-        if refusal := self._refused.get(name):
+        if refusal := self._refused.get(name, caller.authorization):
             raise refusal.with_traceback(None)  # or it would grow with each time it is raised
         asking = self._asking.get(name)
         if asking is not None and caller.came_by:  # in a circle of mirrors, that one waits for what we answer here
@@ -224,8 +215,7 @@ class UpstreamAccess:
                     current = await self._catalog.fetch(caller)
         except UpstreamRefused as refusal:
             if refusal.status in {401, 403}:
-                # Anew: the one that was raised holds on to all that was under way then, kilobytes of it.
-                self._refused[name] = UpstreamRefused(refusal.status, refusal.body, refusal.headers)
+                self._refused.put(name, caller.authorization, refusal)
                 await self._decisions.refuse(caller.authorization)
             raise
         except Away as away:

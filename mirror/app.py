@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +20,9 @@ from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.pacing import Pace
+from mirror.refusals import shared_refusals
 from mirror.rollover import Bring, WhenStored
+from mirror.shared_notes import SharedNotes
 from mirror.status import Health, StoreState
 from mirror.store.base import StoreUnavailable
 from mirror.stores import Stores, disk_store
@@ -28,6 +30,7 @@ from mirror.stores import opened as opened_stores
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.throttle import Throttle
+from mirror.wrong_bytes import shared_wrong_bytes
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +56,40 @@ class Mirror:
     metrics: Metrics
     name: str
 
-    async def health(self, store: StoreState) -> Health:
+    async def health(self, store: StoreState, stuck: str | None = None) -> Health:
         """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream.
 
-        `store` is what the process found that asked the store last to take an image: this one, or a worker.
+        `store` is what the process found that asked the store last to take an image: this one, or a worker; `stuck` is
+        what keeps a worker's upload from going on.
         """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
+        if stuck is not None and stuck not in said:
+            said.append(stuck)
         if store.trouble is not None and not said:
             said.append(store.trouble)
         if self.upstream is None and trouble.keys() == self.stores.places.keys():
             return Health(reasons=said)
         return Health(degraded=said)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the processes of a mirror tell one another at once: whom upstream has refused, whose bytes were wrong."""
+
+    refused: SharedNotes
+    wrong: SharedNotes
+
+    @classmethod
+    def of(cls, descriptors: Sequence[int | None] = (None, None)) -> "Shared":
+        """That of another process by its `descriptors`, or a new one."""
+        refused, wrong = descriptors
+        return cls(shared_refusals(refused), shared_wrong_bytes(wrong))
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """What another process shares it by."""
+        return self.refused.descriptor, self.wrong.descriptor
 
 
 @asynccontextmanager
@@ -75,11 +100,13 @@ async def opened(
     needs_store: bool = True,
     metrics: Metrics | None = None,
     throttle: Throttle | None = None,
+    shared: Shared | None = None,
     name: str | None = None,
 ) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
 
-    Somebody else keeps the pace of a `throttle` that is given. `name` is that of the mirror whose worker this is.
+    Somebody else keeps the pace of a `throttle` that is given. With `shared` all processes know what one has learnt.
+    `name` is that of the mirror whose worker this is.
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
@@ -121,6 +148,7 @@ async def opened(
                 stale_if_error=config.upstream.stale_if_error,
                 note=config.store.path / "access.json",
                 pool=pool,
+                refused=shared.refused if shared else None,
             )
         elif config.auth.tokens_file is not None:
             access = TokensAccess(own, config.auth.tokens_file, pool)
@@ -135,6 +163,7 @@ async def opened(
             retry=config.upstream.fill_retry,
             changed=catalog.expire,
             metrics=metrics,
+            wrong=shared.wrong if shared else None,
         )
         stack.push_async_callback(library.stop)
         yield Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics, name)

@@ -8,14 +8,11 @@ import asyncio
 import hashlib
 import logging
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-
-from cachetools import TTLCache
 
 from mirror.caller import Caller, Own
 from mirror.errors import BadUpstream, MirrorError, NotFound
@@ -23,6 +20,7 @@ from mirror.fill import OUT_OF_SPACE, Fill
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
+from mirror.shared_notes import SharedNotes
 from mirror.source import Counted, NoSource, Origin
 from mirror.status import StoreState
 from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable
@@ -31,14 +29,9 @@ from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
 from mirror.verdict import Reason, State
+from mirror.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
 
 log = logging.getLogger(__name__)
-
-DOOMED_FAILURES = 5
-DOOMED_WITHIN = 600.0
-DOOMED_PAUSE = 60.0
-"""After five times wrong bytes within ten minutes clients are told so, and upstream is asked once a minute only."""
-
 
 WINDOWS = 4
 """Images passed through at a time, at most: each takes memory (see `mirror.store.window.SIZE`)."""
@@ -95,7 +88,8 @@ class _Running:
 class Library:
     """All images that can be had. `own` is the mirror's own credential, used before any client's, if it has one.
 
-    `changed` is called when upstream turned out to have another image than its metadata said.
+    `changed` is called when upstream turned out to have another image than its metadata said. `wrong` is where the
+    processes of a mirror count wrong bytes together.
     """
 
     def __init__(
@@ -108,6 +102,7 @@ class Library:
         retry: float,
         changed: Callable[[], None],
         metrics: Metrics | None = None,
+        wrong: SharedNotes | None = None,
     ) -> None:
         self._store = store
         self._upstream = upstream
@@ -123,7 +118,7 @@ class Library:
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._state = StoreState()
         self._unreadable = False
-        self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
+        self._wrong = WrongBytes(wrong or shared_wrong_bytes())
 
     @property
     def store_state(self) -> StoreState:
@@ -316,7 +311,7 @@ class Library:
         self._metrics.fills.labels(_outcome(fill)).inc()
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)
-            self._wrong.pop(image_hash, None)
+            self._wrong.forget(image_hash)
             how = "verified and stored" if fill.journal.ours else "verified and stored by the other process"
             log.info(
                 "fill of %s %s: %s in %s%s",
@@ -338,20 +333,20 @@ class Library:
         )
         if fill.failure.reason is Reason.WRONG_BYTES:
             self._metrics.unverified.labels("fill").inc()
-        if fill.failure.reason is Reason.WRONG_BYTES and fill.origin is Origin.UPSTREAM:  # else they lay in the store
-            self._wrong[image_hash] = deque((*self._wrong.get(image_hash, ()), self._wrong.timer()), DOOMED_FAILURES)
+        ours = (
+            fill.journal.ours and fill.origin is Origin.UPSTREAM
+        )  # else they lay in the store, or another counts them
+        if fill.failure.reason is Reason.WRONG_BYTES and ours:
+            self._wrong.count(image_hash)
         if fill.failure.reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
             self._changed()
 
     def _refuse_doomed(self, image_hash: str) -> None:
-        failures = self._wrong.get(image_hash, deque())
-        if len(failures) < DOOMED_FAILURES:
-            return
-        pause = DOOMED_PAUSE - (self._wrong.timer() - failures[-1])
+        pause = self._wrong.pause(image_hash)
         if pause > 0:
             self._changed()  # the next request asks whether there is another image by now
             raise BadUpstream(
-                f"upstream sent wrong bytes for this image {DOOMED_FAILURES} times; the mirror asks again in "
+                f"upstream sent wrong bytes for this image {TIMES} times; the mirror asks again in "
                 f"{pause:.0f} s, or at once when upstream names another image",
                 retry_after=max(1, round(pause)),
             )

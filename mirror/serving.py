@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from mirror.app import opened
+from mirror.app import Shared, opened
 from mirror.config import Config, Server
 from mirror.descriptors import Room, take_all
 from mirror.hosts import as_url
@@ -50,21 +50,30 @@ async def serve(
     manager = ServiceManager.of(environ)
     passed = PassedSockets.of(environ)
     clients = [] if passed.clients is None else [passed.clients]
-    metrics, throttle = Metrics(), Throttle()
+    metrics, throttle, shared = Metrics(), Throttle(), Shared.of()
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         events = stack.enter_context(Events(metrics))
         pace = Pace(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())
         mirror = await stack.enter_async_context(
-            opened(config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle)
+            opened(
+                config,
+                environ,
+                needs_store=config.upstream.url is None,
+                metrics=metrics,
+                throttle=throttle,
+                shared=shared,
+            )
         )
-        telemetry = Telemetry(metrics, events, mirror.library, mirror.catalog)
+        telemetry = Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)
         together = Together(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
             sockets = clients or _listening(config.server)
             port = int(sockets[0].getsockname()[1])
-            workers = Workers(config, environ, throttle, mirror.name, together.hear, sockets)
+            workers = Workers(
+                config, environ, (throttle.descriptor, *shared.descriptors), mirror.name, together.hear, sockets
+            )
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -73,7 +82,7 @@ async def serve(
                 return Health(["the mirror is starting"])
             if stopping.is_set():
                 return Health(["the mirror is stopping"])
-            return _with_workers(await mirror.health(together.store), workers)
+            return _with_workers(await mirror.health(together.store, together.stuck), workers)
 
         async def take_up_rates() -> bool:
             return pace.take_up((await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again)).upstream)

@@ -34,6 +34,11 @@ class Stores:
         places = {"disk": self.disk, "bucket": self.bucket}
         return {name: place for name, place in places.items() if place is not None}
 
+    @property
+    def stuck(self) -> str | None:
+        """What keeps an upload of this process from going on, in words."""
+        return None if self.bucket is None else self.bucket.stuck
+
     async def trouble(self) -> Mapping[str, str]:
         """What is wrong with each place that does not work, in words."""
         said = {}

@@ -1,7 +1,7 @@
 """One of several processes that serve clients; see `mirror.process.workers`, which starts it.
 
 Its arguments are the mirror's name, which all its workers share (see `mirror.loop`), and inherited descriptors: of the
-throttle, and of the sockets to serve.
+throttle, of what is shared else, and of the sockets to serve.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from mirror import log
-from mirror.app import Mirror, opened
+from mirror.app import Shared, opened
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
 from mirror.http.tls import ServerTls
@@ -24,11 +25,11 @@ from mirror.listening import client_listener, reloadable
 from mirror.log import Verbosity
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
-from mirror.operators.telemetry import INTERVAL, Report, Telemetry
+from mirror.operators.telemetry import Report, Telemetry
 from mirror.process.reload import reloading
 from mirror.process.signals import on_signal, stop_requested, stop_when_left_alone
 from mirror.process.systemd import ServiceManager, listening_socket
-from mirror.process.workers import READY
+from mirror.process.workers import ALIVE, NOTHING_NEW, READY
 from mirror.upstream.throttle import Throttle
 
 
@@ -37,9 +38,11 @@ def main() -> int:
     config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
     verbosity = log.set_up(config.log)
     try:
-        throttle, *passed = map(int, sys.argv[2:])
+        throttle, refused, wrong, *passed = map(int, sys.argv[2:])
         clients = [listening_socket(each, "clients") for each in passed]
-        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients, sys.argv[1]))
+        asyncio.run(
+            _serve(config, os.environ, verbosity, Throttle(throttle), Shared.of((refused, wrong)), clients, sys.argv[1])
+        )
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
         return 2 if isinstance(error, ConfigError) else 1
@@ -51,6 +54,7 @@ async def _serve(
     environ: Mapping[str, str],
     verbosity: Verbosity,
     throttle: Throttle,
+    shared: Shared,
     passed: Sequence[socket.socket],
     name: str,
 ) -> None:
@@ -60,9 +64,15 @@ async def _serve(
     with Events(metrics) as events:
         async with (
             opened(
-                config, environ, needs_store=config.upstream.url is None, metrics=metrics, throttle=throttle, name=name
+                config,
+                environ,
+                needs_store=config.upstream.url is None,
+                metrics=metrics,
+                throttle=throttle,
+                shared=shared,
+                name=name,
             ) as mirror,
-            _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
+            _reporting(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)),
             client_listener(mirror, tls, passed),
         ):
             async with reloading(reloadable(mirror, tls, environ), ServiceManager.of(environ)):
@@ -73,25 +83,34 @@ async def _serve(
 
 
 @asynccontextmanager
-async def _reporting(mirror: Mirror, telemetry: Telemetry) -> AsyncIterator[None]:
-    """Tell meanwhile how this worker is, whenever there is something new."""
+async def _reporting(telemetry: Telemetry) -> AsyncIterator[None]:
+    """Tell meanwhile how this worker is: each second, be it that there is nothing new."""
     loop = asyncio.get_running_loop()
 
-    async def report() -> None:
+    async def report(thread: Executor) -> None:
         said = Report()
         while True:
-            await asyncio.sleep(INTERVAL)
-            telemetry.tick()
-            if (now := telemetry.report()) != said:
-                said = now
-                await loop.run_in_executor(mirror.pool, _say, now.to_line())
+            await asyncio.sleep(ALIVE)
+            line = NOTHING_NEW
+            try:
+                telemetry.tick()
+                if (now := telemetry.report()) != said:
+                    said, line = now, now.to_line()
+            except Exception:
+                logging.getLogger(__name__).exception(
+                    "a worker cannot tell how it is", extra=log.event("mirror.mistake")
+                )
+            await loop.run_in_executor(thread, _say, line)
 
-    reporting = asyncio.create_task(report(), name="report")
+    # Not one of the threads that wait for the disk: when that is slow, or hangs, this worker is not frozen.
+    thread = ThreadPoolExecutor(1, "report")
+    reporting = asyncio.create_task(report(thread), name="report")
     try:
         yield
     finally:
         reporting.cancel()
         await asyncio.gather(reporting, return_exceptions=True)
+        thread.shutdown()
         _say(telemetry.report().to_line())
 
 

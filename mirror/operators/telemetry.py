@@ -19,6 +19,7 @@ from mirror.library import Library
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
 from mirror.status import Event, RunningFill, StoreState, Traffic, UpstreamState
+from mirror.stores import Stores
 from mirror.verdict import State
 
 INTERVAL = 1.0
@@ -62,12 +63,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process tells; `events` are those since its last report."""
+    """What one process tells; `stuck` keeps an upload from going on, `events` are those since its last report."""
 
     samples: Sequence[Sample] = ()
     fills: Sequence[RunningFill] = ()
     upstream: UpstreamState = UNASKED
     store: StoreState = UNTRIED
+    stuck: str | None = None
     events: Sequence[Event] = ()
 
     def to_line(self) -> bytes:
@@ -86,11 +88,12 @@ _REPORT = TypeAdapter(Report)
 class Telemetry:
     """Tells how this process is. `tick` is to be called every `INTERVAL`."""
 
-    def __init__(self, metrics: Metrics, events: Events, library: Library, catalog: Catalog) -> None:
+    def __init__(self, metrics: Metrics, events: Events, library: Library, catalog: Catalog, stores: Stores) -> None:
         self.events = events
         self._metrics = metrics
         self._library = library
         self._catalog = catalog
+        self._stores = stores
         self._paces: dict[Fill, _Pace] = {}
 
     def tick(self) -> None:
@@ -102,7 +105,7 @@ class Telemetry:
 
     def report(self) -> Report:
         """How this process is now, and what it heard since the last time."""
-        return Report(self.samples, self.fills, self.upstream, self.store, self.events.untold())
+        return Report(self.samples, self.fills, self.upstream, self.store, self._stores.stuck, self.events.untold())
 
     @property
     def upstream(self) -> UpstreamState:
@@ -189,6 +192,11 @@ class Together:
             downloads=int(sum(downloads.values())),
             hits=int(sum(count for cache, count in downloads.items() if cache in HITS)),
         )
+
+    @property
+    def stuck(self) -> str | None:
+        """What keeps an upload of a worker from going on."""
+        return next((report.stuck for report in self._reports.values() if report.stuck is not None), None)
 
     @property
     def fills(self) -> Sequence[RunningFill]:

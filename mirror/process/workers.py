@@ -3,7 +3,7 @@
 Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
 `mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
 tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves, and from then on
-how it is, a line each time (see `mirror.operators.telemetry`).
+how it is, a line each second (see `mirror.operators.telemetry`), by which its keeper knows that it is not frozen.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from mirror.config import Config
 from mirror.errors import ConfigError
 from mirror.log import event
-from mirror.upstream.throttle import Throttle
 
 RESTART = (0.1, 10.0)
 """Seconds before a worker that died is replaced, the first time in a row and at most."""
@@ -30,6 +29,17 @@ GRACE = 5.0
 """Seconds beyond `server.drain` that workers may take to stop."""
 
 READY = b"ready\n"
+NOTHING_NEW = b"\n"
+
+ALIVE = 1.0
+"""Seconds between two lines of a worker, an empty one if it has nothing to tell: it does so while its loop runs."""
+
+SILENT = 10
+FROZEN = 30
+"""So many lines in a row that do not come, after which a worker counts as missing, and is killed and replaced.
+
+They are counted, not timed: what stops all of us (a machine that sleeps, a container that is paused) stops the count.
+"""
 
 LONGEST_LINE = 4 << 20
 """Bytes of what a worker says at a time, at most."""
@@ -48,15 +58,16 @@ log = logging.getLogger(__name__)
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
-    They share `throttle` and the mirror's `name` with this process, and all accept from `sockets`: whichever is free
-    first serves who comes, and while there is none who comes waits. The sockets are closed when the workers stop.
+    They share memory, by the descriptors `shared`, and the mirror's `name` with this process, and all accept from
+    `sockets`: whichever is free first serves who comes, and while there is none who comes waits. The sockets are closed
+    when the workers stop.
     """
 
     def __init__(
         self,
         config: Config,
         environ: Mapping[str, str],
-        throttle: Throttle,
+        shared: Sequence[int],
         name: str,
         heard: Heard,
         sockets: Sequence[socket.socket],
@@ -65,12 +76,14 @@ class Workers:
         self._name = name
         self._config = config
         self._sockets = sockets
-        self._descriptors = [throttle.descriptor, *(each.fileno() for each in sockets)]
+        self._descriptors = [*shared, *(each.fileno() for each in sockets)]
         self._heard = heard
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
         self._serving: set[int] = set()
         self._outdated: set[int] = set()
+        self._unheard: dict[int, int] = {}
+        self._watching: asyncio.Task[None] | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._debugging = False
@@ -78,7 +91,7 @@ class Workers:
     @property
     def missing(self) -> int:
         """How many of them do not serve just now."""
-        return self.count - len(self._serving)
+        return self.count - sum(self._unheard[number] < SILENT for number in self._serving)
 
     async def __aenter__(self) -> "Workers":
         started = [asyncio.Event() for _ in range(self.count)]
@@ -86,6 +99,7 @@ class Workers:
             asyncio.create_task(self._keep(number, event), name=f"worker {number}")
             for number, event in enumerate(started, 1)
         ]
+        self._watching = asyncio.create_task(self._watch(), name="watch workers")
         starting = asyncio.create_task(_all(started))
         try:
             await asyncio.wait([starting, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +136,8 @@ class Workers:
 
     async def _stop(self) -> None:
         self._stopping.set()
+        if self._watching is not None:
+            self._watching.cancel()
         for each in self._sockets:  # or who comes now would wait for nobody
             each.close()
         self._signal(signal.SIGTERM)
@@ -132,6 +148,21 @@ class Workers:
             log.error("workers do not stop: killing them", extra=event("worker.killed"))
             self._signal(signal.SIGKILL)
             await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Count what is not heard of those that serve, and kill who has been silent for too long."""
+        while True:
+            await asyncio.sleep(ALIVE)
+            for number in self._serving:
+                self._unheard[number] += 1
+                if self._unheard[number] == SILENT:
+                    silent = event("worker.silent", worker=number)
+                    log.warning("worker %d does not answer: it may be frozen", number, extra=silent)
+                elif self._unheard[number] >= FROZEN:
+                    killed = event("worker.frozen", worker=number)
+                    log.error("worker %d has been frozen for %d s: killing it", number, FROZEN, extra=killed)
+                    self._unheard[number] = SILENT  # it may take its time to die, in a disk that hangs
+                    _send(self._processes[number], signal.SIGKILL)
 
     async def _keep(self, number: int, started: asyncio.Event) -> None:
         """Run one worker after another until we stop, or until the first one cannot start."""
@@ -173,6 +204,7 @@ class Workers:
                 log.info(
                     "worker %d serves, process %d", number, process.pid, extra=event("worker.started", worker=number)
                 )
+                self._unheard[number] = 0
                 self._serving.add(number)
                 started.set()
                 if self._debugging:
@@ -181,7 +213,9 @@ class Workers:
                     self._outdated.remove(number)
                     _send(process, signal.SIGHUP)
                 async for line in process.stdout:
-                    self._heard(number, line)
+                    self._unheard[number] = 0
+                    if line != NOTHING_NEW:
+                        self._heard(number, line)
             return await process.wait()
         finally:
             self._heard(number, None)

@@ -426,3 +426,11 @@ def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(re
         eventually(lambda: replicas.bucket.names("parts/") == replicas.bucket.names("leases/") == [], what="an end")
         assert "cannot get its name" not in mirror.log()
         eventually(lambda: health(mirror) == WELL, what="recovery")
+
+
+def test_what_keeps_an_upload_of_a_worker_from_going_on_is_in_degraded(replicas: Replicas, front: Front) -> None:
+    front.trouble(Trouble("POST", "uploadId=", status=500, code="InternalError"))
+    environ = {**replicas.bucket.server.environ, "PPS_MIRROR__SERVER__WORKERS": "2"}
+    with replicas.make(local_copy=True, environ=environ) as mirror, Download(mirror.image_url) as download:
+        download.read(1)
+        eventually(lambda: "an error of its own" in health(mirror).degraded, 60, what="word of it")

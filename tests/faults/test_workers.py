@@ -1,8 +1,11 @@
 """Several processes, one port, one store: one fetch among them all, whoever of them dies."""
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -170,3 +173,83 @@ def ready(mirror: MirrorProcess) -> bytes:
     except urllib.error.HTTPError as error:
         with error:
             return error.read()
+
+
+@contextlib.contextmanager
+def only(mirror: MirrorProcess, number: int) -> Iterator[None]:
+    """Let that worker alone serve meanwhile; the others stand still."""
+    others = [pid for other, pid in workers_of(mirror).items() if other != number]
+    for pid in others:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in others:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_worker_that_is_frozen_is_noticed_and_replaced_and_the_others_serve_who_comes(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        frozen = workers_of(mirror)[1]
+        os.kill(frozen, signal.SIGSTOP)
+        for _ in range(12):
+            assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
+        eventually(lambda: b"1 of 2 workers do not serve" in ready(mirror), 60, what="a word of it")
+        assert "worker 1 does not answer" in mirror.log()
+        eventually(partial(replaced, mirror, frozen), 90, what="another worker")
+        assert "worker 1 has been frozen for 30 s: killing it" in mirror.log()
+        eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
+
+
+def test_a_worker_that_comes_back_is_left_alone(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        before = workers_of(mirror)
+        with only(mirror, 1):
+            eventually(lambda: b"1 of 2 workers do not serve" in ready(mirror), 60, what="a word of it")
+        eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
+        assert workers_of(mirror) == before
+
+
+def test_what_stops_all_processes_for_long_is_no_frozen_worker(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        assert mirror.process is not None
+        before = workers_of(mirror)
+        family = [mirror.process.pid, *before.values()]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(12)  # longer than a worker may be silent
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+        assert fetch(mirror.image_url).status == 200
+        assert "does not answer" not in mirror.log()
+        assert workers_of(mirror) == before
+
+
+def test_wrong_bytes_are_counted_for_all_workers(tmp_path: Path, simulator: Simulator) -> None:
+    simulator.fault(Fault("store", corrupt_at=10, times=None))
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        for turn in range(5):
+            with only(mirror, 1 + turn % 2):
+                assert fetch(mirror.image_url).ended == "reset"
+        for number in (1, 2):
+            with only(mirror, number), Download(mirror.image_url) as refused:
+                assert refused.status == 502
+                assert b"wrong bytes for this image 5 times" in refused.read_all().body
+        assert simulator.counters().store_gets == 5
+
+
+def test_what_upstream_refused_to_one_worker_no_other_asks_again(tmp_path: Path, simulator: Simulator) -> None:
+    with mirror_with(tmp_path, simulator, 2) as mirror:
+        for attempt in range(20):
+            bad = {"Authorization": f"Bearer bad-{attempt}"}
+            asked = len(simulator.log("metadata"))
+            began = time.monotonic()
+            for number in (1, 2):
+                with only(mirror, number), Download(mirror.metadata_url, headers=bad) as refused:
+                    assert refused.status == 401
+            if time.monotonic() - began < 2.5:  # else it was forgotten meanwhile
+                assert len(simulator.log("metadata")) == asked + 1
+                return
+        pytest.skip("this machine is too slow today to ask twice in three seconds")

@@ -107,9 +107,14 @@ class S3Store:
             raise BucketFailed(self._trouble.message)
         if self._probing is not None:
             raise BucketFailed(f"the bucket {self.bucket.name} cannot be used: the server is slow to answer")
-        for course in self._courses:
-            if course.upload is not None and course.upload.trouble is not None:
-                raise BucketFailed(course.upload.trouble.message)
+        if (stuck := self.stuck) is not None:
+            raise BucketFailed(stuck)
+
+    @property
+    def stuck(self) -> str | None:
+        """What keeps an upload from here from going on, in words."""
+        uploads = (course.upload for course in self._courses)
+        return next((upload.trouble.message for upload in uploads if upload and upload.trouble), None)
 
     async def has(self, image_hash: str) -> bool:
         """See `BlobStore.has`."""
