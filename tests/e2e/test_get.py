@@ -18,6 +18,7 @@ from tests.support.docker_engine import DockerEngine
 from tests.support.fixtures import FreshMirror
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually
+from tests.support.raw import raw_upstream
 from tests.support.small_disk import SmallDisk
 
 SIZE = 5 << 20
@@ -88,6 +89,80 @@ def test_a_mirrors_image_gets_the_name_it_comes_with_and_a_second_get_has_nothin
     assert (first["wasThere"], first["loadedInto"]) == (False, None)
     assert json.loads(node.get("--json", mirror.url).stdout)["wasThere"] is True
     assert simulator.counters().image_requests == 1
+
+
+@pytest.mark.parametrize("tail", ["images", "images/", "images/current", "images/current/metadata/?x=y"])
+def test_a_mirrors_list_and_current_in_place_of_a_hash_mean_the_current_image(
+    node: Node, simulator: Simulator, fresh_mirror: FreshMirror, tail: str
+) -> None:
+    done = node.into_file(f"{fresh_mirror().url}/mirror/v1/{tail}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.sha256() == simulator.image_sha256("first")
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/metadata/"])
+def test_a_stored_image_is_had_by_the_url_that_names_it_when_another_one_is_current(
+    node: Node, simulator: Simulator, fresh_mirror: FreshMirror, tail: str
+) -> None:
+    mirror = fresh_mirror()
+    assert node.into_file(mirror.url).returncode == 0
+    simulator.roll_over("second")
+    old = simulator.image_sha256("first")
+    node.file.unlink()
+    done = node.into_file(f"{mirror.url}/mirror/v1/images/{old}{tail}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.sha256() == old
+    missing = node.into_file(f"{mirror.url}/mirror/v1/images/{'0' * 64}/")
+    assert missing.returncode == 1
+    assert "the mirror does not have 000000000000: /mirror/v1/images/ lists what it has" in one_line(missing.stderr)
+    assert node.sha256() == old
+    part = node.into_file(f"{mirror.url}/mirror/v1/images/{old[:12]}/")
+    assert part.returncode == 2
+    assert f"expected the whole hash of an image, or current, in place of '{old[:12]}'" in one_line(part.stderr)
+
+
+def test_an_answer_about_another_image_than_the_url_names_is_refused(node: Node, simulator: Simulator) -> None:
+    other = "0" * 64
+    metadata = json.dumps(simulator.metadata("first")).encode()
+
+    def answer() -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(metadata), metadata)
+
+    with raw_upstream(answer) as url:
+        done = node.into_file(f"{url}/mirror/v1/images/{other}/")
+    assert done.returncode == 1
+    assert "the answer is about another image" in one_line(done.stderr)
+    assert node.names() == set()
+
+
+def test_a_url_that_leads_elsewhere_is_said_to_and_where_to_look(node: Node) -> None:
+    def answer() -> bytes:
+        head = b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://app.datarobot.com/\r\n"
+        return head + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+
+    with raw_upstream(answer) as url:
+        done = node.into_file(url, "--retry-for", "1s")
+    assert done.returncode == 1
+    assert "answered 301 elsewhere; set URL to where it really is" in done.stderr
+
+
+def test_a_link_that_is_named_leads_to_where_the_image_goes(tmp_path: Path, simulator: Simulator) -> None:
+    """The room that counts is the target's, and the link stays."""
+    node = Node(tmp_path / "node")
+    with SmallDisk(tmp_path / "disk", 8 << 20) as disk, SmallDisk(tmp_path / "small", 1 << 20) as small:
+        link = small.path / "link"
+        link.symlink_to(disk.path / "pps.tar.gz")
+        for _ in ("dangling", "in place of what is there"):
+            done = node.get("-o", link, simulator.api_url)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert link.is_symlink()
+            assert hashlib.sha256(link.read_bytes()).hexdigest() == simulator.image_sha256("first")
+            (disk.path / "pps.tar.gz").write_bytes(b"another")
+        assert {path.name for path in small.path.iterdir()} == {"link"}
+        (small.path / "circle").symlink_to(small.path / "circle")
+        done = node.get("-o", small.path / "circle", simulator.api_url)
+        assert done.returncode == 2
+        assert "its links lead in a circle" in one_line(done.stderr)
 
 
 def test_another_file_is_replaced_only_when_it_was_named(node: Node, simulator: Simulator) -> None:
