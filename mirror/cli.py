@@ -65,7 +65,8 @@ def _serve(options: argparse.Namespace) -> int:
     if options.log_level:
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
     read_again = functools.partial(config.load, options.config, os.environ)
-    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read_again))
+    with log.written_aside(settings.log) as (verbosity, writer):
+        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read_again))
     return 0
 
 
