@@ -17,12 +17,14 @@ from mirror.commands import check
 from mirror.commands.findings import Finding
 from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
+from mirror.process import standard_streams
 from mirror.store.verification import Verdict
 from mirror.units import format_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    standard_streams.settle()
     options = build_parser().parse_args(arguments)
     try:
         status = _COMMANDS[options.command](options)

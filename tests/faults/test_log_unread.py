@@ -58,7 +58,10 @@ def fifo(tmp_path: Path) -> Iterator[Fifo]:
 
 def logging_to(path: Path | str, directory: Path, simulator: Simulator, workers: int = 1) -> MirrorProcess:
     """A mirror, not started yet, whose standard error is that file."""
-    sections = {"server": {"workers": workers}, "log": {"level": "debug", "format": "json"}}
+    sections: dict[str, dict[str, object]] = {
+        "server": {"workers": workers},
+        "log": {"level": "debug", "format": "json"},
+    }
     mirror = MirrorProcess(directory / "mirror", simulator.api_url, sections)
     mirror.through = ["sh", "-c", f'exec "$@" 2>{shlex.quote(str(path))}', "sh"]
     return mirror
