@@ -17,12 +17,14 @@ from mirror.commands import check
 from mirror.commands.findings import Finding
 from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
+from mirror.process import standard_streams
 from mirror.store.verification import Verdict
 from mirror.units import format_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    standard_streams.settle()
     options = build_parser().parse_args(arguments)
     try:
         status = _COMMANDS[options.command](options)
@@ -65,7 +67,8 @@ def _serve(options: argparse.Namespace) -> int:
     if options.log_level:
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
     read_again = functools.partial(config.load, options.config, os.environ)
-    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read_again))
+    with log.written_aside(settings.log) as (verbosity, writer):
+        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read_again))
     return 0
 
 

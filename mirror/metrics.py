@@ -61,6 +61,7 @@ class Metrics:
         self.scrubs = counter("scrubs", "Stored images that were hashed again by the scrub.", "verdict")
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
         self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
+        self.log_lines_lost = counter("log_lines_lost", "Lines of the log that were not written.")
 
         self._begin_at_zero()
 

@@ -17,6 +17,7 @@ from mirror.config import Config
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener, reloadable, shared_port, take_descriptors
 from mirror.log import Verbosity, event
+from mirror.log_writer import LogWriter
 from mirror.managing import managed
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
@@ -34,7 +35,11 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    config: Config, environ: Mapping[str, str], verbosity: Verbosity, read_again: Callable[[], Config]
+    config: Config,
+    environ: Mapping[str, str],
+    verbosity: Verbosity,
+    writer: LogWriter,
+    read_again: Callable[[], Config],
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler.
 
@@ -46,6 +51,7 @@ async def serve(
     manager = ServiceManager.of(environ)
     passed = PassedSockets.of(environ)
     metrics, throttle = Metrics(), Throttle()
+    writer.count_lost_with(metrics.log_lines_lost.inc)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         events = stack.enter_context(Events(metrics))
         pace = Pace(throttle, config.upstream)
