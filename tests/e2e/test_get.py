@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -465,21 +467,75 @@ def test_nothing_is_loaded_of_an_image_that_is_wrong(
     assert docker.images() == before
 
 
-def test_podman_that_cannot_read_gzip_is_given_it_unpacked(
-    node: Node, upstream: Simulator, docker_archive: DockerArchive, engines: Engines
-) -> None:
+@pytest.fixture
+def podman() -> Iterator[str]:
+    """The command of a real podman with a storage of its own."""
     program = needs("podman", "apt-get install --no-install-recommends podman", root=True)
     # Not below pytest's directory: Podman takes a runroot of 50 characters at most.
     with TemporaryDirectory(prefix="pps-podman-") as directory:
         options = f"--root={directory}/root --runroot={directory}/run --storage-driver=vfs"
-        engines.add("podman", f"{program} {options} --cgroup-manager=cgroupfs --events-backend=none")
-        done = load(node, upstream.api_url, engines, "--loader", "podman", "--json")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["loadedInto"] == "podman"
-        listed = [str(engines.path / "podman"), "images", "--all", "--quiet", "--no-trunc"]
-        assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split() == [
-            docker_archive.image_id
-        ]
+        yield f"{program} {options} --cgroup-manager=cgroupfs --events-backend=none"
+
+
+def test_podman_that_cannot_read_gzip_is_given_it_unpacked(
+    node: Node, upstream: Simulator, docker_archive: DockerArchive, podman: str, engines: Engines
+) -> None:
+    engines.add("podman", podman)
+    done = load(node, upstream.api_url, engines, "--loader", "podman", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["loadedInto"] == "podman"
+    listed = [*podman.split(), "images", "--all", "--quiet", "--no-trunc"]
+    said = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [docker_archive.image_id]
+
+
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_ended_while_it_loads_it_leaves_no_part_of_an_image_and_no_engine_at_work(
+    node: Node,
+    upstream: Simulator,
+    docker_archive: DockerArchive,
+    docker: DockerEngine,
+    podman: str,
+    engines: Engines,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    real = {"docker": f"env DOCKER_HOST={docker.environ['DOCKER_HOST']} {docker.client}", "podman": podman}[name]
+    midway, pid = tmp_path / "midway", tmp_path / "pid"
+    script = engines.path / name
+    # A script before the real engine, as some distributions have: it passes a part on and then waits.
+    feeding = f"head -c 100000; touch {midway}; sleep 60; cat"
+    script.write_text(f'#!/bin/sh\necho $$ > {pid}\n{{ {feeding}; }} | {real} "$@"\n')
+    script.chmod(0o755)
+
+    def images() -> str:
+        listed = subprocess.run(
+            [*real.split(), "images", "--all", "--quiet"], capture_output=True, text=True, check=True
+        )
+        return listed.stdout
+
+    before = images()
+    path = f"{engines.path}:/usr/bin:/bin"
+    process = node.start("--load", "--loader", name, "-o", node.file, upstream.api_url, PATH=path)
+    eventually(midway.exists, what="loading")
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (-signal.SIGTERM, "")
+    eventually(lambda: not group_of(int(pid.read_text())), what="the engine's end")
+    assert images() == before
+    assert node.file.read_bytes() == docker_archive.path.read_bytes()
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of a process group that still run."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == leader and fields[0] != "Z":
+                    found.append(int(process.name))
+    return found
 
 
 def test_ctr_imports_it_where_kubernetes_looks(
