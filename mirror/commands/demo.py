@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,6 @@ def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, st
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with (
         tempfile.TemporaryDirectory(prefix="pps-mirror-demo-") as directory,
-        _ended_by_signals(),
         Simulator.start([image], rate=bytes_per_second) as simulator,
     ):
         try:
@@ -310,17 +309,3 @@ def _free_port() -> int:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does: everything is cleaned up on the way out."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
