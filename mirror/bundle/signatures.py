@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mirror.bundle.layout import SIGNATURE, SUMS, BadBundle
 from mirror.errors import MirrorError, UsageError
+from mirror.scratch import need_temporary_files
 
 NAMESPACE = "bundle@pps-mirror"
 
@@ -19,6 +20,7 @@ _INSTALL = "ssh-keygen is not installed here: apt-get install openssh-client"
 
 def check_key(key: Path) -> None:
     """Find out early whether `sign` could work, without asking for a passphrase. Raises UsageError."""
+    need_temporary_files()
     done = _run("-l", "-f", _path(key, "--sign"))
     if done.returncode:
         raise UsageError(f"--sign {key}: no OpenSSH key can be read there")
@@ -41,6 +43,7 @@ def verify(sums: bytes, signature: bytes, trusted: Path) -> str:
     The file is in the format of ssh-keygen(1), "ALLOWED SIGNERS". Raises UsageError when it cannot be read.
     """
     allowed = _path(trusted, "--trust")
+    need_temporary_files()
     with tempfile.TemporaryDirectory(prefix="pps-mirror-") as directory:
         copy = Path(directory) / SIGNATURE  # what is on the medium might change between the two calls
         copy.write_bytes(signature)

@@ -264,7 +264,8 @@ def test_behind_a_proxy_with_a_prefix_it_is_whole_live_and_acts(
         assert "is pinned" in outcome(browser)
         eventually(lambda: "pinned" in text(browser, "images"), what="the tag")
         links = [link.get_attribute("href") for link in browser.find_elements(By.CSS_SELECTOR, "footer a")]
-        assert links == [f"http://{public}/metrics", f"http://{public}/api/status"]
+        ours = f"http://anybody:{TOKEN}@{public}"
+        assert links == [f"{ours}/metrics", f"{ours}/api/status"]
         assert complaints(browser) == []
 
 
