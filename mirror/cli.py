@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. No logic of its own.
 
-Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from mirror.commands.findings import Finding
 from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.process import standard_streams
+from mirror.process.signals import interrupted_by_sigterm
 from mirror.store.verification import Verdict
 from mirror.units import format_size
 
@@ -27,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     standard_streams.settle()
     options = build_parser().parse_args(arguments)
     try:
-        status = _COMMANDS[options.command](options)
-        sys.stdout.flush()
+        with interrupted_by_sigterm():
+            status = _COMMANDS[options.command](options)
+            sys.stdout.flush()
     except (ConfigError, UsageError) as error:
         return _complain(str(error), 2)
     except MirrorError as error:

@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from mirror.app import Mirror
 from mirror.config import load_admin_token
@@ -11,6 +12,7 @@ from mirror.errors import ConfigError
 from mirror.hosts import is_loopback
 from mirror.http.admin_access import AdminAccess
 from mirror.http.admin_api import AdminApi
+from mirror.http.guesses import Guesses
 from mirror.http.page import Page
 from mirror.http.server import Listener
 from mirror.operators.operating import Operator
@@ -51,10 +53,11 @@ async def managed(
     overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
     fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
     operator = Operator(mirror, fetch_now, overview.expire)
-    access = AdminAccess(host, lambda: load_admin_token(config), mirror.pool)
+    public_url = config.admin.public_url
+    access = AdminAccess(host, public_url, lambda: load_admin_token(config), mirror.pool, Guesses(mirror.metrics))
     await access.load()
     listener = Listener(
-        AdminApi(health, overview, operator, access, Page()),
+        AdminApi(health, overview, operator, access, Page(urlsplit(public_url or "").path)),
         config.admin.host,
         config.admin.port,
         header_timeout=10.0,

@@ -23,6 +23,7 @@ from mirror.metrics import Metrics
 from mirror.operators.events import Events
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.pacing import Pace
+from mirror.process.orphans import reaping
 from mirror.process.reload import reloading
 from mirror.process.signals import on_signal, stop_requested
 from mirror.process.systemd import PassedSockets, ServiceManager
@@ -53,6 +54,7 @@ async def serve(
     metrics, throttle = Metrics(), Throttle()
     writer.count_lost_with(metrics.log_lines_lost.inc)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(reaping())
         events = stack.enter_context(Events(metrics))
         pace = Pace(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())

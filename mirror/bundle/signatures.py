@@ -12,6 +12,7 @@ from pathlib import Path
 from mirror.bundle.layout import SIGNATURE, SUMS, BadBundle
 from mirror.errors import MirrorError, UsageError
 from mirror.log import plain
+from mirror.scratch import need_temporary_files
 
 NAMESPACE = "bundle@pps-mirror"
 
@@ -23,6 +24,7 @@ def check_key(key: Path) -> None:
 
     Raises UsageError with ssh-keygen's own reason.
     """
+    need_temporary_files()
     path = _path(key, "--sign")
     try:
         _sign(b"pps-mirror", path)
@@ -58,6 +60,7 @@ def verify(sums: bytes, signature: bytes, trusted: Path) -> str:
     The file is in the format of ssh-keygen(1), "ALLOWED SIGNERS". Raises UsageError when it cannot be read.
     """
     allowed = _path(trusted, "--trust")
+    need_temporary_files()
     with tempfile.TemporaryDirectory(prefix="pps-mirror-") as directory:
         copy = Path(directory) / SIGNATURE  # what is on the medium might change between the two calls
         copy.write_bytes(signature)

@@ -18,6 +18,7 @@ from typing import IO
 
 from mirror.errors import MirrorError, UsageError
 from mirror.progress import Meter
+from mirror.scratch import need_temporary_files
 
 AUTO = "auto"
 
@@ -43,7 +44,11 @@ class Loader:
 
     @classmethod
     def find(cls, name: str, search: str | None) -> "Loader":
-        """Find the program of that name, or the first there is, in the directories of `search`. Raises UsageError."""
+        """Find the program of that name, or the first there is, in the directories of `search`.
+
+        Raises UsageError, also when what it says could be written nowhere.
+        """
+        need_temporary_files()
         names = list(_COMMANDS) if name == AUTO else [name]
         for each in names:
             if path := shutil.which(each, path=search):

@@ -18,6 +18,7 @@ from mirror.simulator.client import Simulator
 from tests.support.compose import environment, services
 from tests.support.debian import PROJECT, debian_root, served, wheels
 from tests.support.docker_engine import DockerEngine
+from tests.support.documents import ROOT, Document
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually, free_port, free_ports
 
@@ -93,6 +94,34 @@ def test_locked_up_with_a_named_volume_and_configured_by_variables(
     }
     options = [f"--env={name}={value}" for name, value in variables.items()]
     with running(docker_engine, image, *LOCKED_UP, f"--volume=pps-mirror:{STORE}", *options) as container:
+        assert_it_does_its_job(container, upstream, port)
+    docker_engine.run("volume", "rm", "pps-mirror")
+
+
+def test_as_the_readme_runs_it(docker_engine: DockerEngine, image: str, upstream: Simulator) -> None:
+    (block,) = (each for each in Document(ROOT / "README.md").blocks("sh") if each.heading == "In a container")
+    _, line = block.text.replace("\\\n", " ").strip().split("\n")
+    words = shlex.split(line)
+    assert words[:3] == ["docker", "run", "-d"]
+    assert words[-1] == image
+    options = words[3:-1]
+    published = options.index("-p")  # the engine has no bridge
+    assert options[published + 1] == "8080:8080"
+    del options[published : published + 2]
+    options = [each.replace("https://app.datarobot.com", upstream.api_url) for each in options]
+    port = free_port()
+    ports = [f"--env=PPS_MIRROR__SERVER__PORT={port}", f"--env=PPS_MIRROR__ADMIN__PORT={free_port()}"]
+    with running(docker_engine, image, *options, *ports) as container:
+        eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+        done = subprocess.run(
+            [docker_engine.client, "exec", container.name, "pps-mirror", "demo", "--once"],
+            env=docker_engine.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "or run it with --tmpfs /tmp" in done.stderr
         assert_it_does_its_job(container, upstream, port)
     docker_engine.run("volume", "rm", "pps-mirror")
 
