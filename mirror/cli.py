@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 
 import argparse
 import asyncio
-import functools
 import json
 import os
 import sys
@@ -19,6 +18,9 @@ from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
 from mirror.units import format_size
+
+NO_THREAD = "can't start new thread"
+"""How Python says that the system lets it start no more of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
         return _complain(str(error), 1)
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
+            raise
+        return _complain("this user may start no more threads or processes here: raise its limit (ulimit -u)", 1)
     except KeyboardInterrupt:
         return 130
     return status
@@ -61,11 +67,15 @@ def _settings(options: argparse.Namespace) -> config.Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = config.load(options.config, os.environ)
-    if options.log_level:
-        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
-    read_again = functools.partial(config.load, options.config, os.environ)
-    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read_again))
+    def read(running: config.Config | None = None) -> config.Config:
+        settings = config.load(options.config, os.environ, running)
+        if options.log_level:
+            level = settings.log.model_copy(update={"level": options.log_level})
+            settings = settings.model_copy(update={"log": level})
+        return settings
+
+    settings = read()
+    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read))
     return 0
 
 

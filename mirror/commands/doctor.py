@@ -53,6 +53,7 @@ class Doctor:
         """Examine one subject after another."""
         case = self._case
         yield check.configuration(case.environ, case.file)
+        yield from map(_advised, check.time_zone(case.environ))
         yield from case.examined("environment", surroundings.examine)
         yield from case.examined("proxy", proxying.examine)
         yield from case.examined("upstream", reaching.examine)

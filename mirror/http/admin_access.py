@@ -9,32 +9,39 @@ import asyncio
 import base64
 import binascii
 import hmac
-from collections.abc import Callable
 from concurrent.futures import Executor
 
 from aiohttp import web
 from yarl import URL
 
-from mirror.errors import Forbidden, Unauthorized
+from mirror.config import Config, load_admin_token
+from mirror.errors import ConfigError, Forbidden, Unauthorized
 from mirror.hosts import is_address, is_loopback
 from mirror.http.errors import JSON
+from mirror.reloadable import Ready
 
 REQUESTED = "X-Requested-With"
 """A header that no page can send across origins unless we say that it may, which we never do."""
 
 
 class AdminAccess:
-    """Lets requests in. `host` is what the listener is bound to; `read` reads the token, None when there is none."""
+    """Lets requests in. `host` is what the listener is bound to."""
 
-    def __init__(self, host: str, read: Callable[[], str | None], pool: Executor) -> None:
+    def __init__(self, host: str, pool: Executor) -> None:
         self._host = host
-        self._read = read
         self._pool = pool
         self._token: str | None = None
 
-    async def load(self) -> None:
+    async def prepare(self, config: Config) -> Ready:
         """Read the token, at start and when asked to again. Raises ConfigError, having changed nothing."""
-        self._token = await asyncio.get_running_loop().run_in_executor(self._pool, self._read)
+        token = await asyncio.get_running_loop().run_in_executor(self._pool, load_admin_token, config)
+        if token is None and not is_loopback(self._host):
+            raise ConfigError("the admin listener is not on loopback, so admin.token_file is required")
+
+        def apply() -> None:
+            self._token = token
+
+        return Ready(apply, ("admin.token_file",) if token is not None else ())
 
     def may_look(self, request: web.BaseRequest) -> None:
         """Raise Unauthorized or Forbidden unless the request may see how the mirror is."""
