@@ -158,7 +158,8 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
 
         def apply() -> None:
             mirror.own.take(token)
-            mirror.library.renew()
+            if token is not None:
+                mirror.library.renew()
 
         return Ready(apply, ("upstream.token_file",) if config.upstream.token_file else ())
 

@@ -14,13 +14,10 @@ from mirror import config, log, serving
 from mirror.arguments import build_parser
 from mirror.commands import check
 from mirror.commands.findings import Finding
-from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
+from mirror.errors import ConfigError, MirrorError, Unheard, UsageError, no_thread
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.store.verification import Verdict
 from mirror.units import format_size
-
-NO_THREAD = "can't start new thread"
-"""How Python says that the system lets it start no more of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _complain(str(error), 1)
     except RuntimeError as error:
-        if str(error) != NO_THREAD:
+        if (said := no_thread(error)) is None:
             raise
-        return _complain("this user may start no more threads or processes here: raise its limit (ulimit -u)", 1)
+        return _complain(said.message, 1)
     except KeyboardInterrupt:
         return 130
     return status

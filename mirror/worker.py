@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from mirror import log
 from mirror.app import Mirror, opened
 from mirror.config import Config
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, no_thread
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener
 from mirror.log import Verbosity
@@ -44,6 +44,11 @@ def main() -> int:
     except (ConfigError, MirrorError) as error:
         logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
         return 2 if isinstance(error, ConfigError) else 1
+    except RuntimeError as error:
+        if (said := no_thread(error)) is None:
+            raise
+        logging.getLogger(__name__).error("%s", said, extra=log.event("worker.failed"))
+        return 1
     return 0
 
 
