@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTER
 
 import argparse
 import asyncio
-import functools
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from mirror import config, log, serving
 from mirror.arguments import build_parser
 from mirror.commands import check
 from mirror.commands.findings import Finding
-from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
+from mirror.errors import ConfigError, MirrorError, Unheard, UsageError, no_thread
 from mirror.listing import describe, describe_removal, describe_verified
 from mirror.process import standard_streams
 from mirror.process.signals import interrupted_by_sigterm
@@ -43,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
         return _complain(str(error), 1)
+    except RuntimeError as error:
+        if (said := no_thread(error)) is None:
+            raise
+        return _complain(said.message, 1)
     except KeyboardInterrupt:
         return 130
     return status
@@ -65,12 +68,16 @@ def _settings(options: argparse.Namespace) -> config.Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = config.load(options.config, os.environ)
-    if options.log_level:
-        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
-    read_again = functools.partial(config.load, options.config, os.environ)
+    def read(running: config.Config | None = None) -> config.Config:
+        settings = config.load(options.config, os.environ, running)
+        if options.log_level:
+            level = settings.log.model_copy(update={"level": options.log_level})
+            settings = settings.model_copy(update={"log": level})
+        return settings
+
+    settings = read()
     with log.written_aside(settings.log) as (verbosity, writer):
-        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read_again))
+        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read))
     return 0
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from mirror import zone
 from mirror.caller import Caller
 from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
@@ -75,6 +76,7 @@ class Asked:
 def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterator[Finding]:
     """Check one thing after another. `file` is what the configuration was read from, when the command line named it."""
     yield configuration(environ, file)
+    yield from time_zone(environ)
     asked = ask(config, environ)
     yield from upstream(config, asked)
     yield from here(config, asked)
@@ -122,6 +124,12 @@ def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
     variables = sorted(name for name in environ if name.startswith(PREFIX))
     sources = [str(path)] * bool(path) + variables
     return Finding("configuration", True, f"read from {', '.join(sources)}" if sources else "all defaults")
+
+
+def time_zone(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether this machine knows the time zone that it is in; nothing when it does."""
+    if (said := zone.trouble(environ)) is not None:
+        yield Finding("time zone", True, said, note=True)
 
 
 # Upstream and the token

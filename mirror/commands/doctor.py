@@ -52,6 +52,7 @@ class Doctor:
         """Examine one subject after another."""
         case = self._case
         yield check.configuration(case.environ, case.file)
+        yield from (_advised(case, found) for found in check.time_zone(case.environ))
         yield from case.examined("environment", surroundings.examine)
         yield from case.examined("proxy", proxying.examine)
         yield from case.examined("upstream", reaching.examine)

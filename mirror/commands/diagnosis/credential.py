@@ -5,6 +5,7 @@ image is asked for as a fill would, its first bytes alone, and by the mirror's o
 """
 
 import asyncio
+import codecs
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +29,6 @@ FIRST = 512
 SECONDS = 30.0
 """For the image's first bytes, with all redirects."""
 
-_BOM = b"\xef\xbb\xbf"
 _FORMATS = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
 
 
@@ -78,12 +78,10 @@ def beside(data: bytes) -> Iterator[str]:
     """Say what there is beside a token that does not belong there, without quoting any of it."""
     if not data:
         return
-    if data.startswith(_BOM):
-        yield "it begins with a byte order mark, as Windows' editors write it"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         yield "it is UTF-16, as PowerShell's > writes it"
         return
-    text = data.removeprefix(_BOM).decode("utf-8", "replace").strip()
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").strip()
     if match := re.match(r"(?i)(authorization *:|bearer\b|token\b)[ \t]", text):
         yield f"it begins with {match[1].title()!r}, which the mirror adds itself"
     elif match := re.match(r"(export +)?[A-Za-z_]\w* *=", text):

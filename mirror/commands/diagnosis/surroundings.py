@@ -46,7 +46,7 @@ def _overrides(case: Case) -> Iterator[Finding]:
     path = case.file or (Path(case.environ[FILE_VARIABLE]) if case.environ.get(FILE_VARIABLE) else None)
     if path is None:
         return
-    given = tomllib.loads(path.read_text("utf-8"))
+    given = tomllib.loads(path.expanduser().read_text("utf-8-sig"))
     for key in KEYS:
         variable = PREFIX + key.upper().replace(".", "__")
         if variable in case.environ and _has(given, key):
