@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TextIO
 
 from mirror import config, log, serving
 from mirror.arguments import build_parser
@@ -25,8 +26,8 @@ from mirror.units import format_size
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
     standard_streams.settle()
-    options = build_parser().parse_args(arguments)
     try:
+        options = _parsed(arguments)
         with interrupted_by_sigterm():
             status = _COMMANDS[options.command](options)
             sys.stdout.flush()
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MirrorError as error:
         return _complain(error.message, 1)
     except (BrokenPipeError, Unheard) as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter must not try to flush it again
+        _give_up(sys.stdout)
         reason = error.__cause__ or error
         if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
             return 1
@@ -51,9 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
+    try:
+        return build_parser().parse_args(arguments)
+    finally:
+        sys.stdout.flush()
+
+
 def _complain(text: str, status: int) -> int:
-    print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    try:
+        print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    except OSError:  # nobody reads it; the status still says it
+        _give_up(sys.stderr)
     return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """The interpreter must not try to flush again what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings(options: argparse.Namespace) -> config.Config:
