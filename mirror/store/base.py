@@ -39,6 +39,10 @@ def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> No
         raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")
 
 
+class Unnamed(OSError):
+    """The bytes are right, and safe on the disk, but the image cannot get its name. They stay, for another attempt."""
+
+
 class Lost(Exception):
     """The journal that was followed is gone, and did not become the image: another process put it away."""
 
@@ -169,7 +173,10 @@ class Partial(Protocol):
         """Keep upstream's validator (a strong ETag) durably beside the bytes, for `If-Range` after a restart."""
 
     async def publish(self) -> None:
-        """Verify hash and size, make durable, give the image its name. Raises Corrupt and names nothing otherwise."""
+        """Verify hash and size, make durable, give the image its name. Otherwise it names nothing.
+
+        Raises Corrupt; Unnamed when only the name cannot be given; another OSError when bytes may be lost.
+        """
 
     async def quarantine(self) -> None:
         """Set wrong bytes aside, where nothing serves them, for a person to look at."""

@@ -14,9 +14,10 @@ What a crash left is cleared away (see `mirror.store.removal`); partials wait fo
 """
 
 import asyncio
+import contextlib
 import logging
 import os
-import tempfile
+import secrets
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
@@ -27,10 +28,10 @@ from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
 from mirror.store.base import Partial, Retention, StoredImage, StoredInfo, StoreUnavailable
-from mirror.store.durable import sync_directory
+from mirror.store.durable import SUFFIX, sync_directory, write_durably
 from mirror.store.layout import Layout
 from mirror.store.partial_file import PartialFile, lock
-from mirror.store.quarantine import set_aside
+from mirror.store.quarantine import remove, set_aside
 from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
 from mirror.store.space import Collected, Space, Use
@@ -188,11 +189,18 @@ class DiskStore:
                 )
 
     def _probe(self) -> None:
+        """Do what a fill does from its first byte to its last step: write, make durable, move to where images are."""
         self._make_directories()  # the disk may have been mounted anew
-        with tempfile.TemporaryFile(dir=self._images) as file:
-            file.write(b"pps-mirror")
-            file.flush()
-            os.fsync(file.fileno())
+        name = f"probe.{secrets.token_hex(8)}{SUFFIX}"
+        file, directory = self._partial / name, self._images / name
+        try:
+            write_durably(file, b"pps-mirror")
+            directory.mkdir()
+            file.rename(directory / "image")
+        finally:
+            for path in (file, directory):
+                with contextlib.suppress(OSError):
+                    remove(path)
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
         if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None:
