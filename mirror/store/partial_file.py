@@ -25,6 +25,7 @@ from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed, check
 from mirror.store.durable import sync_directory, write_durably
 from mirror.store.quarantine import set_aside
 from mirror.store.readers import withdraw
+from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
 from mirror.store.trust import MARKER, Identity, described, time_in, trust
 
@@ -130,6 +131,7 @@ class PartialFile:
     def _take_up(self) -> None:
         if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
             os.ftruncate(self.file.fd, 0)
+        readmit(self.file.fd)
         note = self._read_note()
         self.validator = _plain(note.get("validator"))
         found = Identity.of(os.fstat(self.file.fd))

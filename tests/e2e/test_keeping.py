@@ -164,12 +164,15 @@ def test_rm_removes_an_image_but_not_a_pinned_or_the_current_one_unless_forced(s
 def test_rm_beside_a_running_mirror_cuts_no_download_and_the_next_one_is_fetched_anew(
     fresh_mirror: FreshMirror, simulator: Simulator
 ) -> None:
-    mirror = fresh_mirror()
+    mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
     assert fetch(mirror.image_url).ended == "complete"
     with Download(mirror.image_url) as download:
         download.read(1000)
-        assert run("rm", "current", "--force", "-c", mirror.config_file).returncode == 0
+        simulator.roll_over("second")
+        assert fetch(mirror.image_url).ended == "complete"
+        assert run("rm", simulator.image_sha256("first"), "-c", mirror.config_file).returncode == 0
         assert download.read_all().body == simulator.read("first")
+    simulator.roll_over("first")
     outcome = fetch(mirror.image_url)
     assert (outcome.sha256, outcome.cache_status) == (simulator.image_sha256("first"), "pps-mirror; fwd=miss; stored")
 

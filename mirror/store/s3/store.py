@@ -213,7 +213,7 @@ class S3Store:
         else:
             await self.bucket.delete(f"pinned/{image_hash}")
 
-    async def remove(self, image_hash: str) -> bool:
+    async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
         """Remove an image, for all replicas; downloads that run are cut."""
         for name in (f"images/{image_hash}", f"images/{image_hash}.json", f"pinned/{image_hash}"):
             await self.bucket.delete(name)
