@@ -10,9 +10,10 @@ def evictable(
 ) -> Sequence[StoredInfo]:
     """The images that may be evicted, least recently served first; one never served counts from when it was stored.
 
-    Never a pinned one, the `current` one, one that is being `read`, or one of the `keep` that were stored last.
+    Of those served at the same time the one stored first goes first, then the one whose hash is less. Never a pinned
+    one, the `current` one, one that is being `read`, or one of the `keep` that were stored last.
     """
     newest = sorted(images, key=lambda info: (info.stored_at, info.metadata.hash), reverse=True)[:keep]
     kept = {info.metadata.hash for info in newest} | {current, *read}
     free = [info for info in images if not info.pinned and info.metadata.hash not in kept]
-    return sorted(free, key=lambda info: (info.last_served_at or info.stored_at, info.metadata.hash))
+    return sorted(free, key=lambda info: (info.last_served_at or info.stored_at, info.stored_at, info.metadata.hash))

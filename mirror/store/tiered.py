@@ -15,7 +15,7 @@ from dataclasses import replace
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Source
-from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable, Unnamed
+from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable, Unnamed, newest_first
 from mirror.store.disk import DiskStore
 from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
@@ -100,7 +100,7 @@ class TieredStore:
         for info in (info for infos in listed for info in infos):
             other = found.get(info.metadata.hash)
             found[info.metadata.hash] = info if other is None else _both(info, other)
-        return sorted(found.values(), key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found.values())
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
