@@ -33,6 +33,9 @@ class Layout:
             metadata = ImageMetadata.parse((directory / "metadata.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:  # one that is another user's must not keep the others from being seen
+            log.warning("%s is left alone: %s", directory, error.strerror, extra=event("image.ignored"))
+            return None
         except BadUpstream as error:
             log.warning("%s is left alone: %s", directory, error, extra=event("image.ignored"))
             return None
@@ -103,10 +106,10 @@ def entries(directory: Path) -> Sequence[Path]:
 
 
 def file_at(path: Path) -> os.stat_result | None:
-    """What the system says of the regular file at `path`; None when there is none."""
+    """What the system says of the regular file at `path`; None when there is none, or none that we may see."""
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     return found if stat.S_ISREG(found.st_mode) else None
 

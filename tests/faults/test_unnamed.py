@@ -1,5 +1,6 @@
 """Guarantee 8 up to a fill's last step: what is verified and cannot get its name is given to clients all the same."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment
+from tests.e2e.test_cli import COMMAND, environment, lay_out, run
 from tests.faults.test_store_fails import BYPASS, degraded
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
 from tests.support.fixtures import SIZE, Sections
@@ -151,6 +152,55 @@ def use_up_inodes(directory: Path) -> list[Path]:
             made.append(path)
     except OSError:
         return made
+
+
+def test_a_store_that_takes_nothing_and_has_images_is_ready_without_an_upstream(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    sections: Sections = {"upstream": {"url": ""}, "auth": {"mode": "open"}}
+    with ordinary_mirror(tmp_path / "mirror", simulator, sections) as mirror:
+        lay_out(mirror.store)
+        outcome = fetch(mirror.image_url)  # verified first, which takes a store that can be written
+        assert outcome.ended == "complete"
+        mode(mirror.store / "images")
+        assert "Permission denied" in degraded(mirror)[0]
+        assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
+
+
+def test_one_directory_of_another_user_keeps_nothing_else_from_being_seen_kept_and_removed(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    with ordinary_mirror(tmp_path / "mirror", simulator) as mirror:
+        theirs = mirror.store / "images" / lay_out(mirror.store)
+        theirs.chmod(0)
+        old = [mirror.store / place / f"{'c' * 64}.x.tmp" for place in ("quarantine", "partial")]
+        for path in old:
+            path.touch()
+            os.utime(path, (1, 1))
+        (mirror.store / "quarantine").chmod(0o555)
+        for again in (False, True):
+            if again:
+                mirror.stop()
+                mirror.start()
+            assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
+            with Download(f"{mirror.url}/mirror/v1/images/") as answer:
+                listed = [image["hash"] for image in json.loads(answer.read_all().body)]
+            assert listed == [simulator.image_sha256("first")]
+        assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
+        assert [path.exists() for path in old] == [True, False]
+        assert "cannot be removed: Permission denied" in mirror.log()
+        theirs.chmod(0o755)
+        (mirror.store / "quarantine").chmod(0o755)
+
+
+def test_a_store_that_cannot_be_written_is_verified_all_the_same(tmp_path: Path, simulator: Simulator) -> None:
+    with SmallDisk(tmp_path / "disk", 64 * MIB) as disk:
+        store = {"path": str(disk.path / "store"), "min_free": "0B"}
+        with MirrorProcess(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror:
+            assert fetch(mirror.image_url).ended == "complete"
+            disk.remount("ro")
+            assert run("verify", "--all", "-c", mirror.config_file).returncode == 0
+            assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
 
 
 def test_pull_says_that_the_image_could_not_be_stored(tmp_path: Path, simulator: Simulator) -> None:
