@@ -11,23 +11,23 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed, check
 from mirror.store.durable import sync_directory, write_durably
+from mirror.store.partial_note import PartialNote
 from mirror.store.quarantine import set_aside
 from mirror.store.readers import withdraw
 from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
-from mirror.store.trust import MARKER, Identity, described, time_in, trust
+from mirror.store.trust import MARKER, Identity, trust
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class PartialFile:
         self.ours = ours
         self.published = False
         self._path = path
-        self._note = path.with_name(path.name + ".json")
+        self._note = PartialNote(path.with_name(path.name + ".json"), metadata)
         self._metadata = metadata
         self._images = images
         self._quarantine = quarantine
@@ -94,7 +94,7 @@ class PartialFile:
         """See `Partial.remember`. Without a note one goes on as well, only without `If-Range`: the hash decides."""
         self.validator = validator
         try:
-            await self._run(self._write_note)
+            await self._run(self._note.write, validator)
         except OSError as error:
             log.warning("%s cannot be written: %s", self._note, error, extra=event("note.unwritten"))
 
@@ -132,13 +132,11 @@ class PartialFile:
         if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
             os.ftruncate(self.file.fd, 0)
         readmit(self.file.fd)
-        note = self._read_note()
-        self.validator = _plain(note.get("validator"))
-        found = Identity.of(os.fstat(self.file.fd))
-        if found.size == self._metadata.size and time_in(note.get("verified"), found) is not None:
-            self._sealed, self.position = True, found.size
+        self.validator = self._note.validator()
+        if self._note.seals(self._identity()):
+            self._sealed, self.position = True, self._metadata.size
         if not self._note.exists():  # who looks for room must know what we still need
-            self._write_note()
+            self._note.write(self.validator)
 
     def _follow(self) -> bool:
         free = lock(self.file.fd)
@@ -211,11 +209,11 @@ class PartialFile:
             self._seal()
         try:
             self._name()
-            self._note.unlink(missing_ok=True)
+            self._note.remove()
             sync_directory(self._path.parent)
         except OSError as error:
             if not self._named:
-                self._note_seal()
+                self._note.seal(self.validator, self._identity())
                 raise Unnamed(error.errno, error.strerror) from error
             log.warning(
                 "%s is stored, but a power cut may take its name away again: %s",
@@ -240,7 +238,7 @@ class PartialFile:
             directory.mkdir(exist_ok=True)
             sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
             write_durably(directory / "metadata.json", self._metadata.raw)
-            trust(directory, Identity.of(os.fstat(self.file.fd)))  # the same before and after it gets its name
+            trust(directory, self._identity())  # the same before and after it gets its name
             self._path.rename(directory / "image")
         except OSError:
             if not described_before:
@@ -255,7 +253,7 @@ class PartialFile:
     def _set_aside(self) -> None:
         try:
             set_aside(self._path, self._quarantine, self._metadata.hash)
-            self._note.unlink(missing_ok=True)
+            self._note.remove()
         except OSError as error:
             log.warning(
                 "what was received of %s cannot be set aside, and is removed: %s",
@@ -268,7 +266,7 @@ class PartialFile:
     def _remove(self) -> None:
         try:
             self._path.unlink(missing_ok=True)
-            self._note.unlink(missing_ok=True)
+            self._note.remove()
         except OSError:  # what cannot be removed can be emptied: taken up again it would be as wrong as now
             os.ftruncate(self.file.fd, 0)
             raise
@@ -281,24 +279,8 @@ class PartialFile:
         if not (self._named or self._sealed or self.published):
             withdraw(self.file.fd)
 
-    def _read_note(self) -> dict[str, Any]:
-        try:
-            note = json.loads(self._note.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return note if isinstance(note, dict) else {}
-
-    def _write_note(self) -> None:
-        write_durably(self._note, json.dumps(self._noted()).encode())
-
-    def _note_seal(self) -> None:
-        """Note which file was verified, in place: a new file may be just what cannot be made. A torn note is none."""
-        sealed = {"verified": described(Identity.of(os.fstat(self.file.fd)))}
-        with contextlib.suppress(OSError):
-            self._note.write_text(json.dumps(self._noted() | sealed))
-
-    def _noted(self) -> dict[str, object]:
-        return {"metadata": self._metadata.raw.decode(), "validator": self.validator}
+    def _identity(self) -> Identity:
+        return Identity.of(os.fstat(self.file.fd))
 
 
 def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:
@@ -317,12 +299,6 @@ def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[lis
                 block = []
     if block:
         yield block
-
-
-def _plain(validator: object) -> str | None:
-    """A validator that can be sent; anything else would make the next request impossible, again and again."""
-    plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
-    return str(validator) if plain else None
 
 
 def lock(fd: int) -> bool:

@@ -27,6 +27,10 @@ def mode(images: Path) -> None:
     images.chmod(0o555)
 
 
+def shut(images: Path) -> None:
+    images.chmod(0)
+
+
 def owner(images: Path) -> None:
     os.chown(images, 65534, 65534)
 
@@ -59,7 +63,7 @@ def ordinary_mirror(directory: Path, simulator: Simulator, sections: Sections | 
             repair(mirror.store / "images")
 
 
-@pytest.mark.parametrize("cause", [mode, owner, read_only_mount])
+@pytest.mark.parametrize("cause", [mode, shut, owner, read_only_mount])
 def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_until_it_gets_it(
     tmp_path: Path, simulator: Simulator, cause: Cause
 ) -> None:
