@@ -4,30 +4,31 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from mirror.app import Mirror
-from mirror.config import load_admin_token
 from mirror.descriptors import Room
 from mirror.errors import ConfigError
 from mirror.hosts import is_loopback
 from mirror.http.admin_access import AdminAccess
 from mirror.http.admin_api import AdminApi
+from mirror.http.guesses import Guesses
 from mirror.http.page import Page
-from mirror.http.server import Listener
+from mirror.http.server import Crowd, Listener
 from mirror.operators.operating import Operator
 from mirror.operators.overview import Overview
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.prefetch import Prefetcher, nothing_to_fetch
 from mirror.process.workers import Workers
+from mirror.reloadable import at_once
 from mirror.status import Health
 
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """A mirror that operators can look at: on which `port`, with which token, and what fetches ahead for it."""
+    """A mirror that operators can look at: on which `port`, and what fetches ahead for it."""
 
     port: int
-    access: AdminAccess
     prefetcher: Prefetcher
 
 
@@ -52,23 +53,25 @@ async def managed(
     overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
     fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
     operator = Operator(mirror, fetch_now, overview.expire)
-    access = AdminAccess(host, lambda: load_admin_token(config), mirror.pool)
-    await access.load()
+    public_url = config.admin.public_url
+    access = AdminAccess(host, public_url, mirror.pool, Guesses(mirror.metrics))
+    (await access.prepare(config)).apply()
+    mirror.parts += (access.prepare, at_once(lambda config: prefetcher.take_up(config.prefetch)))
     room = Room.of(config.server.max_connections)
     listener = Listener(
-        AdminApi(health, overview, operator, access, Page()),
+        AdminApi(health, overview, operator, access, Page(urlsplit(public_url or "").path)),
         config.admin.host,
         config.admin.port,
         header_timeout=10.0,
-        max_connections=room.operators // 2,
-        beyond=room.operators // 2,
-        too_many="the admin listener has too many connections open already",
+        crowd=Crowd(
+            room.operators // 2, room.operators // 2, "the admin listener has too many connections open already"
+        ),
         drain=1.0,
     )
     async with overview.watching():
         await listener.start([] if passed is None else [passed])
         try:
-            yield Managed(listener.port, access, prefetcher)
+            yield Managed(listener.port, prefetcher)
         finally:
             await listener.stop()
             await operator.close()

@@ -10,26 +10,31 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 
+from mirror import zone
 from mirror.app import Shared, opened
 from mirror.config import Config, Server
 from mirror.descriptors import Room, take_all
 from mirror.hosts import as_url
 from mirror.http.binding import listening, unusable
 from mirror.http.tls import ServerTls
-from mirror.listening import client_listener, reloadable
+from mirror.listening import client_listener
 from mirror.log import Verbosity, event
+from mirror.log_writer import LogWriter
 from mirror.managing import managed
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.pacing import Pace
-from mirror.process.reload import reloading
+from mirror.process.orphans import reaping
+from mirror.process.reload import Reload
 from mirror.process.signals import on_signal, stop_requested
 from mirror.process.systemd import PassedSockets, ServiceManager
 from mirror.process.workers import Workers
+from mirror.reloadable import Part, at_once
 from mirror.scrub import Scrubber
 from mirror.status import Health
 from mirror.upstream.throttle import Throttle
@@ -38,11 +43,15 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    config: Config, environ: Mapping[str, str], verbosity: Verbosity, read_again: Callable[[], Config]
+    config: Config,
+    environ: Mapping[str, str],
+    verbosity: Verbosity,
+    writer: LogWriter,
+    read_again: Callable[[Config], Config],
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler.
 
-    `read_again` gives the configuration as it is at a SIGHUP; some of it then holds.
+    `read_again` gives the configuration as it is written at a SIGHUP, for the one that holds then.
     """
     _take_descriptors(config.server)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
@@ -50,8 +59,12 @@ async def serve(
     manager = ServiceManager.of(environ)
     passed = PassedSockets.of(environ)
     clients = [] if passed.clients is None else [passed.clients]
+    if (said := zone.trouble(environ)) is not None:
+        log.warning("%s", said, extra=event("timezone.unknown"))
     metrics, throttle, shared = Metrics(), Throttle(), Shared.of()
+    writer.count_lost_with(metrics.log_lines_lost.inc)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(reaping())
         events = stack.enter_context(Events(metrics))
         pace = Pace(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())
@@ -71,9 +84,9 @@ async def serve(
         if config.server.workers > 1:
             sockets = clients or _listening(config.server)
             port = int(sockets[0].getsockname()[1])
-            workers = Workers(
-                config, environ, (throttle.descriptor, *shared.descriptors), mirror.name, together.hear, sockets
-            )
+            memory = throttle.descriptor, *shared.descriptors
+            workers = Workers(config, environ, memory, mirror.name, together.hear, sockets)
+            mirror.parts += _of_workers(workers, tls, mirror.pool)
 
         started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -84,21 +97,23 @@ async def serve(
                 return Health(["the mirror is stopping"])
             return _with_workers(await mirror.health(together.store, together.stuck), workers)
 
-        async def take_up_rates() -> bool:
-            return pace.take_up((await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again)).upstream)
+        async def read(running: Config) -> Config:
+            return await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again, running)
 
         operators = await stack.enter_async_context(managed(mirror, telemetry, together, health, workers, passed.admin))
-        parts = reloadable(mirror, tls, environ) | {"upstream.max_rate": take_up_rates}
-        if config.admin.token_file is not None:
-            parts["admin.token_file"] = operators.access.load
+        mirror.parts += (
+            at_once(lambda config: pace.take_up(config.upstream)),
+            at_once(lambda config: verbosity.take_up(config.log)),
+        )
         if workers is not None:
             await stack.enter_async_context(workers)
-            parts["server.workers"] = workers.reload
         else:
             port = await stack.enter_async_context(client_listener(mirror, tls, clients))
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
-            await stack.enter_async_context(Scrubber(mirror.stores.disk, config.store.scrub_interval).running())
+            scrubber = Scrubber(mirror.stores.disk, config.store.scrub_interval)
+            mirror.parts.append(at_once(lambda config: setattr(scrubber, "interval", config.store.scrub_interval)))
+            await stack.enter_async_context(scrubber.running())
         if mirror.upstream is not None:
             await stack.enter_async_context(operators.prefetcher.running())
         log.info(
@@ -113,14 +128,21 @@ async def serve(
             extra=event("mirror.started"),
         )
         on_signal(signal.SIGUSR1, partial(_toggle, verbosity, workers))
-        async with reloading(parts, manager):
+        async with Reload(config, read, mirror.parts).kept(manager):
             manager.ready()
             await alive.enter_async_context(manager.watched())
             started.set()
             await stop_requested()
         stopping.set()
         manager.stopping()
-        log.info("stopping: downloads have %g s to end", config.server.drain, extra=event("mirror.stopping"))
+        log.info("stopping: downloads have %g s to end", mirror.config.server.drain, extra=event("mirror.stopping"))
+
+
+def _of_workers(workers: Workers, tls: ServerTls | None, pool: Executor) -> Iterator[Part]:
+    """What takes up another configuration for workers."""
+    yield at_once(workers.reload)
+    if tls is not None:  # so that a pair that cannot be used changes nothing in any of them
+        yield lambda config: tls.prepare(config.server, pool)
 
 
 def _take_descriptors(server: Server) -> None:

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -33,14 +34,22 @@ RESET_SECONDS = 5.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many connections are served at most; `beyond` more get 503, as `said`, and others are just closed."""
+
+    most: int
+    beyond: int
+    said: str
+
+
 class Listener:
     """Serves `handler` on one address.
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
     between two, and before them its TLS handshake, and the time for which a client may leave a small answer unread;
-    `max_connections` is answered beyond with 503, saying `too_many`, and closed without a word when those are more than
-    `beyond`; `drain` in seconds is what requests under way have to end when it
-    stops. Must be made inside the running loop.
+    `crowd` says how many clients there may be; `drain` in seconds is what requests under way have to end when it stops.
+    Must be made inside the running loop.
     """
 
     def __init__(
@@ -50,30 +59,31 @@ class Listener:
         port: int,
         *,
         header_timeout: float,
-        max_connections: int,
-        beyond: int,
-        too_many: str,
+        crowd: Crowd,
         drain: float,
         log_access: LogAccess | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._server = _Server(
-            _answering(handler, too_many, log_access or (lambda *_: None)),
+            _answering(handler, log_access or (lambda *_: None)),
             handler_cancellation=True,
-            keepalive_timeout=header_timeout,
             lingering_time=1.0,
             max_line_size=heads.LINE,
             max_field_size=heads.FIELD,
             max_headers=heads.FIELDS,
             auto_decompress=False,  # no request has a body that is of any use here: it is skipped
-            max_connections=max_connections,
-            beyond=beyond,
-            unread_timeout=header_timeout,
+            crowd=crowd,
+            header_timeout=header_timeout,
             access_log=None,
         )
         self._host, self._port, self._tls = host, port, tls
         self._header_timeout, self._drain = header_timeout, drain
         self._acceptor: Acceptor | None = None
+
+    def take_up(self, *, header_timeout: float, crowd: Crowd, drain: float) -> None:
+        """From now on these are its bounds, for connections that are made now; for TLS handshakes after a restart."""
+        self._drain = drain
+        self._server.take_up(crowd=crowd, header_timeout=header_timeout)
 
     @property
     def port(self) -> int:
@@ -100,7 +110,7 @@ class Listener:
         await self._server.shutdown(self._drain)
 
 
-def _answering(handler: Handler, too_many: str, log_access: LogAccess) -> Handler:
+def _answering(handler: Handler, log_access: LogAccess) -> Handler:
     """Give each request its id, make every way it can end an answer, and log it, also when the client left."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -113,7 +123,7 @@ def _answering(handler: Handler, too_many: str, log_access: LogAccess) -> Handle
         try:
             with connection.server.answering(connection):
                 if connection.one_too_many:
-                    raise Unavailable(too_many)
+                    raise Unavailable(connection.server.crowd.said)
                 if request.version not in {HttpVersion10, HttpVersion11}:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
                 if heads.size(request.raw_headers) > heads.HEAD:
@@ -160,20 +170,20 @@ def _something_follows(request: web.BaseRequest) -> bool:
 
 
 class _Server(web.Server):
-    def __init__(
-        self, handler: Handler, *, max_connections: int, beyond: int, unread_timeout: float, **kwargs: Any
-    ) -> None:
+    def __init__(self, handler: Handler, *, crowd: Crowd, header_timeout: float, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self._max_connections = max_connections
-        self._told_at_most = max_connections + beyond
-        self._unread_milliseconds = max(1, int(unread_timeout * 1000))
+        self.take_up(crowd=crowd, header_timeout=header_timeout)
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
         self._at_rest = asyncio.Event()
         self._stopping = False
 
+    def take_up(self, *, crowd: Crowd, header_timeout: float) -> None:
+        self.crowd = crowd
+        self._header_timeout = header_timeout
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, loop=self._loop, keepalive_timeout=self._header_timeout, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
@@ -181,11 +191,11 @@ class _Server(web.Server):
         # Who asks and never reads the answers holds a connection no longer than who never asks; for an image, which a
         # client may need time to put somewhere, `mirror.http.sending` allows more.
         transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_milliseconds
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(self._header_timeout * 1000))
         )
         if isinstance(handler, _Connection):
-            handler.one_too_many = len(self._open) > self._max_connections
-        if self._stopping or len(self._open) > self._told_at_most:
+            handler.one_too_many = len(self._open) > self.crowd.most
+        if self._stopping or len(self._open) > self.crowd.most + self.crowd.beyond:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
