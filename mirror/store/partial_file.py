@@ -111,8 +111,12 @@ class PartialFile:
         await self._run(self._remove)
 
     async def close(self) -> None:
-        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first."""
+        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first.
+
+        The file is closed when its last reader lets go of it, whatever still refers to us (a traceback, say).
+        """
         await self._run(self._unlock)
+        del self.file
         self._appender.shutdown(wait=False)
         self._flusher.shutdown(wait=False)
 
