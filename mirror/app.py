@@ -60,7 +60,7 @@ class Mirror:
     parts: list[Part] = field(default_factory=list)
 
     async def health(self, store: StoreState) -> Health:
-        """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream.
+        """Whether the mirror can serve: what is stored and can be read; and else what it can have from an upstream.
 
         `store` is what the process found that asked the store last to take an image: this one, or a worker.
         """
@@ -68,9 +68,16 @@ class Mirror:
         said = list(trouble.values())
         if store.trouble is not None and not said:
             said.append(store.trouble)
-        if self.upstream is None and trouble.keys() == self.stores.places.keys():
+        if self.upstream is None and trouble.keys() == self.stores.places.keys() and not await self._disk_gives():
             return Health(reasons=said)
         return Health(degraded=said)
+
+    async def _disk_gives(self) -> bool:
+        """Whether the disk's images can be read, though it may take none."""
+        try:
+            return self.stores.disk is not None and len(await self.stores.disk.list()) > 0
+        except StoreUnavailable:
+            return False
 
 
 @asynccontextmanager

@@ -179,7 +179,8 @@ class Prefetcher:
             if fill.state in {State.PUBLISHED, State.FAILED}:
                 self._begun.remove(fill)
                 name, failure = fill.metadata.hash[:12], fill.failure
-                self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} is stored"
+                outcome = "is verified, and cannot be stored" if fill.passes_through else "is stored"
+                self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} {outcome}"
 
     def _words(self) -> str:
         self._settle()

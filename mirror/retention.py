@@ -18,8 +18,9 @@ def evictable(
 ) -> Sequence[StoredInfo]:
     """The images that may be evicted, least recently served first; one never served counts from when it was stored.
 
-    Never a pinned one, the `current` one, one that is being `read`, or one of the `keep` that were stored last.
-    A time that is yet to come, from a clock that was wrong, counts as long ago: it must not keep an image forever.
+    Of those served at the same time the one stored first goes first, then the one whose hash is less. Never a pinned
+    one, the `current` one, one that is being `read`, or one of the `keep` that were stored last. A time that is yet to
+    come, from a clock that was wrong, counts as long ago: it must not keep an image forever.
     """
     present = now()
 
@@ -32,4 +33,4 @@ def evictable(
     newest = sorted(images, key=lambda info: (stored(info), info.metadata.hash), reverse=True)[:keep]
     kept = {info.metadata.hash for info in newest} | {current, *read}
     free = [info for info in images if not info.pinned and info.metadata.hash not in kept]
-    return sorted(free, key=lambda info: (past(info.last_served_at) or stored(info), info.metadata.hash))
+    return sorted(free, key=lambda info: (past(info.last_served_at) or stored(info), stored(info), info.metadata.hash))

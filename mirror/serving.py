@@ -19,11 +19,13 @@ from mirror.config import Config
 from mirror.http.tls import ServerTls
 from mirror.listening import client_listener, shared_port, take_descriptors
 from mirror.log import Verbosity, event
+from mirror.log_writer import LogWriter
 from mirror.managing import managed
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.pacing import Pace
+from mirror.process.orphans import reaping
 from mirror.process.reload import Reload
 from mirror.process.signals import on_signal, stop_requested
 from mirror.process.systemd import PassedSockets, ServiceManager
@@ -37,7 +39,11 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    config: Config, environ: Mapping[str, str], verbosity: Verbosity, read_again: Callable[[Config], Config]
+    config: Config,
+    environ: Mapping[str, str],
+    verbosity: Verbosity,
+    writer: LogWriter,
+    read_again: Callable[[Config], Config],
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler.
 
@@ -51,7 +57,9 @@ async def serve(
     if (said := zone.trouble(environ)) is not None:
         log.warning("%s", said, extra=event("timezone.unknown"))
     metrics, throttle = Metrics(), Throttle()
+    writer.count_lost_with(metrics.log_lines_lost.inc)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(reaping())
         events = stack.enter_context(Events(metrics))
         pace = Pace(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())

@@ -36,19 +36,21 @@ from mirror.upstream.throttle import Throttle
 def main() -> int:
     """Serve until told to stop, or until nobody keeps us any more; the exit status."""
     config = _config(sys.stdin.buffer.readline())
-    verbosity = log.set_up(config.log)
-    try:
-        throttle, *passed = map(int, sys.argv[2:])
-        clients = listening_socket(passed[0], "clients") if passed else None
-        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients, sys.argv[1]))
-    except (ConfigError, MirrorError) as error:
-        logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
-        return 2 if isinstance(error, ConfigError) else 1
-    except RuntimeError as error:
-        if (said := no_thread(error)) is None:
-            raise
-        logging.getLogger(__name__).error("%s", said, extra=log.event("worker.failed"))
-        return 1
+    metrics = Metrics()
+    with log.written_aside(config.log) as (verbosity, writer):
+        writer.count_lost_with(metrics.log_lines_lost.inc)
+        try:
+            throttle, *passed = map(int, sys.argv[2:])
+            clients = listening_socket(passed[0], "clients") if passed else None
+            asyncio.run(_serve(config, os.environ, verbosity, metrics, Throttle(throttle), clients, sys.argv[1]))
+        except (ConfigError, MirrorError) as error:
+            logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
+            return 2 if isinstance(error, ConfigError) else 1
+        except RuntimeError as error:
+            if (said := no_thread(error)) is None:
+                raise
+            logging.getLogger(__name__).error("%s", said, extra=log.event("worker.failed"))
+            return 1
     return 0
 
 
@@ -56,13 +58,13 @@ async def _serve(
     config: Config,
     environ: Mapping[str, str],
     verbosity: Verbosity,
+    metrics: Metrics,
     throttle: Throttle,
     passed: socket.socket | None,
     name: str,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain."""
     tls = ServerTls.of(config.server)
-    metrics = Metrics()
     with Events(metrics) as events:
         async with (
             opened(

@@ -210,16 +210,14 @@ def _tokens(path: Path) -> Finding:
 
 
 def _store(config: Store, current: ImageMetadata | None) -> Finding:
-    root = next((place for place in (config.path, *config.path.parents) if place.exists()), Path("/"))
-    tried = [root]
-    if root == config.path:
-        tried += [part for name in ("images", "partial", "quarantine") if (part := root / name).exists()]
-    for directory in tried:
-        try:
-            _try_to_write(directory)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            return Finding("store", False, f"{directory} cannot be written by user id {os.geteuid()}: {reason}")
+    place = config.path
+    try:
+        for place in _directories(config.path):
+            _try_to_write(place)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return Finding("store", False, f"{place} cannot be written by user id {os.geteuid()}: {reason}")
+    root = _nearest(config.path)
     free = shutil.disk_usage(root).free
     space = f"{format_size(free)} free, store.min_free = {format_size(config.min_free)}"
     wanted = _still_wanted(config.path, current) if current else 0
@@ -233,6 +231,18 @@ def _store(config: Store, current: ImageMetadata | None) -> Finding:
         return Finding("store", False, f"{config.path}: {space}: {lacking}")
     state = "writable" if root == config.path else f"does not exist yet, can be made in {root}"
     return Finding("store", True, f"{config.path}: {state} by user id {os.geteuid()}; {space}")
+
+
+def _nearest(path: Path) -> Path:
+    """The directory itself, or the one in which it would be made."""
+    return next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    """Yield the directories that the mirror writes to."""
+    yield (root := _nearest(path))
+    if root == path:
+        yield from (part for name in ("images", "partial", "quarantine") if (part := root / name).exists())
 
 
 def _space(config: Store) -> Space:

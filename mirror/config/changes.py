@@ -19,6 +19,7 @@ RESTART: Final = frozenset(
         "server.workers",
         "admin.host",
         "admin.port",
+        "admin.public_url",
         "upstream.url",
         "upstream.rollover",
         "auth.mode",

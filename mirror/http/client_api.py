@@ -233,7 +233,9 @@ class ClientApi:
 
 def _found(opened: Opened) -> Found:
     """How the image was come by, now that it is known where the fill gets its bytes."""
-    if opened.fill is not None and opened.found is not Found.PASSED:
+    if opened.fill is not None:
+        if opened.fill.passes_through:
+            return Found.PASSED
         if opened.fill.origin is Origin.STORE:
             return Found.STORED
         if opened.fill.origin is Origin.REPLICA:

@@ -4,6 +4,7 @@ What is removed here is not asked about again: which images may go is decided in
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from mirror.log import event
 from mirror.metadata import is_hash
 from mirror.store.durable import SUFFIX, sync_directory
 from mirror.store.layout import Layout, entries, file_at
 from mirror.store.quarantine import KEPT_SECONDS, quarantined_at, remove
 from mirror.store.readers import is_read
+
+log = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 3600
 """Age from which what a crash may have left is no longer being written by somebody."""
@@ -45,7 +49,21 @@ class Removal:
 
 
 def carry_out(layout: Layout, removal: Removal) -> bool:
-    """Remove it; False when it is in use by now, or an image that was pinned meanwhile."""
+    """Remove it; False when it is in use by now, an image that was pinned meanwhile, or cannot be removed."""
+    try:
+        return _carry_out(layout, removal)
+    except OSError as error:  # one thing that is another user's must not keep the rest from being removed
+        log.warning(
+            "%s %s cannot be removed: %s",
+            removal.kind,
+            removal.path.name,
+            error.strerror,
+            extra=event(f"{removal.kind}.stuck", path=removal.path.name),
+        )
+        return False
+
+
+def _carry_out(layout: Layout, removal: Removal) -> bool:
     match removal.kind:
         case Kind.PARTIAL:
             return remove_partial(removal.path)
@@ -147,12 +165,15 @@ def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
 def _is_empty(layout: Layout, directory: Path) -> bool:
     """Whether this is an image's directory that has lost its image for good."""
     image_hash = directory.name
-    return (
-        is_hash(image_hash)
-        and not (directory / "image").exists()
-        and not (layout.partial / image_hash).exists()
-        and not layout.is_pinned(image_hash)
-    )
+    try:
+        return (
+            is_hash(image_hash)
+            and not (directory / "image").exists()
+            and not (layout.partial / image_hash).exists()
+            and not layout.is_pinned(image_hash)
+        )
+    except PermissionError:  # nobody can tell
+        return False
 
 
 def _is_older(path: Path, seconds: float, now: float) -> bool:

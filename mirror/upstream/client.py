@@ -54,6 +54,7 @@ class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
     `name` is that of the mirror which asks, by which loops are found (`mirror.loop`); who serves nobody has none.
+    `image` is the path of the image, below which its metadata is: another one than DataRobot's at a mirror only.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Upstream:
         metrics: Metrics | None = None,
         throttle: Throttle | None = None,
         name: str | None = None,
+        image: str = IMAGE,
     ) -> None:
         self._config = config
+        self._image = image
         self._proxies = proxies
         self._name = name
         self._metrics = metrics or Metrics()
@@ -111,7 +114,7 @@ class Upstream:
             UpstreamRefused: upstream's own 401, 403, 404 or 429.
             BadUpstream, Unavailable, UpstreamTimeout: nonsense, nobody there, no answer in time.
         """
-        answer = await self._ask("metadata", "GET", METADATA, "", caller, MAX_BODY)
+        answer = await self._ask("metadata", "GET", self._image + "metadata/", "", caller, MAX_BODY)
         if answer.status == 200:
             return ImageMetadata.parse(answer.body)
         if answer.status in PASSED_THROUGH:
@@ -145,7 +148,7 @@ class Upstream:
 
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
         """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
-        url = self._url(IMAGE, "")
+        url = self._url(self._image, "")
         response = await self._line.send("GET", url, {**headers, **self._identity(caller)})
         hop = 0
         try:

@@ -14,6 +14,7 @@ import aiohttp
 
 from mirror.caller import Caller
 from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.user import mirrors_user
 from mirror.commands.findings import Finding
 from mirror.config import TOKEN_VARIABLE
 from mirror.errors import BadUpstream, ConfigError, MirrorError
@@ -62,15 +63,10 @@ def _file(case: Case) -> Iterator[Finding]:
         return  # whoever loaded it has said so
     source = f"upstream.token_file = {str(path)!r}"
     yield from (_wrong(source, each) for each in beside(data))
-    if mode & 0o044:
+    if mode & 0o044 and (advice := case.deployment.keep_secret(path, mirrors_user(case.config.store.path))):
         who = "every user of this machine" if mode & 0o004 else "its group"
-        yield Finding(
-            "token file",
-            True,
-            f"{source}: {who} can read it (mode {mode & 0o777:04o})",
-            note=True,
-            advice=f"chmod 600 {path}",
-        )
+        said = f"{source}: {who} can read it (mode {mode & 0o777:04o})"
+        yield Finding("token file", True, said, note=True, advice=advice)
 
 
 def _wrong(source: str, what: str) -> Finding:

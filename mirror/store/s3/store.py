@@ -24,7 +24,7 @@ from mirror.errors import BadUpstream
 from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
-from mirror.store.base import Body, Partial, StoredInfo
+from mirror.store.base import Body, Partial, StoredInfo, newest_first
 from mirror.store.removal import Kind, Removal
 from mirror.store.s3.abilities import Abilities, find_out
 from mirror.store.s3.bucket import Bucket, Gone, Version
@@ -165,7 +165,7 @@ class S3Store:
             metadata = await self._described(image_hash)
             if metadata is not None and metadata.size == version.size:
                 found.append(self._info(metadata, version, pinned=image_hash in pinned))
-        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found)
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`: remembered while this process lives."""
@@ -213,7 +213,7 @@ class S3Store:
         else:
             await self.bucket.delete(f"pinned/{image_hash}")
 
-    async def remove(self, image_hash: str) -> bool:
+    async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
         """Remove an image, for all replicas; downloads that run are cut."""
         for name in (f"images/{image_hash}", f"images/{image_hash}.json", f"pinned/{image_hash}"):
             await self.bucket.delete(name)
