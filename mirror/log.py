@@ -55,18 +55,13 @@ def set_up(config: Log, stream: TextIO | None = None, writer: LogWriter | None =
 
     A `writer` writes there for us.
     """
-    stream = stream or sys.stderr
-    terminal = stream.isatty()
-    as_json = config.format == "json" or (config.format == "auto" and not terminal)
-    handler = Output(stream, writer=writer)
-    coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
+    handler = Output(stream or sys.stderr, writer=writer)
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines are about selectors
     for library in ("botocore", "aiobotocore"):  # theirs show signatures and credentials
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    return Verbosity(handler, config.level)
+    return Verbosity(handler, config)
 
 
 @contextmanager
@@ -86,18 +81,28 @@ def _say_lost(lines: int) -> None:
 
 
 class Verbosity:
-    """How much is written: what the configuration says, or everything."""
+    """How much is written, and how: what the configuration says, or everything."""
 
-    def __init__(self, handler: logging.Handler, level: str) -> None:
+    def __init__(self, handler: "Output", config: Log) -> None:
         self._handler = handler
-        self._level = logging.getLevelNamesMapping()[level.upper()]
-        self._write(self._level)
+        self._debugging = False
+        self.take_up(config)
+
+    def take_up(self, config: Log) -> None:
+        """From now on the configuration says this."""
+        terminal = self._handler.stream.isatty()
+        as_json = config.format == "json" or (config.format == "auto" and not terminal)
+        coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
+        self._level = logging.getLevelNamesMapping()[config.level.upper()]
+        self._write(logging.DEBUG if self._debugging else self._level)
 
     def toggle(self) -> None:
         """Write everything from now on, or what the configuration says again."""
-        debugging = self._handler.level == logging.DEBUG
-        self._write(logging.DEBUG if self._level != logging.DEBUG and not debugging else self._level)
-        said = "is as the configuration says again" if debugging else "has everything now"
+        was_debugging = self._handler.level == logging.DEBUG
+        self._debugging = not was_debugging
+        self._write(logging.DEBUG if self._debugging else self._level)
+        said = "is as the configuration says again" if was_debugging else "has everything now"
         logging.getLogger(__name__).warning("SIGUSR1: the log %s", said, extra=event("log.toggled"))
 
     def say_the_rest(self) -> None:

@@ -4,7 +4,9 @@ The image is unpacked on the way, because not every version of them reads a gzip
 """
 
 import gzip
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import zlib
@@ -58,12 +60,15 @@ class Loader:
         with archive.open("rb") as packed, tempfile.TemporaryFile() as said:
             meter.start(archive.stat().st_size, 0, "loading")
             process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-                self.command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT
+                self.command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, process_group=0
             )
             try:
                 self._feed(process, packed, meter)
             except BaseException:
-                process.kill()  # first: the end of its input would have it take a part for the whole
+                # First, and all of it, as `docker` may be a script that feeds the real one: the end of its input would
+                # have an engine take a part for the whole.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 raise
             finally:
                 meter.stop()

@@ -11,31 +11,27 @@ reach it. Then the token is wanted as if the listener were not on loopback.
 import asyncio
 import base64
 import hmac
-from collections.abc import Callable
 from concurrent.futures import Executor
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from yarl import URL
 
-from mirror.errors import Forbidden, Unauthorized
+from mirror.config import Config, load_admin_token
+from mirror.errors import ConfigError, Forbidden, Unauthorized
 from mirror.hosts import is_address, is_loopback
 from mirror.http.errors import JSON
 from mirror.http.guesses import Guesses
+from mirror.reloadable import Ready
 
 REQUESTED = "X-Requested-With"
 """A header that no page can send across origins unless we say that it may, which we never do."""
 
 
 class AdminAccess:
-    """Lets requests in. `host` is what the listener is bound to; `read` reads the token, None when there is none.
+    """Lets requests in. The listener is bound to `host`; people reach it at `public_url` through a proxy, if any."""
 
-    `public_url` is how people reach it through a proxy.
-    """
-
-    def __init__(
-        self, host: str, public_url: str | None, read: Callable[[], str | None], pool: Executor, guesses: Guesses
-    ) -> None:
+    def __init__(self, host: str, public_url: str | None, pool: Executor, guesses: Guesses) -> None:
         self._host = host
         public = urlsplit(public_url or "")
         self._public_host = public.hostname
@@ -44,14 +40,20 @@ class AdminAccess:
             public.hostname is not None and not is_loopback(public.hostname)
         )
         self._guesses = guesses
-        self._read = read
         self._pool = pool
         self._token: str | None = None
 
-    async def load(self) -> None:
+    async def prepare(self, config: Config) -> Ready:
         """Read the token, at start and when asked to again. Raises ConfigError, having changed nothing."""
-        self._token = await asyncio.get_running_loop().run_in_executor(self._pool, self._read)
-        self._guesses.forget()
+        token = await asyncio.get_running_loop().run_in_executor(self._pool, load_admin_token, config)
+        if token is None and self._from_elsewhere:
+            raise ConfigError("the admin listener is reached from elsewhere, so admin.token_file is required")
+
+        def apply() -> None:
+            self._token = token
+            self._guesses.forget()
+
+        return Ready(apply, ("admin.token_file",) if token is not None else ())
 
     def may_look(self, request: web.BaseRequest) -> None:
         """Raise Unauthorized or Forbidden unless the request may see how the mirror is."""

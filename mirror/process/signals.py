@@ -39,15 +39,25 @@ async def stop_requested() -> None:
         _obey(number)
 
 
-def stop_when_left_alone() -> None:
-    """Take the end of standard input for a SIGTERM: whoever started this process is no more."""
+def hear_keeper(heard: Callable[[bytes], None]) -> None:
+    """Give each line of standard input to `heard`; take its end for a SIGTERM: whoever started this process is no more.
+
+    What was read from it before must have ended with a line.
+    """
     loop = asyncio.get_running_loop()
+    said = bytearray()
 
-    def left_alone() -> None:
-        loop.remove_reader(sys.stdin)
-        signal.raise_signal(signal.SIGTERM)
+    def read() -> None:
+        if not (part := os.read(sys.stdin.fileno(), 65_536)):
+            loop.remove_reader(sys.stdin)
+            signal.raise_signal(signal.SIGTERM)
+        said.extend(part)
+        while b"\n" in said:
+            line, _, rest = bytes(said).partition(b"\n")
+            said[:] = rest
+            heard(line)
 
-    loop.add_reader(sys.stdin, left_alone)
+    loop.add_reader(sys.stdin, read)
 
 
 @contextmanager

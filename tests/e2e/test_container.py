@@ -1,6 +1,7 @@
 """The Dockerfile, really built, without a registry or an index, and its image run as locked up as it promises."""
 
 import hashlib
+import json
 import os
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,6 +172,41 @@ def test_as_compose_runs_it_with_the_secret_as_its_readme_makes_it(
     with running(docker_engine, image, *options) as container:
         assert_it_does_its_job(container, upstream, port)
     docker_engine.run("volume", "rm", volume)
+
+
+def test_what_root_left_in_the_volume_is_handed_over_as_doctor_advises(
+    docker_engine: DockerEngine, image: str, upstream: Simulator
+) -> None:
+    variables = {
+        "PPS_MIRROR__UPSTREAM__URL": upstream.api_url,
+        "PPS_MIRROR__SERVER__PORT": free_port(),
+        "PPS_MIRROR__ADMIN__PORT": free_port(),
+    }
+    options = [f"--env={name}={value}" for name, value in variables.items()]
+    with running(docker_engine, image, *LOCKED_UP, f"--volume=pps-mirror:{STORE}", *options) as container:
+        eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+        left = f"umask 077; echo 1 > {STORE}/partial/{'0' * 64}"
+        volumes = f"--volumes-from={container.name}"
+        docker_engine.run("run", "--rm", "--user=0", "--entrypoint=sh", volumes, image, "-c", left)
+        (found,) = [each for each in doctor(container) if each["check"] == "store" and not each["ok"]]
+        program, *command = shlex.split(found["advice"])
+        assert program == "docker"
+        docker_engine.run(*(each.replace("CONTAINER", container.name).replace("IMAGE", image) for each in command))
+        assert [each for each in doctor(container) if each["check"] == "store" and not each["ok"]] == []
+    docker_engine.run("volume", "rm", "pps-mirror")
+
+
+def doctor(container: Container) -> list[dict[str, Any]]:
+    """What `pps-mirror doctor` finds inside the container."""
+    engine = container.engine
+    done = subprocess.run(
+        [engine.client, "exec", container.name, "pps-mirror", "doctor", "--json"],
+        env=engine.environ,
+        capture_output=True,
+        check=False,
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def test_the_image_is_small_and_has_no_installer(docker_engine: DockerEngine, image: str) -> None:
