@@ -176,7 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_get(command: argparse.ArgumentParser) -> None:
-    command.add_argument("url", metavar="URL", help="a mirror's or DataRobot's address, with or without the path")
+    command.add_argument(
+        "url",
+        metavar="URL",
+        help="a mirror's or DataRobot's address, with or without the path; or that of one of a mirror's stored images "
+        "(.../mirror/v1/images/HASH/, or current in place of HASH)",
+    )
     command.add_argument(
         "-o",
         "--output",

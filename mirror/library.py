@@ -126,6 +126,10 @@ class Library:
         self._nameless: StoreUnavailable | None = None
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
 
+    def take_up(self, *, holdback: int, retry: float) -> None:
+        """From now on fills that begin have these."""
+        self._holdback, self._retry = holdback, retry
+
     @property
     def store_state(self) -> StoreState:
         """Whether the store took an image when it was last asked to from here."""

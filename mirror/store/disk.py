@@ -72,6 +72,10 @@ class DiskStore:
         """Make the directories and clear away what a crash left. Raises StoreUnavailable."""
         await self._run(self._prepare)
 
+    def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+        """From now on these are its bounds."""
+        self._space.take_up(max_size=max_size, min_free=min_free, retention=retention)
+
     async def probe(self) -> None:
         """See `BlobStore.probe`."""
         await self._run(self._probe)

@@ -112,16 +112,16 @@ def leftovers(layout: Layout) -> Iterator[Removal]:
     """What nobody will miss: what a crash left, partials that nobody resumes, wrong bytes looked at long enough."""
     now = time.time()
     for path, reason in _left_by_crashes(layout):
-        if _is_older(path, now - LEFTOVER_SECONDS):
+        if _is_older(path, LEFTOVER_SECONDS, now):
             yield Removal(Kind.LEFTOVER, path, _size(path), reason)
     for note in layout.partial.glob("*.json"):  # if it is being written at this very moment: a fill goes on without it
         if is_hash(note.stem) and not note.with_suffix("").exists():
             yield Removal(Kind.LEFTOVER, note, 0, "has no partial")
     for removal in partials(layout, spare=()):
-        if _is_older(removal.path, now - STALE_SECONDS):
+        if _is_older(removal.path, STALE_SECONDS, now):
             yield removal
     for removal in quarantined(layout):
-        if quarantined_at(removal.path) < now - KEPT_SECONDS:
+        if _is_beyond(quarantined_at(removal.path), KEPT_SECONDS, now):
             yield removal
 
 
@@ -144,15 +144,21 @@ def quarantined(layout: Layout) -> list[Removal]:
 def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
     """The partials that nobody is at work on, the one untouched for longest first, but for those to `spare`.
 
-    A stored image that lies among them to be verified anew is none.
+    One that was touched at a time that is yet to come is among the first. A stored image that lies among them to be
+    verified anew is none.
     """
-    found = []
+    found, now = [], time.time()
     for path in entries(layout.partial):
         if not is_hash(path.name) or path.name in spare or (file := file_at(path)) is None or is_read(path):
             continue
         if layout.file(path.name) is None and layout.info(path.name) is not None:
             continue
-        found.append((file.st_mtime, Removal(Kind.PARTIAL, path, file.st_size, "nobody resumes it")))
+        found.append(
+            (
+                file.st_mtime if file.st_mtime <= now else 0.0,
+                Removal(Kind.PARTIAL, path, file.st_size, "nobody resumes it"),
+            )
+        )
     return [removal for _, removal in sorted(found, key=lambda each: (each[0], each[1].path))]
 
 
@@ -170,11 +176,19 @@ def _is_empty(layout: Layout, directory: Path) -> bool:
         return False
 
 
-def _is_older(path: Path, time: float) -> bool:
+def _is_older(path: Path, seconds: float, now: float) -> bool:
     try:
-        return path.lstat().st_mtime < time
+        return _is_beyond(path.lstat().st_mtime, seconds, now)
     except FileNotFoundError:
         return False
+
+
+def _is_beyond(told: float, seconds: float, now: float) -> bool:
+    """Whether a time is that far in the past, or in the future: a clock that was wrong must not keep a thing forever.
+
+    What is nearer may have been written just before somebody set the clock back.
+    """
+    return abs(now - told) > seconds
 
 
 def _size(path: Path) -> int:

@@ -60,6 +60,10 @@ class Space:
 
     def __init__(self, layout: Layout, *, max_size: int | None, min_free: int, retention: Retention) -> None:
         self._layout = layout
+        self.take_up(max_size=max_size, min_free=min_free, retention=retention)
+
+    def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+        """From now on these are the bounds; nothing is evicted for that until there is need."""
         self._max_size = max_size
         self._min_free = min_free
         self._retention = retention

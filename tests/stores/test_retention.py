@@ -64,6 +64,13 @@ def test_pinned_current_and_read_images_and_the_newest_never_go() -> None:
     assert names(images, keep=6) == []
 
 
+def test_a_time_that_is_yet_to_come_keeps_no_image() -> None:
+    ahead = (datetime.now(UTC) - START).days + 100
+    images = [info("a", stored=ahead), info("b", stored=1, served=ahead), info("c", stored=2), info("d", stored=3)]
+    assert names(images) == ["a", "b", "c", "d"]
+    assert names(images, keep=2) == ["a", "b"]
+
+
 class Case(NamedTuple):
     images: list[StoredInfo]
     current: str | None

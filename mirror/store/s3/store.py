@@ -55,7 +55,7 @@ class S3Store:
     def __init__(self, bucket: Bucket, *, holdback: int) -> None:
         self.bucket = bucket
         self.versions = Versions()
-        self._holdback = holdback
+        self.holdback = holdback
         self._abilities: Abilities | None = None
         self._finding_out = asyncio.Lock()
         self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
@@ -324,7 +324,7 @@ class S3Store:
         async def verified() -> bool:
             return await self._verified(metadata, version)
 
-        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self._holdback, verify=verified)
+        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verified)
 
     async def _verified(self, metadata: ImageMetadata, version: Version) -> bool:
         """Read the object once for all who wait; whether it is right. Raises BucketFailed."""
