@@ -20,6 +20,7 @@ from mirror.http.tls import ServerTls
 from mirror.log import log_access
 from mirror.metadata import ImageMetadata
 from mirror.process.reload import Part
+from mirror.store.base import StoreUnavailable
 
 SENDING_THREADS = 2
 """Threads that send images from memory: two keep the cores of a small machine busy."""
@@ -90,6 +91,15 @@ def reloadable(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]
             mirror.library.renew()
 
         parts["upstream.token_file"] = load_own
+    if (bucket := mirror.stores.bucket) is not None:
+
+        async def find_credentials() -> bool:
+            try:
+                return await bucket.renew()
+            except StoreUnavailable as error:
+                raise ConfigError(error.message) from None
+
+        parts["store.s3"] = find_credentials
     if tls is not None:
         parts["server.tls_cert"] = partial(tls.load, mirror.pool)
     return parts

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from mirror.store.s3.bucket import Bucket, ConditionFailed
+from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.trouble import BucketFailed
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""
@@ -108,6 +109,8 @@ class Lease:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_etag=over.etag)
         except ConditionFailed:
             return False
+        except NotSupported as error:  # it did when it was tried, and will be tried again
+            raise BucketFailed(f"the bucket {self._bucket.name} has no conditional writes any more") from error
         return True
 
     async def renew(self, note: LeaseNote) -> None:
@@ -124,6 +127,8 @@ class Lease:
                 self._etag = None
                 raise LeaseLost from None
             self._etag = answer.version.etag
+        except NotSupported:
+            raise LeaseLost from None
 
     async def remove(self) -> None:
         """Take it away, if we have it: there is nothing to fetch any more. Raises BucketFailed."""

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 2.0
 """Seconds for which the version of an object need not be asked for again."""
 
+TRIED = 3600.0
+"""Seconds for which what the server can do need not be tried again: servers are upgraded, and moved."""
+
 PROBE = 0.8
 """Seconds for which whoever wants to know how the bucket is waits: orchestrators often wait no longer than one."""
 
@@ -56,7 +59,8 @@ class S3Store:
         self.bucket = bucket
         self.versions = Versions()
         self._holdback = holdback
-        self._abilities: Abilities | None = None
+        self._abilities: TTLCache[str, Abilities] = TTLCache(1, TRIED)
+        self._limits: tuple[str, ...] = ()
         self._finding_out = asyncio.Lock()
         self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
         self._metadata: LRUCache[str, ImageMetadata] = LRUCache(1024)
@@ -84,13 +88,23 @@ class S3Store:
             await asyncio.wait(list(self._tasks))
 
     async def abilities(self) -> Abilities:
-        """What the server can do, found out once. Raises BucketFailed."""
+        """What the server can do, as it was tried lately. Raises BucketFailed."""
         async with self._finding_out:
-            if self._abilities is None:
-                self._abilities = await find_out(self.bucket)
-                for missing in self._abilities.missing:
+            if (found := self._abilities.get(self.bucket.name)) is None:
+                found = self._abilities[self.bucket.name] = await find_out(self.bucket)
+                for missing in found.missing if found.missing != self._limits else ():
                     log.warning("the bucket %s: %s", self.bucket.name, missing, extra=event("bucket.limited"))
-            return self._abilities
+                self._limits = found.missing
+            return found
+
+    async def renew(self) -> bool:
+        """Find credentials, region and CA anew, and what the server can do; whether the former are others.
+
+        What cannot be used changes nothing. Raises BucketFailed.
+        """
+        renewed = await self.bucket.renew()
+        self._abilities.clear()
+        return renewed
 
     # What a BlobStore does
 
