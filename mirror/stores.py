@@ -71,7 +71,8 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
     from mirror.store.s3.store import opened as opened_bucket
     from mirror.store.tiered import TieredStore
 
-    async with opened_bucket(Bucket(config.store.s3), holdback=config.store.holdback) as bucket:
+    holdback, directory = config.store.holdback, config.store.path
+    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket)
             yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))

@@ -14,6 +14,7 @@ from mirror.metadata import ImageMetadata
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, Gone, Version
 from mirror.store.s3.lease import Held, Lease
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.trouble import BucketFailed
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.versions import Versions
@@ -42,8 +43,8 @@ class Readable(Protocol):
 class Course:
     """The course of one image. `upload` is ours while we fetch it for all replicas.
 
-    `owners` are the fills that wrote the parts we have read, whole or not, by number. `keep` takes a task that outlives
-    the fill, and ends it when the mirror stops.
+    `owners` are the fills that wrote the parts we have read, whole or not, by number; the `lease` is to look at only.
+    `keep` takes a task that outlives the fill, and ends it when the mirror stops.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Course:
         abilities: Callable[[], Awaitable[Abilities]],
         journal: Readable | None,
         keep: Callable[[asyncio.Task[bool]], None],
+        processes: Processes,
     ) -> None:
         self.bucket = bucket
         self.metadata = metadata
@@ -61,8 +63,10 @@ class Course:
         self.abilities = abilities
         self.upload: Upload | None = None
         self.owners: dict[int, str] = {}
+        self.lease = Lease(bucket, metadata.hash, processes)
         self._journal = journal
         self._keep = keep
+        self._processes = processes
         self._adopted: dict[int, tuple[str, str]] = {}
         self._object: Version | None = None
         self._settling: asyncio.Task[bool] | None = None
@@ -92,7 +96,7 @@ class Course:
     async def take(self, held: Held | None) -> bool:
         """Become the one who fetches, and brings what arrives into the bucket. Raises BucketFailed."""
         assert self._journal is not None  # noqa: S101 - it `carries`
-        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into)
+        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into, self._processes)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, self._adopted, validator):
             return False
@@ -145,13 +149,12 @@ class Course:
         return self._settling
 
     async def _settle(self) -> bool:
-        lease = Lease(self.bucket, self.metadata.hash)
         try:
             while not self.fetches:
                 await self.give_way()
                 if await self.versions.usable(self.bucket, self.metadata) is not None:
                     return True
-                held = await lease.look() if (await self.abilities()).conditions else None
+                held = await self.lease.look() if (await self.abilities()).conditions else None
                 if held is not None and not held.free:
                     await asyncio.sleep(SETTLE)
                 elif not self.carries:

@@ -1,16 +1,18 @@
 """Who of the replicas that share a bucket fetches an image: at most one, as far as the server heeds conditions.
 
-`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock. It
-also says how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a
-holder that lost it and does not know yet does no harm.
+`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock, or
+until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.processes`). It also says
+how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a holder
+that lost it and does not know yet does no harm.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.trouble import BucketFailed
 
 LEASE = 30.0
@@ -27,7 +29,7 @@ class LeaseNote:
 
     `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
     goes on. The lease is free when it was `released`, and when the fill `failed`: that says in words why its parts are
-    worth nothing.
+    worth nothing. `holder` is the process it is in, for those who can see whether that lives.
     """
 
     fill: str
@@ -37,6 +39,7 @@ class LeaseNote:
     validator: str | None = None
     released: bool = False
     failed: str | None = None
+    holder: str | None = None
 
     def encode(self) -> bytes:
         """Write it as JSON; owners as runs."""
@@ -49,6 +52,7 @@ class LeaseNote:
             "validator": self.validator,
             "released": self.released,
             "failed": self.failed,
+            "holder": self.holder,
         }
         return json.dumps(fields).encode()
 
@@ -65,6 +69,7 @@ class LeaseNote:
                 validator=None if fields["validator"] is None else str(fields["validator"]),
                 released=bool(fields["released"]),
                 failed=None if fields["failed"] is None else str(fields["failed"]),
+                holder=None if fields.get("holder") is None else _identifier(fields["holder"]),
             )
         except (ValueError, KeyError, TypeError):
             return None
@@ -73,23 +78,30 @@ class LeaseNote:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds."""
+    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds.
+
+    `dead` when its holder is known to be.
+    """
 
     note: LeaseNote | None
     etag: str
     age: float
+    dead: bool = False
 
     @property
     def free(self) -> bool:
         """Whether it may be taken over."""
-        return self.note is None or self.note.released or self.note.failed is not None or self.age > LEASE
+        if self.note is None or self.note.released or self.note.failed is not None:
+            return True
+        return self.dead or self.age > LEASE
 
 
 class Lease:
-    """The lease of one image, as seen by one replica."""
+    """The lease of one image, as seen by one of the `processes` of a store."""
 
-    def __init__(self, bucket: Bucket, image_hash: str) -> None:
+    def __init__(self, bucket: Bucket, image_hash: str, processes: Processes) -> None:
         self._bucket = bucket
+        self._processes = processes
         self._name = f"leases/{image_hash}"
         self._etag: str | None = None
 
@@ -98,10 +110,13 @@ class Lease:
         if (answer := await self._bucket.get(self._name)) is None:
             return None
         age = (answer.now - answer.version.modified).total_seconds()
-        return Held(LeaseNote.decode(answer.data), answer.version.etag, age)
+        note = LeaseNote.decode(answer.data)
+        dead = note is not None and note.holder is not None and await self._processes.has_died(note.holder)
+        return Held(note, answer.version.etag, age, dead)
 
     async def take(self, note: LeaseNote, over: Held | None) -> bool:
         """Take the lease that is not there, or is as it was found `over`; False when another was first."""
+        note = replace(note, holder=await self._processes.ours())
         try:
             if over is None:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_absent=True)
@@ -117,7 +132,7 @@ class Lease:
         """Say how far we are, and keep the lease. Raises LeaseLost, BucketFailed."""
         if self._etag is None:
             raise LeaseLost
-        data = note.encode()
+        data = replace(note, holder=await self._processes.ours()).encode()
         try:
             self._etag = await self._bucket.put(self._name, data, if_etag=self._etag)
         except ConditionFailed:

@@ -17,7 +17,7 @@ from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
 from mirror.store.s3.course import Course
-from mirror.store.s3.lease import Lease, LeaseNote
+from mirror.store.s3.lease import LeaseNote
 from mirror.store.s3.trouble import BucketFailed
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class BucketSource:
     def __init__(self, course: Course, upstream: Source) -> None:
         self._course = course
         self._upstream = upstream
-        self._lease = Lease(course.bucket, course.metadata.hash)
+        self._lease = course.lease
         self._vanished: LeaseNote | None = None
 
     @asynccontextmanager

@@ -31,6 +31,7 @@ from mirror.store.s3.bucket import Bucket, Gone, Version
 from mirror.store.s3.course import Course, Readable
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.trouble import BucketFailed
 from mirror.store.s3.versions import Versions
@@ -53,12 +54,16 @@ STALE = timedelta(days=1)
 
 
 class S3Store:
-    """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back."""
+    """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back.
 
-    def __init__(self, bucket: Bucket, *, holdback: int) -> None:
+    `processes` are those that share our directory.
+    """
+
+    def __init__(self, bucket: Bucket, *, holdback: int, processes: Processes) -> None:
         self.bucket = bucket
         self.versions = Versions()
         self._holdback = holdback
+        self._processes = processes
         self._abilities: TTLCache[str, Abilities] = TTLCache(1, TRIED)
         self._limits: tuple[str, ...] = ()
         self._finding_out = asyncio.Lock()
@@ -157,7 +162,7 @@ class S3Store:
 
     def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
-        course = Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep)
+        course = Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep, self._processes)
         self._courses.add(course)
         return course
 
@@ -368,11 +373,15 @@ class S3Store:
 
 
 @asynccontextmanager
-async def opened(bucket: Bucket, *, holdback: int) -> AsyncIterator[S3Store]:
-    """Open a bucket as a store; what goes on in the background ends with the context."""
+async def opened(bucket: Bucket, *, holdback: int, directory: Path) -> AsyncIterator[S3Store]:
+    """Open a bucket as a store; what goes on in the background ends with the context.
+
+    In `directory` the processes of one host know one another.
+    """
     async with bucket:
-        store = S3Store(bucket, holdback=holdback)
+        store = S3Store(bucket, holdback=holdback, processes=(processes := Processes(directory)))
         try:
             yield store
         finally:
             await store.close()
+            processes.close()

@@ -19,6 +19,7 @@ from mirror.store.s3 import parts
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.span import ReadInto, Span
 from mirror.store.s3.trouble import BucketFailed
 
@@ -49,7 +50,14 @@ class Upload:
     `read_into` gives bytes up to the position that `advance` was last called with, until their part is `landed`.
     """
 
-    def __init__(self, bucket: Bucket, metadata: ImageMetadata, abilities: Abilities, read_into: ReadInto) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        metadata: ImageMetadata,
+        abilities: Abilities,
+        read_into: ReadInto,
+        processes: Processes,
+    ) -> None:
         self.fill = secrets.token_hex(8)
         self.lost = False
         self.part_size = parts.part_size(metadata.size)
@@ -58,7 +66,7 @@ class Upload:
         self._abilities = abilities
         self._read_into = read_into
         self._image = f"images/{metadata.hash}"
-        self._lease = Lease(bucket, metadata.hash) if abilities.conditions else None
+        self._lease = Lease(bucket, metadata.hash, processes) if abilities.conditions else None
         self._adopted: Mapping[int, tuple[str, str]] = {}
         self._validator: str | None = None
         self._position = 0
