@@ -60,6 +60,8 @@ class Mirror:
         """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
+        if self.stores.bucket is not None and self.stores.bucket.full is not None:
+            said.append(self.stores.bucket.full)
         if store.trouble is not None and not said:
             said.append(store.trouble)
         if self.upstream is None and trouble.keys() == self.stores.places.keys():

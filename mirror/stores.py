@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.catalog import SharedNote
-from mirror.config import Config
+from mirror.config import S3, Config
 from mirror.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk import DiskStore
 
 if TYPE_CHECKING:
+    from mirror.store.s3.space import Bounds
     from mirror.store.s3.store import S3Store
     from mirror.store.tiered import TieredStore
 
@@ -71,13 +72,23 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
     from mirror.store.s3.store import opened as opened_bucket
     from mirror.store.tiered import TieredStore
 
-    holdback, directory = config.store.holdback, config.store.path
-    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory) as bucket:
+    holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3)
+    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory, bounds=bounds) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket)
             yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
         else:
             yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))
+
+
+def _bounds(config: S3) -> "Bounds | None":
+    from mirror.store.s3.space import Bounds  # see `opened`
+
+    if config.max_size is None:
+        return None
+    keep = functools.partial(evictable, keep=config.keep)
+    # A client that was sent to the bucket reads there, unseen, for as long as its URL is valid.
+    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0)
 
 
 def disk_store(config: Config, pool: Executor) -> DiskStore:

@@ -15,7 +15,7 @@ from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, Gone, Version
 from mirror.store.s3.lease import Held, Lease
 from mirror.store.s3.processes import Processes
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.trouble import BucketFailed, NoRoom
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.versions import Versions
 
@@ -56,6 +56,7 @@ class Course:
         journal: Readable | None,
         keep: Callable[[asyncio.Task[bool]], None],
         processes: Processes,
+        reserve: Callable[[ImageMetadata], Awaitable[None]],
     ) -> None:
         self.bucket = bucket
         self.metadata = metadata
@@ -67,6 +68,7 @@ class Course:
         self._journal = journal
         self._keep = keep
         self._processes = processes
+        self._reserve = reserve
         self._adopted: dict[int, tuple[str, str]] = {}
         self._object: Version | None = None
         self._settling: asyncio.Task[bool] | None = None
@@ -75,6 +77,11 @@ class Course:
     def carries(self) -> bool:
         """Whether what this fill receives can be brought into the bucket."""
         return self._journal is not None
+
+    @property
+    def reading(self) -> bool:
+        """Whether it reads the image's object."""
+        return self._object is not None
 
     @property
     def fetches(self) -> bool:
@@ -94,7 +101,7 @@ class Course:
             await upload.abandon()
 
     async def take(self, held: Held | None) -> bool:
-        """Become the one who fetches, and brings what arrives into the bucket. Raises BucketFailed."""
+        """Become the one who fetches, and brings what arrives into the bucket. Raises NoRoom, BucketFailed."""
         assert self._journal is not None  # noqa: S101 - it `carries`
         upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into, self._processes)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
@@ -103,6 +110,11 @@ class Course:
         if await self.versions.usable(self.bucket, self.metadata) is not None:  # whoever had the lease has just ended
             await upload.withdraw()
             return False
+        try:
+            await self._reserve(self.metadata)
+        except NoRoom:
+            await upload.withdraw()
+            raise
         self.upload = upload
         upload.begin()
         self.moved()
@@ -191,6 +203,7 @@ class Course:
 
     async def close(self) -> None:
         """The fill has ended, or goes on without the bucket."""
+        self._object = None
         if self._settling is None:
             await self._end()
 

@@ -29,7 +29,7 @@ class LeaseNote:
 
     `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
     goes on. The lease is free when it was `released`, and when the fill `failed`: that says in words why its parts are
-    worth nothing. `holder` is the process it is in, for those who can see whether that lives.
+    worth nothing. `holder` is the process it is in, for those who can see whether that lives; `size` the image's bytes.
     """
 
     fill: str
@@ -40,6 +40,7 @@ class LeaseNote:
     released: bool = False
     failed: str | None = None
     holder: str | None = None
+    size: int = 0
 
     def encode(self) -> bytes:
         """Write it as JSON; owners as runs."""
@@ -53,6 +54,7 @@ class LeaseNote:
             "released": self.released,
             "failed": self.failed,
             "holder": self.holder,
+            "size": self.size,
         }
         return json.dumps(fields).encode()
 
@@ -70,6 +72,7 @@ class LeaseNote:
                 released=bool(fields["released"]),
                 failed=None if fields["failed"] is None else str(fields["failed"]),
                 holder=None if fields.get("holder") is None else _identifier(fields["holder"]),
+                size=max(0, int(fields.get("size", 0))),
             )
         except (ValueError, KeyError, TypeError):
             return None
@@ -136,13 +139,20 @@ class Lease:
         try:
             self._etag = await self._bucket.put(self._name, data, if_etag=self._etag)
         except ConditionFailed:
-            # A write whose answer was lost is ours all the same.
-            answer = await self._bucket.get(self._name)
-            if answer is None or answer.data != data:
+            # A write whose answer was lost, or not waited for, is ours all the same.
+            held = await self.look()
+            if held is None or held.note is None or held.note.fill != note.fill:
                 self._etag = None
                 raise LeaseLost from None
-            self._etag = answer.version.etag
+            await self._renew_over(held, data)
         except NotSupported:
+            raise LeaseLost from None
+
+    async def _renew_over(self, held: Held, data: bytes) -> None:
+        try:
+            self._etag = await self._bucket.put(self._name, data, if_etag=held.etag)
+        except ConditionFailed:
+            self._etag = None
             raise LeaseLost from None
 
     async def remove(self) -> None:

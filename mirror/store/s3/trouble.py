@@ -62,6 +62,12 @@ class BucketFailed(StoreUnavailable):
         self.code = code
 
 
+class NoRoom(BucketFailed):
+    """The bucket has no room for an image below `store.s3.max_size`, and nothing may be evicted for it."""
+
+    passes = False
+
+
 def is_of_what_was_found(error: Exception) -> bool:
     """Whether it may be that our credentials, our region or our CA are not what they were when we looked."""
     if isinstance(error, boto.ClientError):

@@ -269,7 +269,7 @@ class Upload:
         position = self._reached()
         numbers = range(parts.count(position, self.part_size))
         owners = tuple(self._adopted[number][0] if number in self._adopted else self.fill for number in numbers)
-        return LeaseNote(self.fill, self.part_size, position, owners, self._validator)
+        return LeaseNote(self.fill, self.part_size, position, owners, self._validator, size=self._metadata.size)
 
     async def _complete(self) -> None:
         assert self._upload is not None  # noqa: S101 - there is a part, and it was copied
