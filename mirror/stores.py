@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.catalog import SharedNote
-from mirror.config import S3, Config
+from mirror.config import S3, Config, Store
 from mirror.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk import DiskStore
@@ -44,6 +44,14 @@ class Stores:
             except StoreUnavailable as error:
                 said[name] = error.message
         return said
+
+    def take_up(self, config: Store) -> None:
+        """From now on these are the bounds."""
+        if self.disk is not None:
+            keep = functools.partial(evictable, keep=config.keep)
+            self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
+        if self.bucket is not None:
+            self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3))
 
     @asynccontextmanager
     async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:

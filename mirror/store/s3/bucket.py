@@ -121,12 +121,16 @@ class Bucket:
         """Close all connections."""
         await self._clients.close()
 
-    async def renew(self) -> bool:
-        """Find credentials, region and CA anew; whether they are others. What cannot be used changes nothing."""
+    async def find_anew(self) -> bool:
+        """Look for credentials, region and CA anew; whether others are found. Changes nothing."""
         try:
-            return await self._clients.renew()
+            return await self._clients.find_anew()
         except TROUBLE as error:
             raise failed(error, self.name, "finding credentials") from error
+
+    def forget(self) -> None:
+        """Forget what was found before: whoever asks next finds it anew."""
+        self._clients.forget()
 
     async def credentials(self) -> str | None:
         """Where the credentials come from, in the words of AWS's libraries; None when there are none."""

@@ -72,12 +72,14 @@ class Clients:
         self._config = config
         self._made: _Made | None = None
         self._old: set[_Made] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._looked = float("-inf")
         self._failure: Exception | None = None
 
     async def close(self) -> None:
         """Close all connections, also those in use."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
         made = [*self._old, *([self._made] if self._made else [])]
         self._made = None
         self._old.clear()
@@ -108,18 +110,21 @@ class Clients:
         async with self._used() as made:
             return str(await made.signer.generate_presigned_url(method, Params=parameters, ExpiresIn=seconds))
 
-    async def renew(self) -> bool:
-        """Find everything anew; whether something else was found. What cannot be used changes nothing.
+    async def find_anew(self) -> bool:
+        """Look what there is to be found now; whether it is something else than before. Nothing is changed.
 
-        So does finding no credentials where there were some: then NoCredentialsError is raised.
+        Raises NoCredentialsError when there are none where there were some.
         """
-        async with self._turn:
-            before, made = self._made, await self._make()
-            if made.found.keys is None and before is not None and before.found.keys is not None:
-                await made.stack.aclose()
-                raise NoCredentialsError
-            await self._exchange(made)
-            return before is None or before.found != made.found
+        found, before = await self._find(get_session()), self._made
+        if found.keys is None and before is not None and before.found.keys is not None:
+            raise NoCredentialsError
+        return before is None or before.found != found
+
+    def forget(self) -> None:
+        """Forget what was found: whoever asks next finds it anew. The old client is closed when nobody uses it."""
+        old, self._made, self._failure, self._looked = self._made, None, None, float("-inf")
+        if old is not None:
+            self._retire(old)
 
     @asynccontextmanager
     async def _used(self) -> AsyncIterator[_Made]:
@@ -157,7 +162,7 @@ class Clients:
                 found = await self._find(session)
                 if found == made.found or found.keys is None:
                     return False
-                await self._exchange(await self._make(session))
+                self._exchange(await self._make(session))
                 return True
             return False
 
@@ -169,15 +174,20 @@ class Clients:
         self._looked = now
         return True
 
-    async def _exchange(self, made: _Made) -> None:
+    def _exchange(self, made: _Made) -> None:
         old, self._made, self._failure = self._made, made, None
         if old is None:
             return
         if old.found != made.found:
             log.info("the bucket is asked with other credentials from now on", extra=event("bucket.renewed"))
+        self._retire(old)
+
+    def _retire(self, old: _Made) -> None:
         old.retired = True
         self._old.add(old)
-        await self._close_if_done(old)
+        closing = asyncio.create_task(self._close_if_done(old), name="close a client of the bucket")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _close_if_done(self, made: _Made) -> None:
         if made.retired and not made.users and made in self._old:

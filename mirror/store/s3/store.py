@@ -26,7 +26,7 @@ from mirror.errors import BadUpstream
 from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
-from mirror.store.base import Body, Partial, StoredInfo
+from mirror.store.base import Body, Partial, StoredInfo, newest_first
 from mirror.store.removal import Kind, Removal
 from mirror.store.s3.abilities import Abilities, find_out
 from mirror.store.s3.bucket import Bucket, Gone, Version
@@ -65,18 +65,13 @@ class S3Store:
     def __init__(self, bucket: Bucket, *, holdback: int, directory: Path, bounds: Bounds | None = None) -> None:
         self.bucket = bucket
         self.versions = Versions()
-        self._holdback = holdback
+        self.holdback = holdback
+        self._directory = directory
         self._processes = Processes(directory)
         self._open: WeakSet[BucketImage] = WeakSet()
         self._marked: TTLCache[str, None] = TTLCache(1024, MARK)
         self._space: BucketSpace | None = None
-        if bounds is not None:
-            self._space = BucketSpace(
-                *(bucket, bounds, self._processes, directory),
-                images=self.list,
-                versions=self._versions,
-                read=self._read,
-            )
+        self.take_up(holdback=holdback, bounds=bounds)
         self._abilities: TTLCache[str, Abilities] = TTLCache(1, TRIED)
         self._limits: tuple[str, ...] = ()
         self._finding_out = asyncio.Lock()
@@ -88,6 +83,18 @@ class S3Store:
         self._courses: WeakSet[Course] = WeakSet()
         self._probing: asyncio.Task[None] | None = None
         self._trouble: BucketFailed | None = None
+
+    def take_up(self, *, holdback: int, bounds: Bounds | None) -> None:
+        """From now on these are the bounds."""
+        self.holdback = holdback
+        self._space = None
+        if bounds is not None:
+            self._space = BucketSpace(
+                *(self.bucket, bounds, self._processes, self._directory),
+                images=self.list,
+                versions=self._versions,
+                read=self._read,
+            )
 
     async def close(self) -> None:
         """End what goes on in the background; another replica can go on with it."""
@@ -125,14 +132,14 @@ class S3Store:
                 self._limits = found.missing
             return found
 
-    async def renew(self) -> bool:
-        """Find credentials, region and CA anew, and what the server can do; whether the former are others.
+    async def find_anew(self) -> bool:
+        """Look for credentials, region and CA anew; whether others are found. Raises BucketFailed, changing nothing."""
+        return await self.bucket.find_anew()
 
-        What cannot be used changes nothing. Raises BucketFailed.
-        """
-        renewed = await self.bucket.renew()
+    def forget(self) -> None:
+        """Forget what was found before, and what the server can do: whoever asks next finds it anew."""
+        self.bucket.forget()
         self._abilities.clear()
-        return renewed
 
     # What a BlobStore does
 
@@ -216,7 +223,7 @@ class S3Store:
             metadata = await self._described(image_hash)
             if metadata is not None and metadata.size == version.size:
                 found.append(self._info(metadata, version, pinned=image_hash in pinned, served=served.get(image_hash)))
-        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found)
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`: remembered while this process lives, or by all replicas when images are evicted."""
@@ -265,7 +272,7 @@ class S3Store:
         else:
             await self.bucket.delete(f"pinned/{image_hash}")
 
-    async def remove(self, image_hash: str) -> bool:
+    async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
         """Remove an image, for all replicas; downloads that run are cut."""
         for name in (
             f"images/{image_hash}",
@@ -368,9 +375,9 @@ class S3Store:
 
     async def mark(self) -> None:
         """Tell other replicas again and again what is read here, so that they do not evict it."""
-        while self._space is not None:
+        while True:
             await asyncio.sleep(MARK)
-            for image_hash in self._read():
+            for image_hash in self._read() if self._space is not None else ():
                 await self._mark(image_hash)
 
     async def _mark(self, image_hash: str) -> None:
@@ -434,7 +441,7 @@ class S3Store:
         async def verified() -> bool:
             return await self._verified(metadata, version)
 
-        image = BucketImage(self.bucket, metadata, version, self.versions, holdback=self._holdback, verify=verified)
+        image = BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verified)
         self._open.add(image)
         return image
 
