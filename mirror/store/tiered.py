@@ -2,7 +2,7 @@
 
 An image that is only in the bucket is brought to the disk by a fill whose source is the bucket. When the disk takes
 nothing the bucket is used as if there were no disk; when the bucket fails the disk goes on alone. What is evicted from
-the disk stays in the bucket.
+the disk stays in the bucket, and the other way round.
 """
 
 import hashlib
@@ -104,6 +104,7 @@ class TieredStore:
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
         await self._disk.served(image_hash)
+        await self._bucket.served(image_hash)
 
     async def replenish(self, image_hash: str) -> None:
         """Bring an image that is on the disk into the bucket, if it is not there. Raises StoreUnavailable."""
