@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.catalog import SharedNote
-from mirror.config import Config
+from mirror.config import Config, Store
 from mirror.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk import DiskStore
@@ -43,6 +43,14 @@ class Stores:
             except StoreUnavailable as error:
                 said[name] = error.message
         return said
+
+    def take_up(self, config: Store) -> None:
+        """From now on these are the bounds."""
+        if self.disk is not None:
+            keep = functools.partial(evictable, keep=config.keep)
+            self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
+        if self.bucket is not None:
+            self.bucket.holdback = config.holdback
 
     @asynccontextmanager
     async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:

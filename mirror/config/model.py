@@ -64,11 +64,12 @@ class Server(Section):
 
 
 class Admin(Section):
-    """`[admin]`: the listener for operators."""
+    """`[admin]`: the listener for operators, and how they reach it if that is through a proxy."""
 
     host: Host = "127.0.0.1"
     port: Port = 8081
     token_file: OptionalPath = None
+    public_url: OptionalUrl = None
 
 
 class RateWindow(Section):
@@ -175,6 +176,9 @@ class Config(Section):
             raise _conflict("server.tls_key", "needs server.tls_cert as well")
         if not is_loopback(admin.host) and not admin.token_file:
             raise _conflict("admin.host", "is not a loopback address, so admin.token_file is required")
+        public_host = urlsplit(admin.public_url or "").hostname
+        if public_host and not is_loopback(public_host) and not admin.token_file:
+            raise _conflict("admin.public_url", "is not on loopback, so admin.token_file is required")
         if (
             server.port
             and server.port == admin.port

@@ -283,7 +283,7 @@ class Overview:
     def _of_images(self, status: Status) -> Iterator[Metric]:
         verified = [image.verified_at for image in status.images if image.verified_at is not None]
         if verified:
-            age = (status.now - min(verified)).total_seconds()
+            age = max(0.0, (status.now - min(verified)).total_seconds())
             yield _gauge(
                 "unverified_seconds", "How long ago the image was verified that waits longest.", (), (((), age),)
             )
@@ -297,7 +297,7 @@ class Overview:
             yield _gauge("current_size_bytes", "How large what clients get is.", (), (((), size),))
             yield _gauge("current_stored", "1 when what clients get is stored.", (), (((), status.current.stored),))
             if status.current.fetched_at is not None:
-                age = (status.now - status.current.fetched_at).total_seconds()
+                age = max(0.0, (status.now - status.current.fetched_at).total_seconds())
                 yield _gauge("current_age_seconds", "How long ago upstream said what is current.", (), (((), age),))
 
 

@@ -7,9 +7,11 @@ Python code reading the mapping would die of SIGBUS. What must be read by Python
 import contextlib
 import mmap
 import os
+import time
 import weakref
 
 from mirror.store.readers import announce
+from mirror.store.recall import is_recalled
 
 SEGMENT = 256 << 20
 """Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""
@@ -19,6 +21,9 @@ IN_MEMORY = 8 << 20
 
 PROBE = 1 << 20
 """Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
+
+LOOK = 0.5
+"""Seconds between two looks whether the file is still to be sent."""
 
 READ_AHEAD = 8 << 20
 SCRATCH = 128 << 10
@@ -35,12 +40,22 @@ class SharedFile:
         self.fd = fd
         self._segments: dict[int, mmap.mmap] = {}
         self._handed_out = 0
+        self._recalled = False
+        self._looked_at = float("-inf")
         weakref.finalize(self, os.close, fd)
         announce(fd)
 
     def fileno(self) -> int:
         """The descriptor, for `os.sendfile` and what is built on it."""
         return self.fd
+
+    def recalled(self, *, surely: bool = False) -> bool:
+        """Whether its bytes must not be sent any more, as it was at most LOOK seconds ago, or `surely` now."""
+        now = time.monotonic()
+        if surely or now - self._looked_at >= LOOK:
+            self._looked_at = now
+            self._recalled = is_recalled(os.fstat(self.fd))
+        return self._recalled
 
     def window(self, start: int, stop: int) -> memoryview:
         """Map the bytes [start, stop), which lie in one block. Only to be handed to the kernel.

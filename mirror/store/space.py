@@ -60,6 +60,10 @@ class Space:
 
     def __init__(self, layout: Layout, *, max_size: int | None, min_free: int, retention: Retention) -> None:
         self._layout = layout
+        self.take_up(max_size=max_size, min_free=min_free, retention=retention)
+
+    def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+        """From now on these are the bounds; nothing is evicted for that until there is need."""
         self._max_size = max_size
         self._min_free = min_free
         self._retention = retention
@@ -161,7 +165,13 @@ class Space:
         layout = self._layout
         begun = [path for path in entries(layout.partial) if is_hash(path.name)]
         files = [*begun, *entries(layout.quarantine)]
-        used = sum(layout.sizes().values()) + sum(found.st_size for path in files if (found := file_at(path)))
+        try:
+            sizes = layout.sizes()
+        except PermissionError:  # then nothing gets its name there; but what is received can wait for that, if it fits
+            if self._max_size is not None:
+                raise
+            sizes = {}
+        used = sum(sizes.values()) + sum(found.st_size for path in files if (found := file_at(path)))
         stat = os.statvfs(layout.root)
         promised = sum(self._promised(path) for path in begun if path.name != spare)
         return _Room(used, stat.f_bavail * stat.f_frsize, promised)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Source
-from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable, Unnamed, newest_first
 from mirror.store.disk import DiskStore
 from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
@@ -100,7 +100,7 @@ class TieredStore:
         for info in (info for infos in listed for info in infos):
             other = found.get(info.metadata.hash)
             found[info.metadata.hash] = info if other is None else _both(info, other)
-        return sorted(found.values(), key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found.values())
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
@@ -181,18 +181,26 @@ class TieredPartial:
 
     async def publish(self) -> None:
         """See `Partial.publish`. Nobody waits for the bucket: it gets the rest in the background."""
-        await self._disk.publish()
+        try:
+            await self._disk.publish()
+        except Unnamed:
+            self.course.settle()  # it is as right there as here
+            raise
         self.course.settle()
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`."""
-        await self._disk.quarantine()
-        await self.course.wrong()
+        try:
+            await self._disk.quarantine()
+        finally:
+            await self.course.wrong()
 
     async def discard(self) -> None:
         """See `Partial.discard`."""
-        await self._disk.discard()
-        await self.course.wrong()
+        try:
+            await self._disk.discard()
+        finally:
+            await self.course.wrong()
 
     async def close(self) -> None:
         """See `Partial.close`."""

@@ -24,7 +24,7 @@ from mirror.errors import BadUpstream
 from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
-from mirror.store.base import Body, Partial, StoredInfo
+from mirror.store.base import Body, Partial, StoredInfo, newest_first
 from mirror.store.removal import Kind, Removal
 from mirror.store.s3.abilities import Abilities, find_out
 from mirror.store.s3.bucket import Bucket, Gone, Version
@@ -55,7 +55,7 @@ class S3Store:
     def __init__(self, bucket: Bucket, *, holdback: int) -> None:
         self.bucket = bucket
         self.versions = Versions()
-        self._holdback = holdback
+        self.holdback = holdback
         self._abilities: Abilities | None = None
         self._finding_out = asyncio.Lock()
         self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
@@ -165,7 +165,7 @@ class S3Store:
             metadata = await self._described(image_hash)
             if metadata is not None and metadata.size == version.size:
                 found.append(self._info(metadata, version, pinned=image_hash in pinned))
-        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found)
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`: remembered while this process lives."""
@@ -213,7 +213,7 @@ class S3Store:
         else:
             await self.bucket.delete(f"pinned/{image_hash}")
 
-    async def remove(self, image_hash: str) -> bool:
+    async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
         """Remove an image, for all replicas; downloads that run are cut."""
         for name in (f"images/{image_hash}", f"images/{image_hash}.json", f"pinned/{image_hash}"):
             await self.bucket.delete(name)
@@ -324,7 +324,7 @@ class S3Store:
         async def verified() -> bool:
             return await self._verified(metadata, version)
 
-        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self._holdback, verify=verified)
+        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verified)
 
     async def _verified(self, metadata: ImageMetadata, version: Version) -> bool:
         """Read the object once for all who wait; whether it is right. Raises BucketFailed."""
