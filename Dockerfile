@@ -6,7 +6,7 @@
 #     -v pps-mirror:/var/lib/pps-mirror -e PPS_MIRROR__UPSTREAM__URL=https://app.datarobot.com pps-mirror
 #
 # Configure it by PPS_MIRROR__SECTION__KEY variables, or mount a file and name it in PPS_MIRROR_CONFIG; the directory
-# of a bind mount must belong to uid 10001. `--build-arg BASE=` takes any image with Python 3.11 or newer and its venv
+# of a bind mount must belong to uid 10001. `--build-arg BASE=` takes any image with Python 3.11.2 or newer and its venv
 # module, from a registry of your own for instance.
 ARG BASE=python:3.11-slim
 

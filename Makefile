@@ -58,6 +58,7 @@ pins:                       ## constraints.txt anew: the newest versions that th
 	$(call quiet_pip,build/pins,-e '.[dev]')
 	@build/pins/bin/pip --disable-pip-version-check freeze --exclude-editable >build/pins.txt
 	@mv build/pins.txt constraints.txt
+	@rm -rf build/pins
 
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt

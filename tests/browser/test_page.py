@@ -20,6 +20,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import actions_of, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import Canary, FreshMirror
+from tests.support.needs import needs
 from tests.support.nginx import Nginx, before_the_admin_listener
 from tests.support.processes import MirrorProcess, eventually, free_port
 
@@ -33,6 +34,8 @@ Browse = Callable[..., webdriver.Chrome]
 @pytest.fixture(scope="module")
 def browse() -> Iterator[Browse]:
     """Browsers, one for each kind of user."""
+    chromium = needs("chromium", "apt-get install --no-install-recommends chromium")
+    driver = needs("chromedriver", "apt-get install --no-install-recommends chromium-driver")
     with contextlib.ExitStack() as running:
         open_ones: dict[tuple[str, ...], webdriver.Chrome] = {}
 
@@ -40,14 +43,14 @@ def browse() -> Iterator[Browse]:
             key = (*arguments, str(scripts))
             if key not in open_ones:
                 options = webdriver.ChromeOptions()
-                options.binary_location = "/usr/bin/chromium"
+                options.binary_location = chromium
                 own = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
                 for argument in (*own, *(arguments or ("--window-size=1200,1400",))):
                     options.add_argument(argument)
                 if not scripts:
                     options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
                 options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-                browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+                browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
                 running.callback(browser.quit)
                 open_ones[key] = browser
             return open_ones[key]

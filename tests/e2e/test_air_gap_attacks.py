@@ -239,7 +239,8 @@ def allowed(directory: Path, key: Path, principal: str = "alice@example.com", op
 def sign(bundle: Path, key: Path, namespace: str = NAMESPACE) -> None:
     """Sign it by hand."""
     (bundle / "SHA256SUMS.sig").unlink(missing_ok=True)
-    command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", str(key), str(bundle / "SHA256SUMS")]
+    ssh_keygen = needs("ssh-keygen", "apt-get install openssh-client")
+    command = [ssh_keygen, "-q", "-Y", "sign", "-n", namespace, "-f", str(key), str(bundle / "SHA256SUMS")]
     subprocess.run(command, check=True)
 
 

@@ -14,6 +14,7 @@ import pytest
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
 from tests.support.downloads import fetch
+from tests.support.needs import needs
 from tests.support.processes import IMAGE, MirrorProcess
 
 SIZE = 160 << 20
@@ -74,7 +75,8 @@ def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little(
         MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror,
         ThreadPoolExecutor(CLIENTS) as pool,
     ):
-        command = ["curl", "-ksS", "-H", f"Authorization: Bearer {TOKEN}", mirror.image_url]
+        curl = needs("curl", "apt-get install curl")
+        command = [curl, "-ksS", "-H", f"Authorization: Bearer {TOKEN}", mirror.image_url]
         quick = [pool.submit(digest_of, command) for _ in range(20)]
         slow = [pool.submit(digest_of, [*command, "--limit-rate", "100k", "--max-time", "10"]) for _ in range(180)]
         assert {each.result() for each in quick} == {simulator.image_sha256("first")}

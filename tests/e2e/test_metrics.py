@@ -1,6 +1,8 @@
 """/metrics: valid, whole, true; also when workers die."""
 
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror, Sections
+from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.prometheus import Prometheus
 
@@ -33,8 +36,9 @@ def test_openmetrics_can_be_parsed_and_names_no_image_token_or_client(mirror: Mi
 
 
 def test_promtool_finds_nothing_wrong(mirror: MirrorProcess) -> None:
+    promtool = needs("promtool", "apt-get install --no-install-recommends prometheus")
     text = ask_admin(mirror, "GET", "/metrics").body
-    lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    lint = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     said = [line for line in lint.stderr.decode().splitlines() if "pps_mirror" in line]
     assert not said
     assert b"error while linting" not in lint.stderr
@@ -175,7 +179,7 @@ def test_what_a_worker_counted_outlives_it(fresh_mirror: FreshMirror) -> None:
     assert mirror.process is not None
     pid = mirror.process.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        subprocess.run(["kill", "-KILL", child], check=True)
+        os.kill(int(child), signal.SIGKILL)
     eventually(lambda: metric(mirror, "worker_deaths_total") == 2, what="the end of both workers")
     eventually(lambda: metric(mirror, "workers", state="serving") == 2, what="other workers")
     assert metric(mirror, "served_bytes_total") == 5 * MIB

@@ -21,6 +21,7 @@ from tests.e2e.test_command_line_clients import Ended, Shell
 from tests.support.downloads import AUTHORIZED, Download, fetch
 from tests.support.fixtures import Canary
 from tests.support.forked import ForkedMirror
+from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
@@ -155,7 +156,8 @@ def test_fifty_downloads_from_the_bucket_stay_below_150_mib(
             make(upstream=simulator.api_url, endpoint_url=s3_server.endpoint_url) as mirror,
             ThreadPoolExecutor(50) as pool,
         ):
-            command = ["curl", "-sS", "-H", f"Authorization: Bearer {TOKEN}", mirror.image_url]
+            curl = needs("curl", "apt-get install curl")
+            command = [curl, "-sS", "-H", f"Authorization: Bearer {TOKEN}", mirror.image_url]
             slow = [pool.submit(digest_of, [*command, "--limit-rate", "8M"]) for _ in range(40)]
             quick = [pool.submit(digest_of, command) for _ in range(10)]
             assert {each.result() for each in slow + quick} == {sha256}

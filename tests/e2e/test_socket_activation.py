@@ -1,8 +1,9 @@
 """Sockets that somebody else listens with: systemd's own tool for that, and the protocol by hand (sd_listen_fds(3))."""
 
+import os
 import re
+import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,7 @@ def test_a_worker_that_dies_is_replaced_by_one_that_serves_the_same_socket(stopp
         mirror.port = clients.getsockname()[1]
         mirror.start()
         for pid in re.findall(r"worker \d+ serves, process (\d+)", mirror.log()):
-            subprocess.run(["kill", "-KILL", pid], check=True)
+            os.kill(int(pid), signal.SIGKILL)
         assert fetch(mirror.metadata_url).status == 200
         eventually(lambda: mirror.log().count(" serves, process ") == 4, what="two others")
 

@@ -37,6 +37,7 @@ def read_by_nobody(*arguments: str | Path, errors_too: bool = False) -> subproce
     try:
         return subprocess.run(
             [*COMMAND, *arguments],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},  # as people have it
             stdout=writer,
             stderr=writer if errors_too else subprocess.PIPE,
             timeout=60,

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -85,7 +84,7 @@ def test_a_fill_whose_process_is_killed_is_taken_over_by_another_and_its_clients
         for download in downloads:
             download.read(MIB)
         simulator.wait_held()
-        subprocess.run(["kill", "-KILL", str(filler(mirror))], check=True)
+        os.kill(filler(mirror), signal.SIGKILL)
         outcomes = [download.read_all() for download in downloads]
         survivors = [outcome for outcome in outcomes if outcome.ended == "complete"]
         assert survivors
@@ -105,7 +104,7 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly_while_t
         assert fetch(mirror.image_url).ended == "complete"
         for _ in range(3):
             before = workers_of(mirror)[1]
-            subprocess.run(["kill", "-KILL", str(before)], check=True)
+            os.kill(before, signal.SIGKILL)
             eventually(partial(replaced, mirror, before), what="another worker")
         delays = re.findall(r"worker 1 ended with status -9; another one starts in ([\d.]+) s", mirror.log())
         assert delays == ["0.2", "0.4", "0.8"]
@@ -160,8 +159,8 @@ def test_a_port_that_is_taken_is_one_line_and_status_1(tmp_path: Path, simulator
 def test_the_admin_listener_speaks_for_all_workers(tmp_path: Path, simulator: Simulator) -> None:
     with mirror_with(tmp_path, simulator, 2) as mirror:
         for pid in workers_of(mirror).values():
-            subprocess.run(["kill", "-STOP", str(pid)], check=True)
-            subprocess.run(["kill", "-KILL", str(pid)], check=True)
+            os.kill(pid, signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL)
         eventually(lambda: b"workers do not serve" in ready(mirror), what="a word of what is missing")
         eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
 
