@@ -21,7 +21,6 @@ from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.store import S3Store
-from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +132,7 @@ class TieredPartial:
     def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
         self.course: Course = bucket.course(metadata, self)
         self._disk = disk
+        self.file = disk.file  # uploads go on reading from it when the disk's part is closed
 
     @property
     def position(self) -> int:
@@ -143,11 +143,6 @@ class TieredPartial:
     def validator(self) -> str | None:
         """See `Partial`."""
         return self._disk.validator
-
-    @property
-    def file(self) -> SharedFile:
-        """See `Partial.file`."""
-        return self._disk.file
 
     @property
     def ours(self) -> bool:
@@ -210,7 +205,7 @@ class TieredPartial:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.course.Readable`: from the page cache, as it was written just now."""
-        return os.preadv(self._disk.file.fd, [buffer], offset)
+        return os.preadv(self.file.fd, [buffer], offset)
 
 
 class _Readable:
