@@ -69,15 +69,20 @@ class _Lying:
     @property
     def used(self) -> int:
         """Bytes of all of it."""
-        return sum(version.size for version in self.versions.values()) + sum(map(self.of_parts, self.parts))
+        return sum(map(self.of, {*self.versions, *self.parts}))
 
-    def of_parts(self, image_hash: str) -> int:
-        """Bytes of the parts of an image."""
-        return sum(listed.version.size for listed in self.parts.get(image_hash, ()))
+    def of(self, image_hash: str) -> int:
+        """Bytes of an image, or of its parts: those that lie beside it as well are about to go."""
+        parts = sum(listed.version.size for listed in self.parts.get(image_hash, ()))
+        return max(parts, self.stored(image_hash))
+
+    def stored(self, image_hash: str) -> int:
+        """Bytes of what lies under its name."""
+        return self.versions[image_hash].size if image_hash in self.versions else 0
 
     def promised(self, spare: str | None) -> int:
         """Bytes that will still come of images that are fetched, but for the one to `spare`."""
-        return sum(max(0, size - self.of_parts(each)) for each, size in self.coming.items() if each != spare)
+        return sum(max(0, size - self.of(each)) for each, size in self.coming.items() if each != spare)
 
 
 class BucketSpace:
@@ -181,9 +186,7 @@ class BucketSpace:
 
     def _left(self, lying: _Lying, spare: str | None) -> int:
         """Bytes that may still come, if the image to `spare` were not there."""
-        used = lying.used
-        if spare is not None:
-            used -= lying.of_parts(spare) + (lying.versions[spare].size if spare in lying.versions else 0)
+        used = lying.used - (lying.of(spare) if spare is not None else 0)
         return self._bounds.max_size - used - lying.promised(spare)
 
     async def _plan(self, lying: _Lying, metadata: ImageMetadata, without: Collection[Path]) -> list[Removal]:
@@ -205,7 +208,7 @@ class BucketSpace:
         for image_hash, parts in lying.parts.items():
             last = max(listed.version.modified for listed in parts)
             if image_hash not in kept and last < lying.now - self._lately:
-                size = lying.of_parts(image_hash)
+                size = lying.of(image_hash) - lying.stored(image_hash)
                 candidates.append(Removal(Kind.PARTIAL, Path("parts", image_hash), size, "nobody goes on with it"))
         lately = {info.metadata.hash for info in lying.infos if self._is_late(info, lying.now)}
         for info in self._bounds.retention(lying.infos, None, kept | lately):
