@@ -78,6 +78,9 @@ class Fault:
     """The image's byte at this offset is inverted."""
     hang_after: int | None = field(default=None, kw_only=True)
     """The connection stays open and silent until `release`, then goes on."""
+    page: str | None = field(default=None, kw_only=True)
+    """200 with something of this media type in the image's place: `body`, or a page of HTML. Without a length when
+    `chunked`."""
     cut_after: int | None = field(default=None, kw_only=True)
     """The connection ends there: FIN, or a reset when `reset`."""
     reset: bool = field(default=False, kw_only=True)
