@@ -39,9 +39,10 @@ from mirror.progress import Meter
 from mirror.source import Broken, Stream
 from mirror.store.single_file import SingleFile, part_of
 from mirror.units import format_duration, format_size
-from mirror.upstream.client import METADATA, Upstream, refused, retry_after
+from mirror.upstream.client import METADATA, Upstream, refused
 from mirror.upstream.image_source import PATIENCE, ImageSource
 from mirror.upstream.proxies import Proxies
+from mirror.upstream.statuses import passes
 from mirror.verdict import FillFailed, Reason
 
 ATTEMPTS = 3
@@ -184,9 +185,9 @@ class _Get:
             raise Broken(error.message) from error
         except BadUpstream as error:
             raise Broken(error.message, definitive_after=PATIENCE) from error
-        if answer.status == 429 or answer.status >= 500:
-            raise Broken(f"upstream answered {answer.status}", retry_after=retry_after(answer.headers))
-        raise self._refusal(refused(answer.status, answer.body, answer.headers))
+        if passes(answer.status):
+            raise Broken(f"upstream answered {answer.status}", retry_after=answer.retry_after)
+        raise self._refusal(refused(answer.status, answer.body, answer.headers, answer.retry_after))
 
     def _refusal(self, refusal: UpstreamRefused) -> MirrorError:
         if refusal.status == 404:
@@ -281,7 +282,7 @@ class _Patient:
         except UpstreamRefused as refusal:
             if refusal.status != 429:
                 raise
-            raise Broken(refusal.message, retry_after=retry_after(refusal.headers)) from refusal
+            raise Broken(refusal.message, retry_after=refusal.retry_after) from refusal
 
 
 def _holds(target: Path, metadata: ImageMetadata) -> bool:

@@ -22,6 +22,7 @@ from mirror.metrics import Metrics
 from mirror.upstream.line import Line, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
+from mirror.upstream.statuses import passes, retry_after
 from mirror.upstream.throttle import Throttle
 
 API = "/api/v2/"
@@ -42,11 +43,15 @@ _NOT_FORWARDED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """An answer that is passed through as it came: status, end-to-end headers, undecoded body."""
+    """An answer that is passed through as it came: status, end-to-end headers, undecoded body.
+
+    `retry_after` is how many seconds it asks to wait.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    retry_after: int | None
 
 
 class Upstream:
@@ -92,8 +97,8 @@ class Upstream:
         if answer.status == 200:
             return ImageMetadata.parse(answer.body)
         if answer.status in PASSED_THROUGH:
-            raise refused(answer.status, answer.body, answer.headers)
-        raise failure(answer.status, answer.headers)
+            raise refused(answer.status, answer.body, answer.headers, answer.retry_after)
+        raise failure(answer.status, answer.retry_after)
 
     async def forward(self, method: str, path: str, query: str, caller: Caller) -> Forwarded:
         """Pass a bodiless request through to `path` (with its leading slash) and the raw `query` string.
@@ -102,7 +107,7 @@ class Upstream:
         """
         answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED)
         if answer.status in FOLLOWED:
-            raise failure(answer.status, answer.headers)
+            raise failure(answer.status, answer.retry_after)
         return answer
 
     @asynccontextmanager
@@ -116,7 +121,7 @@ class Upstream:
             response, url, redirected = await self._follow(caller, headers)
             asked.answered(response.status)
         try:
-            yield ImageResponse(response, str(url.host), redirected)
+            yield ImageResponse(response, str(url.host), redirected, redirected and self.policy.same_origin(url))
         finally:
             response.close()
 
@@ -166,7 +171,7 @@ class Upstream:
         kept = CIMultiDict(
             (name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED
         )
-        return Forwarded(response.status, kept, body)
+        return Forwarded(response.status, kept, body, retry_after(response.headers))
 
     def _identity(self, caller: Caller) -> dict[str, str]:
         """What only upstream itself is told: who asks, and by which mirrors the request came."""
@@ -186,35 +191,33 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ImageResponse:
-    """The answer at the end of the redirects: from `host`, and whether a redirect led there."""
+    """The answer at the end of the redirects: from `host`, whether one led there, and if so to upstream itself."""
 
     answer: aiohttp.ClientResponse
     host: str
     redirected: bool
+    same_origin: bool = False
 
 
-def refused(status: int, body: bytes, headers: Mapping[str, str]) -> UpstreamRefused:
-    """Upstream's own refusal, with the headers that a client acts on."""
-    return UpstreamRefused(status, body, {name: headers[name] for name in _KEPT if name in headers})
+def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
+    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for."""
+    kept = {name: headers[name] for name in _KEPT if name in headers}
+    return UpstreamRefused(status, body, kept, retry_after=retry_after)
 
 
-def retry_after(headers: Mapping[str, str]) -> int | None:
-    """Read `Retry-After` in its seconds form (RFC 9110 section 10.2.3); None when absent or a date."""
-    text = headers.get("Retry-After", "").strip()
-    return min(int(text), 3600) if text.isdigit() and len(text) < 9 else None
-
-
-def failure(status: int, headers: Mapping[str, str]) -> MirrorError:
-    """What an answer of upstream means that is neither one nor a refusal."""
+def failure(status: int, retry_after: int | None) -> MirrorError:
+    """What an answer of upstream means that is neither one nor a refusal; `retry_after` seconds it asked for."""
     if status == 508:
         return LoopDetected(
             "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "
             "to what is nearer to DataRobot"
         )
     if status == 504:
-        return UpstreamTimeout("upstream answered 504", retry_after=retry_after(headers) or 10)
-    if status == 503:
-        return Unavailable("upstream answered 503", retry_after=retry_after(headers) or 10)
+        return UpstreamTimeout("upstream answered 504", retry_after=retry_after or 10)
+    if status in {503, 511} or (status < 500 and passes(status)):
+        return Unavailable(f"upstream answered {status}", retry_after=retry_after or 10)
+    if passes(status):
+        return BadUpstream(f"upstream answered {status}", retry_after=retry_after)
     if status in FOLLOWED:
         return BadUpstream(f"upstream answered {status} elsewhere; set upstream.url to where it really is")
     return BadUpstream(f"upstream answered {status}, which makes no sense here")

@@ -10,9 +10,10 @@ from mirror.caller import Caller
 from mirror.errors import BadUpstream
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.source import UNVOUCHED, Broken, Changed, Stream
-from mirror.upstream.client import ImageResponse, Upstream, failure, refused, retry_after
+from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.line import reason
 from mirror.upstream.proxies import ProxyFailed
+from mirror.upstream.statuses import passes, retry_after
 
 PATIENCE = 4
 """How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
@@ -123,19 +124,25 @@ class ImageSource:
 
     async def _refusal(self, response: ImageResponse, offset: int) -> Exception:
         status, headers = response.answer.status, response.answer.headers
+        wait = retry_after(headers)
         if response.redirected:
             said = f"the redirect target {_ascii(response.host)} answered {status}"
-            final = PATIENCE if status < 500 and status != 429 else None
-            return Broken(said, retry_after=retry_after(headers), definitive_after=final)
+            if response.same_origin and status in {401, 403}:
+                said += (
+                    ": the credential was withheld, because no redirect is sent one, not even to upstream's own host; "
+                    "let upstream answer there without it (by a pre-signed URL), or set upstream.url to where it "
+                    "redirects to"
+                )
+            return Broken(said, retry_after=wait, definitive_after=None if passes(status) else PATIENCE)
         if status in {401, 403} and len(self._callers) > 1:
             del self._callers[0]
             return Broken(f"upstream answered {status}: trying another client's credential", retry_after=0)
         if status in {401, 403, 404} or (status == 429 and not offset):
-            return refused(status, await response.answer.content.read(MAX_BODY), headers)
+            return refused(status, await response.answer.content.read(MAX_BODY), headers, wait)
         if status == 508:
-            return failure(status, headers)
-        if status == 429 or status >= 500:
-            return Broken(f"upstream answered {status}", retry_after=retry_after(headers))
+            return failure(status, wait)
+        if passes(status):
+            return Broken(f"upstream answered {status}", retry_after=wait)
         return BadUpstream(f"upstream answered the image request with {status}, which makes no sense here")
 
 
