@@ -4,6 +4,8 @@ A client's `Authorization` goes to the upstream origin and to nothing that a red
 as they carry a query, so messages and logs name hosts only.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,13 +19,17 @@ from mirror import loop
 from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.log import event
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.metrics import Metrics
-from mirror.upstream.line import Line, reason
+from mirror.units import format_duration
+from mirror.upstream.line import Line, NoAnswer, Way, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
 from mirror.upstream.statuses import passes, retry_after
 from mirror.upstream.throttle import Throttle
+
+log = logging.getLogger(__name__)
 
 API = "/api/v2/"
 IMAGE = API + "mlops/portablePredictionServerImage/"
@@ -91,9 +97,14 @@ class Upstream:
 
         Raises:
             UpstreamRefused: upstream's own 401, 403, 404 or 429.
-            BadUpstream, Unavailable, UpstreamTimeout: nonsense, nobody there, no answer in time.
+            BadUpstream, Unavailable: nonsense, nobody there, or silence for `connect_timeout`.
+            UpstreamTimeout: upstream's own 504.
         """
-        answer = await self._ask("metadata", "GET", METADATA, "", caller, MAX_BODY)
+        seconds = self._config.connect_timeout
+        try:
+            answer = await self._ask("metadata", "GET", METADATA, "", caller, MAX_BODY, seconds=seconds)
+        except UpstreamTimeout as error:
+            raise Unavailable(f"{error} (upstream.connect_timeout)") from None
         if answer.status == 200:
             return ImageMetadata.parse(answer.body)
         if answer.status in PASSED_THROUGH:
@@ -105,7 +116,8 @@ class Upstream:
 
         Raises BadUpstream, Unavailable, UpstreamTimeout; every status but a redirect's is an answer.
         """
-        answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED)
+        seconds = 2 * self._config.connect_timeout
+        answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED, seconds=seconds)
         if answer.status in FOLLOWED:
             raise failure(answer.status, answer.retry_after)
         return answer
@@ -148,20 +160,20 @@ class Upstream:
             raise
         return response, url, hop > 0
 
-    async def _ask(self, what: str, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
-        total = 2 * self._config.connect_timeout
+    async def _ask(
+        self, what: str, method: str, path: str, query: str, caller: Caller, limit: int, *, seconds: float
+    ) -> Forwarded:
         try:
-            with self._metrics.asking(what) as asked:
-                response = await self._line.send(method, self._url(path, query), self._identity(caller), total=total)
-                asked.answered(response.status)
-            async with response:
+            async with await self._send(
+                what, method, self._url(path, query), self._identity(caller), seconds
+            ) as response:
                 body = b"".join([piece async for piece in _limited(response.content, limit)])
         except ProxyFailed as error:
             raise error.told() from None
         except aiohttp.ConnectionTimeoutError:
             raise Unavailable("upstream cannot be reached: connecting timed out") from None
         except TimeoutError:
-            raise UpstreamTimeout("upstream did not answer in time") from None
+            raise UpstreamTimeout(f"upstream did not answer within {format_duration(seconds)}") from None
         except aiohttp.ClientConnectorCertificateError:
             raise BadUpstream("upstream's certificate is not trusted; see upstream.ca_file") from None
         except aiohttp.ClientConnectionError as error:
@@ -172,6 +184,31 @@ class Upstream:
             (name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED
         )
         return Forwarded(response.status, kept, body, retry_after(response.headers))
+
+    async def _send(
+        self, what: str, method: str, url: URL, headers: Mapping[str, str], seconds: float
+    ) -> aiohttp.ClientResponse:
+        """Ask within `seconds`; again when a connection that was kept from an earlier request turns out to have ended.
+
+        Not for the image: what it redirects to may be good for one request.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        while True:
+            way = Way()
+            with self._metrics.asking(what) as asked:
+                try:
+                    left = max(0.001, until - clock())
+                    response = await self._line.send(method, url, headers, total=left, way=way)
+                except NoAnswer:
+                    if not way.kept:
+                        raise
+                    asked.outcome = "repeated"
+                    said = event("upstream.repeated")
+                    log.info("a connection to upstream that was kept open had ended: asking on another", extra=said)
+                else:
+                    asked.answered(response.status)
+                    return response
 
     def _identity(self, caller: Caller) -> dict[str, str]:
         """What only upstream itself is told: who asks, and by which mirrors the request came."""
