@@ -33,13 +33,14 @@ from mirror.errors import (
 from mirror.fill import Fill
 from mirror.http.image_response import safe_name
 from mirror.log import event
-from mirror.metadata import ImageMetadata
+from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.patience import Patience
 from mirror.progress import Meter
 from mirror.source import Broken, Stream
 from mirror.store.single_file import SingleFile, part_of
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import METADATA, Upstream, refused
+from mirror.upstream.encoding import decoded
 from mirror.upstream.image_source import PATIENCE, ImageSource
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.statuses import passes
@@ -180,7 +181,7 @@ class _Get:
         try:
             answer = await self._upstream.forward("GET", METADATA, "", self._caller)
             if answer.status == 200:
-                return ImageMetadata.parse(answer.body)
+                return ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY))
         except (Unavailable, UpstreamTimeout) as error:
             raise Broken(error.message) from error
         except BadUpstream as error:

@@ -40,6 +40,9 @@ class Fault:
     """This status and an error body instead of the answer; a 3xx on `image` is the redirect's status."""
     body: str | None = field(default=None, kw_only=True)
     """This text instead of the body (`metadata`, `version`, any error)."""
+    encoding: str | None = field(default=None, kw_only=True)
+    """A body that is no image's is sent in this `Content-Encoding`, whatever was asked for: `gzip` and `deflate` are
+    done, another one is only said."""
     headers: Mapping[str, str | None] | None = field(default=None, kw_only=True)
     """Headers set on the answer whatever it is; None takes one away."""
     roll_over: str | None = field(default=None, kw_only=True)

@@ -23,6 +23,7 @@ from mirror.log import event
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.metrics import Metrics
 from mirror.units import format_duration
+from mirror.upstream.encoding import decoded
 from mirror.upstream.line import Line, NoAnswer, Way, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
@@ -106,7 +107,7 @@ class Upstream:
         except UpstreamTimeout as error:
             raise Unavailable(f"{error} (upstream.connect_timeout)") from None
         if answer.status == 200:
-            return ImageMetadata.parse(answer.body)
+            return ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY))
         if answer.status in PASSED_THROUGH:
             raise refused(answer.status, answer.body, answer.headers, answer.retry_after)
         raise failure(answer.status, answer.retry_after)
@@ -237,9 +238,12 @@ class ImageResponse:
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
-    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for."""
+    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
+
+    Raises BadUpstream when its body cannot be decoded.
+    """
     kept = {name: headers[name] for name in _KEPT if name in headers}
-    return UpstreamRefused(status, body, kept, retry_after=retry_after)
+    return UpstreamRefused(status, decoded(body, headers, MAX_BODY), kept, retry_after=retry_after)
 
 
 def failure(status: int, retry_after: int | None) -> MirrorError:
