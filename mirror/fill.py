@@ -42,8 +42,9 @@ class Fill:
     """The transfer of one image into its `journal`, and the `Body` of those who read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
-    which it gives up. `resumes` counts how often the source was opened anew, `origin` is where bytes came from last;
-    None as long as the source gave nothing. `clients` are the downloads that read along now.
+    which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
+    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` are the downloads that
+    read along now.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Fill:
         holdback: int,
         retry: float,
         rescue: Rescue = no_rescue,
+        resumed: Callable[[], None] = lambda: None,
     ) -> None:
         self.metadata = metadata
         self.state = State.RECEIVING if journal.ours else State.FOLLOWING
@@ -67,6 +69,7 @@ class Fill:
         self._holdback = holdback
         self._retry = retry
         self._rescue = rescue
+        self._resumed = resumed
         self._rescued_at = -1
         self._file = journal.file
         self._in_file = metadata.size if journal.file else 0
@@ -253,6 +256,7 @@ class Fill:
                 )
                 await asyncio.sleep(patience.delay)
                 self.resumes += 1
+                self._resumed()
                 self._enter(State.RECEIVING)
 
     async def _receive(self) -> None:

@@ -188,7 +188,15 @@ class Library:
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
             nearest = Counted(self._store.source(metadata, journal, source), self._metrics.fetched)
-            fill = Fill(metadata, nearest, journal, holdback=self._holdback, retry=self._retry, rescue=self._rescue)
+            fill = Fill(
+                metadata,
+                nearest,
+                journal,
+                holdback=self._holdback,
+                retry=self._retry,
+                rescue=self._rescue,
+                resumed=self._metrics.resumes.inc,
+            )
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
             how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
@@ -312,7 +320,6 @@ class Library:
 
     def _conclude(self, fill: Fill, seconds: float) -> None:
         image_hash = fill.metadata.hash
-        self._metrics.resumes.inc(fill.resumes)
         self._metrics.fills.labels(_outcome(fill)).inc()
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)
