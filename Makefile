@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# The oldest Python that README promises; constraints.txt is resolved by it, and holds for every newer one.
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
-.PHONY: demo test check test-s3 soak format bench bench-s3 man docs screenshots audit install clean
+.PHONY: demo test check test-s3 soak format bench bench-s3 man docs screenshots pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -47,28 +50,42 @@ screenshots: $(VENV)/dev.ok ## docs/images, of the status page (needs Chromium)
 docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask nobody for anything
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+pins:                       ## constraints.txt anew: the newest versions that the oldest Python takes
+	@$(PYTHON) -c '$(VERSION); sys.exit(version != wanted)' || { echo "The pins are resolved by the oldest Python that is promised, $(OLDEST), as on Debian 12; there: make pins PYTHON=/usr/bin/python3" >&2; exit 2; }
+	@rm -rf build/pins
+	@$(PYTHON) -m venv build/pins
+	@echo "Resolving the pins with Python $(OLDEST) ..."
+	$(call quiet_pip,build/pins,-e '.[dev]')
+	@build/pins/bin/pip --disable-pip-version-check freeze --exclude-editable >build/pins.txt
+	@mv build/pins.txt constraints.txt
+
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
+# $(call quiet_pip,VENV,ARGUMENTS): warnings and errors are shown at once, and when it fails also the end of what else
+# pip said. Only there does it say which pins conflict, or which Python a package wants.
+quiet_pip = @$(1)/bin/pip install --disable-pip-version-check --progress-bar off $(2) >$(1)/pip.log || \
+  { tail -n 30 $(1)/pip.log >&2; echo "pip could not install what is needed (all that it said: $(1)/pip.log)" >&2; exit 1; }
+
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pps-mirror needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c '$(VERSION); sys.exit(version < wanted)' || { echo "pps-mirror needs Python $(OLDEST) or newer; try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks the venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.ok: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(call quiet_pip,$(VENV),-c constraints.txt -e .)
 	@touch $@
 
 $(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with what the tests need ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call quiet_pip,$(VENV),-c constraints.txt -e '.[dev]')
 	@touch $@ $(VENV)/run.ok
 
 $(VENV)/audit.ok: $(BIN)/pip
 	@echo "Setting up $(VENV)/audit ..."
 	@$(PYTHON) -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'
+	$(call quiet_pip,$(VENV)/audit,'pip-audit>=2.10$(comma)<3')
 	@touch $@
 
 clean:

@@ -6,8 +6,6 @@ restart (see `mirror.decisions`), so that a site goes on being served while upst
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -17,9 +15,12 @@ from cachetools import TTLCache
 
 from mirror.caller import Caller, Own
 from mirror.catalog import Away, Catalog, Current
+from mirror.clock import Clock
+from mirror.config import Config
 from mirror.decisions import Decisions
 from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
 from mirror.metrics import Metrics
+from mirror.reloadable import Ready
 from mirror.tokens import Tokens
 from mirror.turnstile import Turnstile
 
@@ -52,7 +53,10 @@ class Access(Protocol):
         """The caller as upstream may see it: without its credential when that is meant for the mirror alone."""
 
     async def load(self) -> None:
-        """Take up what is on the disk, at start and when asked to again. Raises ConfigError, having changed nothing."""
+        """Take up what is on the disk, at start. Raises ConfigError."""
+
+    async def prepare(self, config: Config) -> Ready:
+        """Get ready for a configuration of the same mode (see `mirror.reloadable`). Raises ConfigError."""
 
     async def close(self) -> None:
         """Wait until what was learnt last is on the disk."""
@@ -87,6 +91,10 @@ class Counted:
         """See `Access.load`."""
         await self._access.load()
 
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`."""
+        return await self._access.prepare(config)
+
     async def close(self) -> None:
         """See `Access.close`."""
         await self._access.close()
@@ -113,6 +121,10 @@ class OpenAccess:
     async def load(self) -> None:
         """Nothing to take up."""
 
+    async def prepare(self, config: Config) -> Ready:
+        """Nothing to get ready."""
+        return Ready(lambda: None)
+
     async def close(self) -> None:
         """Nothing to wait for."""
 
@@ -130,8 +142,21 @@ class TokensAccess:
         self._tokens = Tokens()
 
     async def load(self) -> None:
-        """Read the file; when it cannot be used the tokens stay what they are. Raises ConfigError."""
-        self._tokens = await asyncio.get_running_loop().run_in_executor(self._pool, Tokens.read, self._file)
+        """Read the file. Raises ConfigError."""
+        self._tokens = await self._read(self._file)
+
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`: the file is read again, and may be another one."""
+        file = config.auth.tokens_file or self._file
+        tokens = await self._read(file)
+
+        def apply() -> None:
+            self._file, self._tokens = file, tokens
+
+        return Ready(apply, ("auth.tokens_file",))
+
+    async def _read(self, file: Path) -> Tokens:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, Tokens.read, file)
 
     async def admit(self, caller: Caller) -> Current | None:
         """Let the caller in or raise Unauthorized."""
@@ -164,7 +189,8 @@ def _size(refusal: UpstreamRefused) -> int:
 class UpstreamAccess:
     """Mode upstream: a caller may read what upstream lets it read.
 
-    A decision lives `ttl` seconds; while upstream is away one that is at most `stale_if_error` seconds old still holds.
+    A decision that this process heard lives `ttl` seconds. While upstream is away, one that any process heard, at most
+    `stale_if_error` seconds ago, still holds.
     """
 
     def __init__(
@@ -175,13 +201,13 @@ class UpstreamAccess:
         stale_if_error: float,
         note: Path,
         pool: Executor,
-        now: Callable[[], float] = time.time,
+        clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._ttl = ttl
         self._stale_if_error = stale_if_error
-        self._now = now
-        self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, now=now)
+        self._clock = clock
+        self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, clock=clock)
         self._refused: TTLCache[str, UpstreamRefused] = TTLCache(REFUSALS_SIZE, REFUSED_SECONDS, getsizeof=_size)
         self._asking: dict[str, asyncio.Task[Current]] = {}
         self._strangers = Turnstile(
@@ -195,14 +221,23 @@ class UpstreamAccess:
         """Take up the yeses of an earlier process."""
         await self._decisions.take_up()
 
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`."""
+
+        def apply() -> None:
+            self._ttl = config.auth.ttl
+            self._stale_if_error = self._decisions.lasting = config.upstream.stale_if_error
+
+        return Ready(apply)
+
     async def admit(self, caller: Caller) -> Current | None:
         """Let the caller in or raise; what upstream said when it had to be asked, None when it was remembered.
 
         Raises UpstreamRefused (upstream's own answer), Unavailable when upstream is away and never accepted the caller.
         """
         name = self._decisions.name(caller.authorization)
-        accepted = self._decisions.accepted_at(name)
-        if accepted is not None and self._now() - accepted < self._ttl:
+        heard = self._decisions.heard_at(name)
+        if heard is not None and self._clock.steady() - heard < self._ttl:
             return None
         if refusal := self._refused.get(name):
             raise refusal.with_traceback(None)  # or it would grow with each time it is raised
@@ -230,7 +265,7 @@ class UpstreamAccess:
             raise
         except Away as away:
             accepted = await self._decisions.heard_of(caller.authorization)
-            if accepted is None or self._now() - accepted > self._stale_if_error:
+            if accepted is None or self._clock.steady() - accepted > self._stale_if_error:
                 raise away.error from None
             return await self._catalog.last_known(away)
         await self._decisions.accept(caller.authorization)

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from yarl import URL
 
@@ -13,6 +13,7 @@ from mirror import loop
 from mirror.access import Access, Counted, OpenAccess, TokensAccess, UpstreamAccess
 from mirror.caller import Caller, Own
 from mirror.catalog import Catalog
+from mirror.clock import Clock
 from mirror.config import Config, load_token
 from mirror.errors import ConfigError
 from mirror.library import Library
@@ -20,6 +21,7 @@ from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.pacing import Pace
+from mirror.reloadable import Part, Ready, at_once
 from mirror.rollover import Bring, WhenStored
 from mirror.status import Health, StoreState
 from mirror.store.base import StoreUnavailable
@@ -38,9 +40,12 @@ BLOCKING_THREADS = 16
 """Threads for what waits for the disk; appending to journals has its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mirror:
-    """The rooms of one mirror, open. `own` is its own credential, `name` what loops are found by (`mirror.loop`)."""
+    """The rooms of one mirror, open. `own` is its own credential, `name` what loops are found by (`mirror.loop`).
+
+    `config` is what holds now; `parts` take up another one, and whoever builds more of them adds them.
+    """
 
     config: Config
     own: Own
@@ -52,19 +57,29 @@ class Mirror:
     library: Library
     metrics: Metrics
     name: str
+    parts: list[Part] = field(default_factory=list)
 
     async def health(self, store: StoreState) -> Health:
-        """Whether the mirror can serve: without any store it still can pass images through, if there is an upstream.
+        """Whether the mirror can serve: what is stored and can be read; and else what it can have from an upstream.
 
         `store` is what the process found that asked the store last to take an image: this one, or a worker.
         """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
+        if self.stores.bucket is not None and self.stores.bucket.full is not None:
+            said.append(self.stores.bucket.full)
         if store.trouble is not None and not said:
             said.append(store.trouble)
-        if self.upstream is None and trouble.keys() == self.stores.places.keys():
+        if self.upstream is None and trouble.keys() == self.stores.places.keys() and not await self._disk_gives():
             return Health(reasons=said)
         return Health(degraded=said)
+
+    async def _disk_gives(self) -> bool:
+        """Whether the disk's images can be read, though it may take none."""
+        try:
+            return self.stores.disk is not None and len(await self.stores.disk.list()) > 0
+        except StoreUnavailable:
+            return False
 
 
 @asynccontextmanager
@@ -121,6 +136,7 @@ async def opened(
                 stale_if_error=config.upstream.stale_if_error,
                 note=config.store.path / "access.json",
                 pool=pool,
+                clock=Clock(),
             )
         elif config.auth.tokens_file is not None:
             access = TokensAccess(own, config.auth.tokens_file, pool)
@@ -137,7 +153,47 @@ async def opened(
             metrics=metrics,
         )
         stack.push_async_callback(library.stop)
-        yield Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics, name)
+        mirror = Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics, name)
+        mirror.parts += _parts(mirror, environ)
+        yield mirror
+
+
+def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
+    """What takes up another configuration."""
+    upstream = mirror.upstream
+
+    async def own(config: Config) -> Ready:
+        token = await asyncio.get_running_loop().run_in_executor(mirror.pool, load_token, config, environ)
+
+        def apply() -> None:
+            mirror.own.take(token)
+            if token is not None:
+                mirror.library.renew()
+
+        return Ready(apply, ("upstream.token_file",) if config.upstream.token_file else ())
+
+    async def asked(config: Config) -> Ready:
+        if upstream is None:
+            return Ready(lambda: None)
+        return await upstream.prepare(config.upstream, Proxies.of(config.upstream, environ))
+
+    async def bucket(config: Config) -> Ready:
+        if (found := mirror.stores.bucket) is None:
+            return Ready(lambda: None)
+        try:
+            others = await found.find_anew()
+        except StoreUnavailable as error:  # of no concern to what else is read again
+            log.warning("SIGHUP: %s; what was found before stays in use", error, extra=event("bucket.unfound"))
+            return Ready(lambda: None)
+        return Ready(found.forget, ("the bucket's credentials",) if others else ())
+
+    def take_up(config: Config) -> None:
+        mirror.config = config
+        mirror.stores.take_up(config.store)
+        mirror.catalog.take_up(config.upstream)
+        mirror.library.take_up(holdback=config.store.holdback, retry=config.upstream.fill_retry)
+
+    return mirror.access.prepare, own, asked, bucket, at_once(take_up)
 
 
 def _forget_shown(config: Config) -> None:
@@ -179,6 +235,7 @@ async def loaded_catalog(
         pool=pool,
         rollover=rollover,
         shared=stores.note,
+        clock=Clock(),
     )
     await catalog.load()
     return catalog

@@ -101,9 +101,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_json(verify)
     add_image(add("pin", "keep an image from being evicted", "Whatever room is needed, a pinned image stays."))
     add_image(add("unpin", "let an image be evicted again", "It goes when room is needed and its turn comes."))
-    rm = add("rm", "remove an image", "Downloads that run go on. Not a pinned or the current one without --force.")
+    rm = add(
+        "rm",
+        "remove an image",
+        "Downloads that run go on, unless --force. Not a pinned or the current one without that.",
+    )
     add_image(rm)
-    rm.add_argument("--force", action="store_true", help="also when it is pinned or current")
+    rm.add_argument(
+        "--force", action="store_true", help="also when it is pinned or current; downloads of it that run are reset"
+    )
     gc = add(
         "gc",
         "clear away what nobody will miss",
@@ -170,7 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_get(command: argparse.ArgumentParser) -> None:
-    command.add_argument("url", metavar="URL", help="a mirror's or DataRobot's address, with or without the path")
+    command.add_argument(
+        "url",
+        metavar="URL",
+        help="a mirror's or DataRobot's address, with or without the path; or that of one of a mirror's stored images "
+        "(.../mirror/v1/images/HASH/, or current in place of HASH)",
+    )
     command.add_argument(
         "-o",
         "--output",

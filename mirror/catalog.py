@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from mirror.caller import Caller
+from mirror.clock import Clock
+from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.log import event
 from mirror.metadata import ImageMetadata
@@ -89,7 +91,7 @@ class Catalog:
         pool: Executor,
         rollover: WhenStored | None = None,
         shared: SharedNote | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock,
     ) -> None:
         self._upstream = upstream
         self._store = store
@@ -99,10 +101,9 @@ class Catalog:
         self._pool = pool
         self._rollover = rollover
         self._shared = shared
-        self._now = now
+        self._clock = clock
         self._known: ImageMetadata | None = None
-        self._fetched_at = datetime.min.replace(tzinfo=UTC)
-        self._expired = True
+        self._said = self._confirmed = -math.inf  # moments: upstream said what is known, to whomever; and to us
         self._away: MirrorError | None = None
         self._away_until = 0.0
         self._probe: asyncio.Event | None = None
@@ -110,6 +111,12 @@ class Catalog:
         self._trouble: str | None = None
         self._asking = asyncio.Lock()
         self._state = UpstreamState(None)
+
+    def take_up(self, config: UpstreamConfig) -> None:
+        """From now on these are `ttl` and `stale_if_error`."""
+        self._ttl, self._stale_if_error = config.metadata_ttl, config.stale_if_error
+        if self._rollover is not None:
+            self._rollover.pause = config.metadata_ttl
 
     @property
     def upstream_state(self) -> UpstreamState:
@@ -119,7 +126,7 @@ class Catalog:
     async def last_answer(self) -> Note | None:
         """What upstream said last, to any process of this store; None when it never did."""
         await self._take_up()
-        return None if self._known is None else Note(self._known, self._fetched_at)
+        return None if self._known is None else Note(self._known, self._time(self._said))
 
     async def load(self) -> None:
         """Take up the last known answer of an earlier process."""
@@ -146,12 +153,22 @@ class Catalog:
         self._believe(note)
 
     def _believe(self, note: Note | None) -> None:
-        if note is not None and note.fetched_at is not None and note.fetched_at > self._fetched_at:
-            self._known, self._fetched_at = note.metadata, note.fetched_at
+        """Know what a note says, if that is later than what we know.
+
+        One of a time that is yet to come tells nothing of its age, so it never stands in for upstream. Where there is
+        no upstream nothing ages, and it names what is current all the same.
+        """
+        if note is None or note.fetched_at is None:
+            return
+        said = self._clock.moment(note.fetched_at.timestamp())
+        if said is None and self._upstream is None:
+            said = self._clock.steady()
+        if said is not None and said > self._said:
+            self._known, self._said = note.metadata, said
 
     def expire(self) -> None:
         """Ask upstream anew at the next request: the last answer turned out to be outdated."""
-        self._expired = True
+        self._confirmed = -math.inf
 
     async def known_hash(self) -> str | None:
         """The hash of what clients get who name none, as far as is known, without asking anybody."""
@@ -233,7 +250,7 @@ class Catalog:
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:
             if self._away is None:
                 log.warning("upstream is away: %s", error, extra=event("upstream.away"))
-                self._state = replace(self._state, reachable=False, since=self._now(), reason=str(error))
+                self._state = replace(self._state, reachable=False, since=self._time(), reason=str(error))
             # Who hangs is not asked again for as long as it took to find out; who fails at once may be asked at once.
             took = clock() - began
             self._away, self._away_until = error, clock() + (took if took > HANGING else 0.0)
@@ -254,8 +271,9 @@ class Catalog:
         if self._away is not None:
             log.info("upstream is back", extra=event("upstream.back"))
             self._away = None
-        since = self._state.since if self._state.reachable else self._now()
-        self._state = UpstreamState(None, True, since, None, heard_at=self._now())
+        now = self._time()
+        since = self._state.since if self._state.reachable else now
+        self._state = UpstreamState(None, True, since, None, heard_at=now)
 
     async def last_known(self, away: Away) -> Current:
         """What was current when upstream was last heard, by any process of this store.
@@ -263,14 +281,14 @@ class Catalog:
         Raises the error of `away` when that is too long ago.
         """
         await self._take_up()
-        age = (self._now() - self._fetched_at).total_seconds()
+        age = self._clock.steady() - self._said
         if self._known is None or age > self._stale_if_error:
             raise away.error
         log.debug("serving metadata that is %s old: %s", format_duration(age), away)
         return Current(self._known, Freshness.STALE)
 
     def _fresh(self) -> Current | None:
-        if self._known is None or self._expired or (self._now() - self._fetched_at).total_seconds() >= self._ttl:
+        if self._known is None or self._clock.steady() - self._confirmed >= self._ttl:
             return None
         return Current(self._known, Freshness.HIT)
 
@@ -278,8 +296,9 @@ class Catalog:
         if self._known is None or self._known.hash != metadata.hash:
             name = metadata.filename.encode("ascii", "replace").decode()
             log.info("current image is %s (%s)", metadata.hash, name, extra=event("image.current", image=metadata.hash))
-        self._known, self._fetched_at, self._expired = metadata, self._now(), False
-        note = Note(metadata, self._fetched_at)
+        self._known = metadata
+        self._said = self._confirmed = self._clock.steady()
+        note = Note(metadata, self._time())
         try:
             await self._blocking(lambda: write_durably(self._note, note.to_bytes()))
         except OSError as error:
@@ -298,6 +317,10 @@ class Catalog:
             return self._known
         images = await self._store.list()
         return images[0].metadata if images else None
+
+    def _time(self, moment: float | None = None) -> datetime:
+        """The time of day of a moment, or now, by the clock as it is set."""
+        return datetime.fromtimestamp(self._clock.offset() + (self._clock.steady() if moment is None else moment), UTC)
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)

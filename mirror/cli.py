@@ -1,52 +1,76 @@
 """The command line: parses, calls, prints. No logic of its own.
 
-Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
 """
 
 import argparse
 import asyncio
-import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TextIO
 
 from mirror import config, log, serving
 from mirror.arguments import build_parser
 from mirror.commands import check
 from mirror.commands.findings import Finding
-from mirror.errors import ConfigError, MirrorError, Unheard, UsageError
+from mirror.errors import ConfigError, MirrorError, Unheard, UsageError, no_thread
 from mirror.listing import describe, describe_removal, describe_verified
+from mirror.process import standard_streams
+from mirror.process.signals import interrupted_by_sigterm
 from mirror.store.verification import Verdict
 from mirror.units import format_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status. What goes wrong is one line on standard error."""
-    options = build_parser().parse_args(arguments)
+    standard_streams.settle()
     try:
-        status = _COMMANDS[options.command](options)
-        sys.stdout.flush()
+        options = _parsed(arguments)
+        with interrupted_by_sigterm():
+            status = _COMMANDS[options.command](options)
+            sys.stdout.flush()
     except (ConfigError, UsageError) as error:
         return _complain(str(error), 2)
     except MirrorError as error:
         return _complain(error.message, 1)
     except (BrokenPipeError, Unheard) as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter must not try to flush it again
+        _give_up(sys.stdout)
         reason = error.__cause__ or error
         if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
             return 1
         return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
         return _complain(str(error), 1)
+    except RuntimeError as error:
+        if (said := no_thread(error)) is None:
+            raise
+        return _complain(said.message, 1)
     except KeyboardInterrupt:
         return 130
     return status
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
+    try:
+        return build_parser().parse_args(arguments)
+    finally:
+        sys.stdout.flush()
+
+
 def _complain(text: str, status: int) -> int:
-    print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    try:
+        print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    except OSError:  # nobody reads it; the status still says it
+        _give_up(sys.stderr)
     return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """The interpreter must not try to flush again what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings(options: argparse.Namespace) -> config.Config:
@@ -61,11 +85,16 @@ def _settings(options: argparse.Namespace) -> config.Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = config.load(options.config, os.environ)
-    if options.log_level:
-        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"level": options.log_level})})
-    read_again = functools.partial(config.load, options.config, os.environ)
-    asyncio.run(serving.serve(settings, os.environ, log.set_up(settings.log), read_again))
+    def read(running: config.Config | None = None) -> config.Config:
+        settings = config.load(options.config, os.environ, running)
+        if options.log_level:
+            level = settings.log.model_copy(update={"level": options.log_level})
+            settings = settings.model_copy(update={"log": level})
+        return settings
+
+    settings = read()
+    with log.written_aside(settings.log) as (verbosity, writer):
+        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read))
     return 0
 
 

@@ -95,3 +95,10 @@ class UpstreamRefused(MirrorError):
         self.status = status
         self.body = body
         self.headers = headers
+
+
+def no_thread(error: RuntimeError) -> MirrorError | None:
+    """Say it in our words when the system lets Python start no thread; None for another error."""
+    if str(error) != "can't start new thread":
+        return None
+    return MirrorError("this user may start no more threads or processes here: raise its limit (ulimit -u)")

@@ -3,7 +3,8 @@
 A fill belongs to the library, never to a request: readers come and go, and nothing they do moves it. Readers take bytes
 from the journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the
 source breaks the fill goes on from where it stopped; when the journal breaks it goes on in another one that stores
-nothing; when the bytes are wrong every reader learns it, once.
+nothing; when all is verified and only the name cannot be given, readers get what was verified; when the bytes are wrong
+every reader learns it, once.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from mirror.metadata import ImageMetadata
 from mirror.patience import Patience
 from mirror.source import UNVOUCHED, Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.appender import Appender
-from mirror.store.base import Corrupt, Partial, StoreUnavailable
+from mirror.store.base import Corrupt, Partial, StoreUnavailable, Unnamed
 from mirror.store.shared_file import SharedFile
 from mirror.store.window import Window
 from mirror.units import format_size
@@ -30,7 +31,10 @@ OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a journal that leave what it has as good as it was; after others nobody reads from it any more."""
 
 Rescue = Callable[["Fill", OSError], Awaitable[Partial]]
-"""Gives the journal to go on with when a fill's fails, maybe the same. Raises StoreUnavailable when there is none."""
+"""Gives the journal to go on with when a fill's fails, maybe the same. Raises StoreUnavailable when there is none.
+
+After Unnamed there is nothing more to write: giving the same one means that clients are served without a stored image.
+"""
 
 
 async def no_rescue(fill: "Fill", error: OSError) -> Partial:
@@ -44,7 +48,8 @@ class Fill:
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
     which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
     `origin` is where bytes came from last; None as long as the source gave nothing. `clients` are the downloads that
-    read along now.
+    read along now. `nameless` when the image cannot get its name: until the verdict what is to be expected, as whoever
+    begins the fill says.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Fill:
         retry: float,
         rescue: Rescue = no_rescue,
         resumed: Callable[[], None] = lambda: None,
+        nameless: bool = False,
     ) -> None:
         self.metadata = metadata
         self.state = State.RECEIVING if journal.ours else State.FOLLOWING
@@ -64,6 +70,7 @@ class Fill:
         self.resumes = 0
         self.clients = 0
         self.origin: Origin | None = None
+        self.nameless = nameless
         self._source = source
         self._journal = journal
         self._holdback = holdback
@@ -86,6 +93,11 @@ class Fill:
     def journal(self) -> Partial:
         """Where the bytes are now."""
         return self._journal
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the image is given to clients and not stored, as far as that is known."""
+        return self.nameless or isinstance(self._journal, Window)
 
     def reaches(self, offset: int) -> bool:
         """Whether a reader from `offset` can still read along: all that it wants is there, or to come."""
@@ -119,7 +131,7 @@ class Fill:
 
     async def answered(self) -> None:
         """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
-        while not self._answered:
+        while not self._answered and self.state is not State.PUBLISHED:
             self._limit()
             await self._wait(-1)
 
@@ -131,7 +143,7 @@ class Fill:
 
     async def run(self) -> None:
         """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
-        verdict = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))
+        verdict: FillFailed | None = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))
         try:
             while not await self._went_well():
                 pass
@@ -144,13 +156,15 @@ class Fill:
                 await self._put_away(self._doubt_validator)
             verdict = verdict_on(error)
         else:
-            self._enter(State.PUBLISHED)
+            verdict = None
         finally:
             try:
                 await self._journal.close()
-            finally:
-                if self.state is not State.PUBLISHED:
-                    self._fail(verdict)  # last of all, so that whoever hears it and asks again finds the way free
+            finally:  # last of all, so that whoever hears it and asks again finds the way free
+                if verdict is None:
+                    self._enter(State.PUBLISHED)
+                else:
+                    self._fail(verdict)
 
     async def _went_well(self) -> bool:
         """Bring the image into the journal; False when that failed and there is another one to go on with."""
@@ -159,11 +173,23 @@ class Fill:
             if not self._journal.published:
                 await self._receive_all()
                 self._enter(State.VERIFYING)
-                await self._journal.publish()
+                await self._publish()
+            else:
+                self.nameless = False
         except OSError as error:
             await self._go_on(error)
             return False
         return True
+
+    async def _publish(self) -> None:
+        """Have the image verified and named. Raises Corrupt, OSError; StoreUnavailable when only a name is of use."""
+        try:
+            await self._journal.publish()
+        except Unnamed as error:
+            await self._rescue(self, error)
+            self.nameless = True
+        else:
+            self.nameless = False
 
     async def _go_on(self, error: OSError) -> None:
         """Take the next journal. Raises StoreUnavailable when there is none."""
@@ -179,7 +205,7 @@ class Fill:
     def _limit(self) -> int:
         """How far readers may be sent now. Raises the verdict when it went against the fill."""
         if self.failure is not None:
-            raise self.failure.with_traceback(None)  # or it would grow with every reader
+            raise self.failure.anew()
         if self.state is State.PUBLISHED:
             return self.metadata.size
         return max(0, min(self.position, self.metadata.size - self._holdback))
@@ -207,18 +233,19 @@ class Fill:
         self._moved()
 
     def _fail(self, verdict: FillFailed) -> None:
-        verdict.__cause__ = verdict.__context__ = None  # what they lead to would keep us, and our journal, in memory
-        self.failure = verdict.with_traceback(None)
+        self.failure = verdict.anew()  # what it leads to would keep us, and our journal, in memory
+        self._file = None
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:
-        self._answered = self.position > 0
+        sealed = self._journal.ours and self.position == self.metadata.size  # only its name is missing: what clients
+        self._answered = self.position > 0 and not sealed  # are told depends on whether it gets that now
         more = True
         while more:
             more = await self._journal.recover()
-            self._answered |= self.position > 0
+            self._answered |= self.position > 0 and not sealed
             self._enter(State.RECEIVING if self._journal.ours else State.FOLLOWING)
-        if self.position and self._journal.ours:
+        if self.position and self._journal.ours and not sealed:
             going_on = event("fill.went_on", image=self.metadata.hash, position=self.position)
             log.info("fill of %s goes on at %s", self.metadata.hash, format_size(self.position), extra=going_on)
 

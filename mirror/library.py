@@ -25,7 +25,7 @@ from mirror.metadata import ImageMetadata
 from mirror.metrics import Metrics
 from mirror.source import Counted, NoSource, Origin
 from mirror.status import StoreState
-from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable
+from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable, Unnamed
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
@@ -123,7 +123,12 @@ class Library:
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._state = StoreState()
         self._unreadable = False
+        self._nameless: StoreUnavailable | None = None
         self._wrong: TTLCache[str, deque[float]] = TTLCache(maxsize=64, ttl=DOOMED_WITHIN)
+
+    def take_up(self, *, holdback: int, retry: float) -> None:
+        """From now on fills that begin have these."""
+        self._holdback, self._retry = holdback, retry
 
     @property
     def store_state(self) -> StoreState:
@@ -196,6 +201,7 @@ class Library:
                 retry=self._retry,
                 rescue=self._rescue,
                 resumed=self._metrics.resumes.inc,
+                nameless=self._nameless is not None,
             )
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
@@ -268,6 +274,13 @@ class Library:
     async def _rescue(self, fill: Fill, error: OSError) -> Partial:
         """See `mirror.fill.Rescue`."""
         journal = fill.journal
+        if isinstance(error, Unnamed):
+            self._nameless = StoreUnavailable(
+                "the mirror's store cannot give a verified image its name, below images/: "
+                f"{error.strerror or 'input/output error'}"
+            )
+            self._failed(self._nameless)
+            return journal
         wanted = fill.metadata.size - journal.position
         if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
             return journal
@@ -275,9 +288,10 @@ class Library:
         return self._window(fill.metadata, journal.position, journal.digest())
 
     def _recovered(self, words: str) -> None:
-        if self._state.trouble is not None:
+        left = self._nameless.message if self._nameless is not None else None
+        if self._state.trouble is not None and left is None:
             log.info("%s", words, extra=event("store.recovered"))
-        self._state = StoreState(None, datetime.now(UTC))
+        self._state = StoreState(left, datetime.now(UTC))
 
     def _failed(self, error: StoreUnavailable) -> None:
         if self._state.trouble is None:
@@ -324,11 +338,17 @@ class Library:
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)
             self._wrong.pop(image_hash, None)
+            if not fill.passes_through and self._nameless is not None:
+                self._nameless = None
+                self._recovered("the store takes images again")
             how = "verified and stored" if fill.journal.ours else "verified and stored by the other process"
-            log.info(
+            if fill.passes_through:
+                how = "verified and passed through" + (", and cannot be stored" if fill.nameless else "")
+            log.log(
+                logging.ERROR if fill.nameless else logging.INFO,
                 "fill of %s %s: %s in %s%s",
                 image_hash,
-                "verified and passed through" if isinstance(fill.journal, Window) else how,
+                how,
                 format_size(fill.metadata.size),
                 format_duration(seconds),
                 _resumed(fill.resumes),
@@ -368,7 +388,7 @@ def _outcome(fill: Fill) -> str:
     """What became of a fill, in one word for machines."""
     if fill.failure is not None:
         return _OUTCOMES.get(fill.failure.reason, "other")
-    if isinstance(fill.journal, Window):
+    if fill.passes_through:
         return "passed_through"
     return "published" if fill.journal.ours else "followed"
 

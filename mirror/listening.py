@@ -1,15 +1,13 @@
-"""What every process that serves clients does: listen to them, and read again what SIGHUP says."""
+"""What every process that serves clients does: listen to them."""
 
-import asyncio
 import contextlib
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from mirror.app import Mirror
-from mirror.config import Server, load_token
+from mirror.config import Config, Server
 from mirror.errors import ConfigError
 from mirror.http.accounting import Accounting
 from mirror.http.client_api import ClientApi, Location
@@ -19,7 +17,7 @@ from mirror.http.server import Listener
 from mirror.http.tls import ServerTls
 from mirror.log import log_access
 from mirror.metadata import ImageMetadata
-from mirror.process.reload import Part
+from mirror.reloadable import at_once
 
 SENDING_THREADS = 2
 """Threads that send images from memory: two keep the cores of a small machine busy."""
@@ -32,6 +30,14 @@ async def client_listener(
     """Serve clients, of the socket that was `passed` or of our own; on which port."""
     server = mirror.config.server
     sender = Sender(mirror.pool, SENDING_THREADS)
+
+    def take_up(config: Config) -> None:
+        client_api.pass_through(config.upstream.passthrough)
+        server = config.server
+        clients.take_up(
+            header_timeout=server.header_timeout, max_connections=server.max_connections, drain=server.drain
+        )
+
     client_api = ClientApi(
         mirror.access,
         mirror.catalog,
@@ -56,6 +62,9 @@ async def client_listener(
     )
     try:
         await clients.start(passed)
+        mirror.parts.append(at_once(take_up))
+        if tls is not None:
+            mirror.parts.append(lambda config: tls.prepare(config.server, mirror.pool))
         try:
             yield clients.port
         finally:
@@ -66,33 +75,18 @@ async def client_listener(
 
 def _location(mirror: Mirror) -> Location | None:
     """Where clients are sent for an image that is in the bucket, when they are."""
-    bucket, s3 = mirror.stores.bucket, mirror.config.store.s3
-    if bucket is None or s3.serve == "proxy":
+    bucket = mirror.stores.bucket
+    if bucket is None:
         return None
 
     async def location(metadata: ImageMetadata) -> str | None:
+        s3 = mirror.config.store.s3
+        if s3.serve == "proxy":
+            return None
         disposition = content_disposition(metadata.filename, f"{metadata.hash[:12]}.tar.gz")
         return await bucket.location(metadata.hash, s3.presign_ttl, disposition)
 
     return location
-
-
-def reloadable(mirror: Mirror, tls: ServerTls | None, environ: Mapping[str, str]) -> dict[str, Part]:
-    """What SIGHUP reads again, by the key that names the file."""
-    parts: dict[str, Part] = {}
-    if mirror.config.auth.mode == "tokens":
-        parts["auth.tokens_file"] = mirror.access.load
-    if mirror.config.upstream.token_file is not None:
-
-        async def load_own() -> None:
-            loop = asyncio.get_running_loop()
-            mirror.own.take(await loop.run_in_executor(mirror.pool, load_token, mirror.config, environ))
-            mirror.library.renew()
-
-        parts["upstream.token_file"] = load_own
-    if tls is not None:
-        parts["server.tls_cert"] = partial(tls.load, mirror.pool)
-    return parts
 
 
 def take_descriptors() -> None:

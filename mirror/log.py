@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
@@ -21,6 +21,7 @@ from typing import TextIO
 from aiohttp import web
 
 from mirror.config import Log
+from mirror.log_writer import LogWriter
 from mirror.units import format_size
 
 access = logging.getLogger("mirror.access")
@@ -49,36 +50,64 @@ def event(action: str, **fields: object) -> Mapping[str, object]:
     return {"action": action, "fields": {f"pps_mirror.{name}": value for name, value in fields.items()}}
 
 
-def set_up(config: Log, stream: TextIO | None = None) -> "Verbosity":
-    """Send the log to `stream` (standard error); format "auto" is for people on a terminal and JSON elsewhere."""
-    stream = stream or sys.stderr
-    terminal = stream.isatty()
-    as_json = config.format == "json" or (config.format == "auto" and not terminal)
-    handler = Output(stream)
-    coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
+def set_up(config: Log, stream: TextIO | None = None, writer: LogWriter | None = None) -> "Verbosity":
+    """Send the log to `stream` (standard error); format "auto" is for people on a terminal and JSON elsewhere.
+
+    A `writer` writes there for us.
+    """
+    handler = Output(stream or sys.stderr, writer=writer)
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines are about selectors
     for library in ("botocore", "aiobotocore"):  # theirs show signatures and credentials
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    return Verbosity(handler, config.level)
+    return Verbosity(handler, config)
+
+
+@contextmanager
+def written_aside(config: Log) -> Iterator[tuple["Verbosity", LogWriter]]:
+    """Set up a log that never keeps the event loop waiting; what was said inside is written before it ends."""
+    with LogWriter(sys.stderr, _say_lost) as writer:
+        verbosity = set_up(config, writer=writer)
+        try:
+            yield verbosity, writer
+        finally:
+            verbosity.say_the_rest()
+
+
+def _say_lost(lines: int) -> None:
+    said = f"{lines} line{' was' if lines == 1 else 's were'} not written: nobody read the log, or its disk was full"
+    logging.getLogger(__name__).warning("%s", said, extra=event("log.lost", lines=lines))
 
 
 class Verbosity:
-    """How much is written: what the configuration says, or everything."""
+    """How much is written, and how: what the configuration says, or everything."""
 
-    def __init__(self, handler: logging.Handler, level: str) -> None:
+    def __init__(self, handler: "Output", config: Log) -> None:
         self._handler = handler
-        self._level = logging.getLevelNamesMapping()[level.upper()]
-        self._write(self._level)
+        self._debugging = False
+        self.take_up(config)
+
+    def take_up(self, config: Log) -> None:
+        """From now on the configuration says this."""
+        terminal = self._handler.stream.isatty()
+        as_json = config.format == "json" or (config.format == "auto" and not terminal)
+        coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
+        self._level = logging.getLevelNamesMapping()[config.level.upper()]
+        self._write(logging.DEBUG if self._debugging else self._level)
 
     def toggle(self) -> None:
         """Write everything from now on, or what the configuration says again."""
-        debugging = self._handler.level == logging.DEBUG
-        self._write(logging.DEBUG if self._level != logging.DEBUG and not debugging else self._level)
-        said = "is as the configuration says again" if debugging else "has everything now"
+        was_debugging = self._handler.level == logging.DEBUG
+        self._debugging = not was_debugging
+        self._write(logging.DEBUG if self._debugging else self._level)
+        said = "is as the configuration says again" if was_debugging else "has everything now"
         logging.getLogger(__name__).warning("SIGUSR1: the log %s", said, extra=event("log.toggled"))
+
+    def say_the_rest(self) -> None:
+        """Write what is held back still."""
+        self._handler.close()
 
     def _write(self, level: int) -> None:
         self._handler.setLevel(level)
@@ -116,12 +145,15 @@ class Output(logging.StreamHandler[TextIO]):
     """Writes records. What comes more than `REPEATS` times in `REPEATS_SECONDS` is held back, save the last of it.
 
     That one is written when the time is over and something else is said, or in the end, with the number of the others.
-    Requests and debugging pass.
+    Requests and debugging pass. With a `writer` it is that which writes.
     """
 
-    def __init__(self, stream: TextIO, timer: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, timer: Callable[[], float] = time.monotonic, writer: LogWriter | None = None
+    ) -> None:
         super().__init__(stream)
         self._timer = timer
+        self._writer = writer
         self._lately: dict[tuple[str, str], _Lately] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -129,12 +161,12 @@ class Output(logging.StreamHandler[TextIO]):
         now = self._timer()
         self._forget(now)
         if record.levelno <= logging.DEBUG or record.name == access.name:
-            super().emit(record)
+            self._put(record)
             return
         kind = record.name, str(record.msg)
         if kind not in self._lately:
             if len(self._lately) >= KINDS:
-                super().emit(record)
+                self._put(record)
                 return
             self._lately[kind] = _Lately(now + REPEATS_SECONDS)
         lately = self._lately[kind]
@@ -142,7 +174,7 @@ class Output(logging.StreamHandler[TextIO]):
         if lately.count > REPEATS:
             lately.held = record
         else:
-            super().emit(record)
+            self._put(record)
 
     def close(self) -> None:
         """Write what is held back still."""
@@ -150,12 +182,23 @@ class Output(logging.StreamHandler[TextIO]):
             self._forget(float("inf"))
         super().close()
 
+    def _put(self, record: logging.LogRecord) -> None:
+        if self._writer is None:
+            super().emit(record)
+            return
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+        else:
+            self._writer.write(line, important=record.levelno >= logging.WARNING)
+
     def _forget(self, now: float) -> None:
         for kind, lately in [(kind, lately) for kind, lately in self._lately.items() if lately.until <= now]:
             del self._lately[kind]
             if lately.held is not None:
                 lately.held.held = lately.count - REPEATS - 1
-                super().emit(lately.held)
+                self._put(lately.held)
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -4,13 +4,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from mirror.app import Mirror
-from mirror.config import load_admin_token
 from mirror.errors import ConfigError
 from mirror.hosts import is_loopback
 from mirror.http.admin_access import AdminAccess
 from mirror.http.admin_api import AdminApi
+from mirror.http.guesses import Guesses
 from mirror.http.page import Page
 from mirror.http.server import Listener
 from mirror.operators.operating import Operator
@@ -18,15 +19,15 @@ from mirror.operators.overview import Overview
 from mirror.operators.telemetry import Telemetry, Together
 from mirror.prefetch import Prefetcher, nothing_to_fetch
 from mirror.process.workers import Workers
+from mirror.reloadable import at_once
 from mirror.status import Health
 
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """A mirror that operators can look at: on which `port`, with which token, and what fetches ahead for it."""
+    """A mirror that operators can look at: on which `port`, and what fetches ahead for it."""
 
     port: int
-    access: AdminAccess
     prefetcher: Prefetcher
 
 
@@ -51,10 +52,12 @@ async def managed(
     overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
     fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
     operator = Operator(mirror, fetch_now, overview.expire)
-    access = AdminAccess(host, lambda: load_admin_token(config), mirror.pool)
-    await access.load()
+    public_url = config.admin.public_url
+    access = AdminAccess(host, public_url, mirror.pool, Guesses(mirror.metrics))
+    (await access.prepare(config)).apply()
+    mirror.parts += (access.prepare, at_once(lambda config: prefetcher.take_up(config.prefetch)))
     listener = Listener(
-        AdminApi(health, overview, operator, access, Page()),
+        AdminApi(health, overview, operator, access, Page(urlsplit(public_url or "").path)),
         config.admin.host,
         config.admin.port,
         header_timeout=10.0,
@@ -64,7 +67,7 @@ async def managed(
     async with overview.watching():
         await listener.start(passed)
         try:
-            yield Managed(listener.port, access, prefetcher)
+            yield Managed(listener.port, prefetcher)
         finally:
             await listener.stop()
             await operator.close()

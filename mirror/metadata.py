@@ -4,6 +4,7 @@ The raw body is what clients get, byte for byte; the parsed fields are what the 
 not rely on may be missing, and unknown ones are kept, because the body is never written anew.
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,13 +75,13 @@ class ImageMetadata:
 
     @classmethod
     def parse(cls, raw: bytes) -> "ImageMetadata":
-        """Read upstream's body.
+        """Read upstream's body; a byte order mark before it is kept, as all of it is.
 
         Raises:
             BadUpstream: it is not JSON, or a field is missing or malformed; the message names the field.
         """
         try:
-            wire = _Wire.model_validate_json(raw)
+            wire = _Wire.model_validate_json(raw.removeprefix(codecs.BOM_UTF8))
         except ValidationError as error:
             raise BadUpstream(f"upstream's image metadata is unusable: {_explain(error)}") from None
         return cls(hash=wire.hash, size=wire.imageSize, filename=wire.filename, created=wire.created, raw=raw)

@@ -61,6 +61,8 @@ class Metrics:
         self.scrubs = counter("scrubs", "Stored images that were hashed again by the scrub.", "verdict")
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
         self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
+        self.admin_refusals = counter("admin_refusals", "Admin tokens that were refused.", "reason")
+        self.log_lines_lost = counter("log_lines_lost", "Lines of the log that were not written.")
 
         self._begin_at_zero()
 
@@ -73,6 +75,7 @@ class Metrics:
             (self.fetched, product(("upstream", "replica", "store"))),
             (self.downloads, product(CACHES)),
             (self.served, product(CACHES)),
+            (self.admin_refusals, product(("wrong", "slowed"))),
             (self.scrubs, product(("good", "bad"))),
             (self.prefetches, product(("began", "nothing", "failed"))),
             (self.requests, product(("image", "metadata", "passthrough"), ("500", "502", "503", "504"), ("none",))),

@@ -29,11 +29,10 @@ class Pace:
         self._rates = Rates()
         self.take_up(config)
 
-    def take_up(self, config: Upstream) -> bool:
-        """From now on `max_rate` and `rates` are these; whether they were others before."""
-        before, self._rates = self._rates, Rates(config.rates, config.max_rate)
+    def take_up(self, config: Upstream) -> None:
+        """From now on `max_rate` and `rates` are these."""
+        self._rates = Rates(config.rates, config.max_rate)
         self._look()
-        return self._rates != before
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:

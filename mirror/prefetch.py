@@ -62,6 +62,12 @@ class Prefetcher:
         self._trouble: str | None = None
         self._asking = asyncio.Lock()
 
+    def take_up(self, config: Prefetch) -> None:
+        """From now on look as this says; soon, when that was off."""
+        if config.enabled and not self._config.enabled:
+            self._next_at = None
+        self._config = config
+
     @property
     def state(self) -> PrefetchState:
         """What it does now, in words."""
@@ -69,7 +75,7 @@ class Prefetcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look for new images meanwhile, when that is enabled."""
+        """Look for new images meanwhile, while that is enabled."""
         running = asyncio.create_task(self._run(), name="prefetch")
         try:
             yield
@@ -89,9 +95,10 @@ class Prefetcher:
 
     async def _run(self) -> None:
         self._next_at = self._now() + timedelta(seconds=random.uniform(0, min(FIRST, self._config.interval)))  # noqa: S311 - no secret
-        while self._config.enabled:
+        while True:
             try:
-                await self._tick()
+                if self._config.enabled:
+                    await self._tick()
             except Exception:
                 log.exception("prefetching pauses", extra=event("mirror.mistake"))
             await asyncio.sleep(TICK)
@@ -172,7 +179,8 @@ class Prefetcher:
             if fill.state in {State.PUBLISHED, State.FAILED}:
                 self._begun.remove(fill)
                 name, failure = fill.metadata.hash[:12], fill.failure
-                self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} is stored"
+                outcome = "is verified, and cannot be stored" if fill.passes_through else "is stored"
+                self._outcome = f"fetching {name} failed: {failure.error}" if failure else f"{name} {outcome}"
 
     def _words(self) -> str:
         self._settle()

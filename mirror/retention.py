@@ -1,18 +1,36 @@
 """Which stored images may go when room is needed, and which of them first. Policy only: it removes nothing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 
 from mirror.store.base import StoredInfo
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
 
 def evictable(
-    images: Sequence[StoredInfo], current: str | None, read: Collection[str], *, keep: int
+    images: Sequence[StoredInfo],
+    current: str | None,
+    read: Collection[str],
+    *,
+    keep: int,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Sequence[StoredInfo]:
     """The images that may be evicted, least recently served first; one never served counts from when it was stored.
 
-    Never a pinned one, the `current` one, one that is being `read`, or one of the `keep` that were stored last.
+    Of those served at the same time the one stored first goes first, then the one whose hash is less. Never a pinned
+    one, the `current` one, one that is being `read`, or one of the `keep` that were stored last. A time that is yet to
+    come, from a clock that was wrong, counts as long ago: it must not keep an image forever.
     """
-    newest = sorted(images, key=lambda info: (info.stored_at, info.metadata.hash), reverse=True)[:keep]
+    present = now()
+
+    def past(moment: datetime | None) -> datetime | None:
+        return moment if moment is not None and moment <= present else None
+
+    def stored(info: StoredInfo) -> datetime:
+        return past(info.stored_at) or _LONG_AGO
+
+    newest = sorted(images, key=lambda info: (stored(info), info.metadata.hash), reverse=True)[:keep]
     kept = {info.metadata.hash for info in newest} | {current, *read}
     free = [info for info in images if not info.pinned and info.metadata.hash not in kept]
-    return sorted(free, key=lambda info: (info.last_served_at or info.stored_at, info.metadata.hash))
+    return sorted(free, key=lambda info: (past(info.last_served_at) or stored(info), stored(info), info.metadata.hash))

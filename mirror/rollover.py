@@ -36,7 +36,7 @@ class WhenStored:
     def __init__(self, store: BlobStore, *, bring: Bring, pause: float, note: Path, pool: Executor) -> None:
         self._store = store
         self._bring = bring
-        self._pause = pause
+        self.pause = pause
         self._note = note
         self._pool = pool
         self._shown: ImageMetadata | None = None
@@ -95,7 +95,7 @@ class WhenStored:
 
     def _try(self, newest: ImageMetadata, caller: Caller) -> None:
         now = asyncio.get_running_loop().time()
-        if self._tried is None or self._tried[0] != newest.hash or now - self._tried[1] >= self._pause:
+        if self._tried is None or self._tried[0] != newest.hash or now - self._tried[1] >= self.pause:
             self._tried = newest.hash, now
             self._bring(newest, caller)
 

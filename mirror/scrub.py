@@ -8,10 +8,10 @@ again. A bad one is set aside, and fetched anew at the next request.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
+from mirror.clock import Clock, age
 from mirror.errors import MirrorError
 from mirror.log import event
 from mirror.store.disk import DiskStore
@@ -25,11 +25,11 @@ RATE = 50e6
 LOOK = 60.0
 """Seconds between two looks for what is due, at most: somebody may have laid out an image by hand."""
 
-_NEVER = datetime.min.replace(tzinfo=UTC)
+_NEVER = float("inf")
 
 
 class Scrubber:
-    """Verifies every image of `store` once in `interval` seconds."""
+    """Verifies every image of `store` once in `interval` seconds, which may be changed."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Scrubber:
         interval: float,
         *,
         rate: float = RATE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock | None = None,
     ) -> None:
         self._store = store
-        self._interval = interval
+        self.interval = interval
         self._rate = rate
-        self._now = now
-        self._tried: dict[str, datetime] = {}
+        self._clock = clock or Clock()
+        self._tried: dict[str, float] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -69,20 +69,24 @@ class Scrubber:
 
     async def _scrub_next(self) -> float:
         """Verify the image that is due first; the seconds until there may be another one."""
-        pause = min(LOOK, self._interval)
+        pause = min(LOOK, self.interval)
         lock = await self._store.scrubbing()
         if lock is None:
             return pause
         try:
-            waiting = {info.metadata.hash: info.verified_at or _NEVER for info in await self._store.list()}
+            wall, now = self._clock.wall(), self._clock.steady()
+            waiting = {
+                info.metadata.hash: age(info.verified_at.timestamp(), wall) if info.verified_at else _NEVER
+                for info in await self._store.list()
+            }
             self._tried = {each: when for each, when in self._tried.items() if each in waiting}
             if not waiting:
                 return pause
-            image_hash, last = min(
-                ((each, max(when, self._tried.get(each, _NEVER))) for each, when in waiting.items()),
+            image_hash, waits = max(
+                ((each, min(since, now - self._tried.get(each, -_NEVER))) for each, since in waiting.items()),
                 key=lambda pair: pair[1],
             )
-            due = self._interval - (self._now() - last).total_seconds()
+            due = self.interval - waits
             if due > 0:
                 return min(pause, due)
             await self._scrub(image_hash)
@@ -91,7 +95,7 @@ class Scrubber:
         return 0.0
 
     async def _scrub(self, image_hash: str) -> None:
-        self._tried[image_hash] = self._now()  # whatever comes of it: it must not keep the others waiting
+        self._tried[image_hash] = self._clock.steady()  # whatever comes of it: it must not keep the others waiting
         verified = await self._store.verify(image_hash, rate=self._rate)
         if verified.bad:
             bad = event("scrub.bad", image=image_hash)

@@ -90,7 +90,7 @@ class Shelf:
     async def remove(self, name: str, *, force: bool, insist: str = "give --force") -> str:
         """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`.
 
-        `insist` says how the person who asks would insist.
+        `force` also cuts the downloads of it that run. `insist` says how the person who asks would insist.
         """
         image_hash = self.find(name)
         line = self.lines.get(image_hash)
@@ -99,7 +99,7 @@ class Shelf:
             if reasons:
                 raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
         for _, place in self.places(image_hash):
-            if not await place.remove(image_hash):
+            if not await place.remove(image_hash, cut=force):
                 raise Kept(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
         return image_hash
 

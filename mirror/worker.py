@@ -18,31 +18,39 @@ from contextlib import asynccontextmanager
 from mirror import log
 from mirror.app import Mirror, opened
 from mirror.config import Config
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, no_thread
 from mirror.http.tls import ServerTls
-from mirror.listening import client_listener, reloadable
+from mirror.listening import client_listener
 from mirror.log import Verbosity
 from mirror.metrics import Metrics
 from mirror.operators.events import Events
 from mirror.operators.telemetry import INTERVAL, Report, Telemetry
-from mirror.process.reload import reloading
-from mirror.process.signals import on_signal, stop_requested, stop_when_left_alone
+from mirror.process.reload import Reload
+from mirror.process.signals import hear_keeper, on_signal, stop_requested
 from mirror.process.systemd import ServiceManager, listening_socket
 from mirror.process.workers import READY
+from mirror.reloadable import at_once
 from mirror.upstream.throttle import Throttle
 
 
 def main() -> int:
     """Serve until told to stop, or until nobody keeps us any more; the exit status."""
-    config = Config.model_validate(json.loads(sys.stdin.buffer.readline()))
-    verbosity = log.set_up(config.log)
-    try:
-        throttle, *passed = map(int, sys.argv[2:])
-        clients = listening_socket(passed[0], "clients") if passed else None
-        asyncio.run(_serve(config, os.environ, verbosity, Throttle(throttle), clients, sys.argv[1]))
-    except (ConfigError, MirrorError) as error:
-        logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
-        return 2 if isinstance(error, ConfigError) else 1
+    config = _config(sys.stdin.buffer.readline())
+    metrics = Metrics()
+    with log.written_aside(config.log) as (verbosity, writer):
+        writer.count_lost_with(metrics.log_lines_lost.inc)
+        try:
+            throttle, *passed = map(int, sys.argv[2:])
+            clients = listening_socket(passed[0], "clients") if passed else None
+            asyncio.run(_serve(config, os.environ, verbosity, metrics, Throttle(throttle), clients, sys.argv[1]))
+        except (ConfigError, MirrorError) as error:
+            logging.getLogger(__name__).error("%s", error, extra=log.event("worker.failed"))
+            return 2 if isinstance(error, ConfigError) else 1
+        except RuntimeError as error:
+            if (said := no_thread(error)) is None:
+                raise
+            logging.getLogger(__name__).error("%s", said, extra=log.event("worker.failed"))
+            return 1
     return 0
 
 
@@ -50,13 +58,13 @@ async def _serve(
     config: Config,
     environ: Mapping[str, str],
     verbosity: Verbosity,
+    metrics: Metrics,
     throttle: Throttle,
     passed: socket.socket | None,
     name: str,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain."""
     tls = ServerTls.of(config.server)
-    metrics = Metrics()
     with Events(metrics) as events:
         async with (
             opened(
@@ -65,11 +73,28 @@ async def _serve(
             _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
             client_listener(mirror, tls, passed, share_port=True),
         ):
-            async with reloading(reloadable(mirror, tls, environ), ServiceManager.of(environ)):
+            told = config
+
+            async def read(_: Config) -> Config:
+                return told
+
+            reload = Reload(config, read, mirror.parts)
+
+            def hear(line: bytes) -> None:
+                nonlocal told
+                told = _config(line)
+                reload.ask()
+
+            mirror.parts.append(at_once(lambda config: verbosity.take_up(config.log)))
+            async with reload.kept(ServiceManager.of(environ)):
                 on_signal(signal.SIGUSR1, verbosity.toggle)
                 _say(READY)
-                stop_when_left_alone()
+                hear_keeper(hear)
                 await stop_requested()
+
+
+def _config(line: bytes) -> Config:
+    return Config.model_validate(json.loads(line))
 
 
 @asynccontextmanager

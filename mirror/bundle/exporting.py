@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,9 @@ class _Export:
         written += await _blocking(self._sums, [Listed(file.path.name, file.sha256) for file in written], key)
         signed = ", signed" if key else ""
         self._meter.say(f"{self._metadata.hash[:12]} is exported{signed}, and was read back: {self._target}")
+        if not all(map(_open_to_all, (self._target, *(file.path for file in written)))):
+            path = shlex.quote(str(self._target))
+            self._meter.say(f"nobody but its owner can read it: chmod -R a+rX {path}, if somebody else carries it on")
         return written
 
     def _clear_away(self) -> None:
@@ -208,6 +212,12 @@ class _Export:
         elif not (is_plain(sums_path) and size_of(sums_path) == len(sums) and sums_path.read_bytes() == sums):
             signature_path.unlink(missing_ok=True)  # else it is still good
         return [*written, self._small(layout.SUMS, sums)]
+
+
+def _open_to_all(path: Path) -> bool:
+    """Whether everybody may read it, whatever our umask made of its mode."""
+    mode = path.stat().st_mode
+    return mode & 0o004 != 0 and (mode & 0o001 != 0 or not path.is_dir())
 
 
 class _Feed:

@@ -10,6 +10,7 @@ Names and what they mean; nothing is read or written here. A name that comes fro
 line of SHA256SUMS) is never a path: it has no separator, no blank, nothing that FAT, a shell or a terminal takes amiss.
 """
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,14 +72,16 @@ class Sums:
 
     @classmethod
     def parse(cls, raw: bytes) -> "Sums":
-        """Read SHA256SUMS, also as an editor leaves it, which `sha256sum -c` takes too: CR LF, capitals, empty lines.
+        """Read SHA256SUMS, also as an editor leaves it: CR LF, capitals, empty lines, a byte order mark before UTF-8.
 
         Raises BadBundle when it is malformed, or names anything that a bundle does not hold.
         """
         try:
-            lines = raw.decode("ascii").splitlines()
+            lines = raw.removeprefix(codecs.BOM_UTF8).decode("ascii").splitlines()
         except UnicodeDecodeError:
-            raise BadBundle(f"{SUMS} is not what sha256sum writes: it is not plain text") from None
+            utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            why = "an editor has saved it as UTF-16: save it as UTF-8" if utf16 else "it is not plain text"
+            raise BadBundle(f"{SUMS} is not what sha256sum writes: {why}") from None
         listed: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             if not line:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mirror.bundle.layout import SIGNATURE, SUMS, BadBundle
 from mirror.errors import MirrorError, UsageError
+from mirror.log import plain
+from mirror.scratch import need_temporary_files
 
 NAMESPACE = "bundle@pps-mirror"
 
@@ -18,20 +20,37 @@ _INSTALL = "ssh-keygen is not installed here: apt-get install openssh-client"
 
 
 def check_key(key: Path) -> None:
-    """Find out early whether `sign` could work, without asking for a passphrase. Raises UsageError."""
-    done = _run("-l", "-f", _path(key, "--sign"))
-    if done.returncode:
-        raise UsageError(f"--sign {key}: no OpenSSH key can be read there")
+    """Sign something, to find out before hours of writing whether `sign` works: passphrase, mode, agent and all.
+
+    Raises UsageError with ssh-keygen's own reason.
+    """
+    need_temporary_files()
+    path = _path(key, "--sign")
+    try:
+        _sign(b"pps-mirror", path)
+    except _Refused as refusal:
+        raise UsageError(f"--sign {key}: ssh-keygen cannot sign with it: {refusal}") from None
 
 
 def sign(sums: bytes, key: Path) -> bytes:
-    """Sign SHA256SUMS; the passphrase is asked for on the terminal. Raises MirrorError."""
+    """Sign SHA256SUMS; a passphrase is asked for on the terminal, unless an agent has the key. Raises MirrorError."""
+    try:
+        return _sign(sums, _path(key, "--sign"))
+    except _Refused as refusal:
+        raise MirrorError(f"{SUMS} cannot be signed with {key}: {refusal}") from None
+
+
+class _Refused(Exception):
+    """What ssh-keygen says of why it does not sign."""
+
+
+def _sign(data: bytes, key: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="pps-mirror-") as directory:
         signed = Path(directory) / SUMS
-        signed.write_bytes(sums)
-        done = _run("-Y", "sign", "-n", NAMESPACE, "-f", _path(key, "--sign"), str(signed))
+        signed.write_bytes(data)
+        done = _run("-Y", "sign", "-n", NAMESPACE, "-f", key, str(signed))
         if done.returncode:
-            raise MirrorError(f"{SUMS} cannot be signed with {key}: {_last_line(done.stderr)}")
+            raise _Refused(_reason(done.stderr))
         return signed.with_name(SIGNATURE).read_bytes()
 
 
@@ -41,6 +60,7 @@ def verify(sums: bytes, signature: bytes, trusted: Path) -> str:
     The file is in the format of ssh-keygen(1), "ALLOWED SIGNERS". Raises UsageError when it cannot be read.
     """
     allowed = _path(trusted, "--trust")
+    need_temporary_files()
     with tempfile.TemporaryDirectory(prefix="pps-mirror-") as directory:
         copy = Path(directory) / SIGNATURE  # what is on the medium might change between the two calls
         copy.write_bytes(signature)
@@ -71,6 +91,10 @@ def _run(*arguments: str, standard_input: bytes | None = None) -> "subprocess.Co
         raise MirrorError(_INSTALL) from None
 
 
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "ssh-keygen does not say why"
+def _reason(said: bytes) -> str:
+    """What ssh-keygen said, on one line and without its banners."""
+    lines = [line.strip(" @\r") for line in said.decode(errors="replace").splitlines()]
+    reason = " ".join(line.removeprefix("Enter passphrase: ") for line in lines if line)
+    if "incorrect passphrase" in reason:
+        reason += " (give the passphrase on a terminal, or run `ssh-add` first)"
+    return plain(reason)[:500] or "it does not say why"

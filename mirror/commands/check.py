@@ -22,6 +22,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from mirror import zone
 from mirror.caller import Caller
 from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, Config, Server, Store, load_token
@@ -75,6 +76,7 @@ class Asked:
 def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterator[Finding]:
     """Check one thing after another. `file` is what the configuration was read from, when the command line named it."""
     yield configuration(environ, file)
+    yield from time_zone(environ)
     asked = ask(config, environ)
     yield from upstream(config, asked)
     yield from here(config, asked)
@@ -122,6 +124,12 @@ def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
     variables = sorted(name for name in environ if name.startswith(PREFIX))
     sources = [str(path)] * bool(path) + variables
     return Finding("configuration", True, f"read from {', '.join(sources)}" if sources else "all defaults")
+
+
+def time_zone(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether this machine knows the time zone that it is in; nothing when it does."""
+    if (said := zone.trouble(environ)) is not None:
+        yield Finding("time zone", True, said, note=True)
 
 
 # Upstream and the token
@@ -202,16 +210,14 @@ def _tokens(path: Path) -> Finding:
 
 
 def _store(config: Store, current: ImageMetadata | None) -> Finding:
-    root = next((place for place in (config.path, *config.path.parents) if place.exists()), Path("/"))
-    tried = [root]
-    if root == config.path:
-        tried += [part for name in ("images", "partial", "quarantine") if (part := root / name).exists()]
-    for directory in tried:
-        try:
-            _try_to_write(directory)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            return Finding("store", False, f"{directory} cannot be written by user id {os.geteuid()}: {reason}")
+    place = config.path
+    try:
+        for place in _directories(config.path):
+            _try_to_write(place)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return Finding("store", False, f"{place} cannot be written by user id {os.geteuid()}: {reason}")
+    root = _nearest(config.path)
     free = shutil.disk_usage(root).free
     space = f"{format_size(free)} free, store.min_free = {format_size(config.min_free)}"
     wanted = _still_wanted(config.path, current) if current else 0
@@ -225,6 +231,18 @@ def _store(config: Store, current: ImageMetadata | None) -> Finding:
         return Finding("store", False, f"{config.path}: {space}: {lacking}")
     state = "writable" if root == config.path else f"does not exist yet, can be made in {root}"
     return Finding("store", True, f"{config.path}: {state} by user id {os.geteuid()}; {space}")
+
+
+def _nearest(path: Path) -> Path:
+    """The directory itself, or the one in which it would be made."""
+    return next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    """Yield the directories that the mirror writes to."""
+    yield (root := _nearest(path))
+    if root == path:
+        yield from (part for name in ("images", "partial", "quarantine") if (part := root / name).exists())
 
 
 def _space(config: Store) -> Space:

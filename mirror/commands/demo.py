@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from rich.text import Text
 from mirror import config
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
+from mirror.scratch import need_temporary_files
 from mirror.simulator.client import ImageSpec, Simulator
 from mirror.units import format_size, parse_rate, parse_size
 from mirror.upstream.client import IMAGE, METADATA
@@ -70,17 +71,18 @@ class Round:
 def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, str]) -> int:
     """Tell the story on standard output, then stay up unless `once`; the exit status.
 
-    Raises ConfigError for a bad rate, size or setting, MirrorError when the mirror does not start.
+    Raises ConfigError for a bad rate, size or setting, UsageError without a place for its store, MirrorError when the
+    mirror does not start.
     """
     try:
         image = ImageSpec("demo", size=parse_size(size or SIZE))
         bytes_per_second = parse_rate(rate or RATE)
     except ValueError as error:
         raise ConfigError(f"demo: {error}") from None
+    need_temporary_files()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with (
         tempfile.TemporaryDirectory(prefix="pps-mirror-demo-") as directory,
-        _ended_by_signals(),
         Simulator.start([image], rate=bytes_per_second) as simulator,
     ):
         try:
@@ -310,17 +312,3 @@ def _free_port() -> int:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does: everything is cleaned up on the way out."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

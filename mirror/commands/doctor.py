@@ -27,7 +27,6 @@ _ADVICE = {
 """What to do about what `check` finds wrong, by its subject."""
 
 _STORE_ADVICE = {
-    errno.EACCES: "chown it to the mirror's user, and let that one search all directories above it",
     errno.EROFS: "remount it writable; if the kernel made it read-only, dmesg says why",
     errno.EDQUOT: "the quota of that user or directory is used up: raise it (quota -v; xfs_quota; btrfs qgroup show)",
     errno.ENOSPC: "free some space, or inodes (df -i)",
@@ -53,6 +52,7 @@ class Doctor:
         """Examine one subject after another."""
         case = self._case
         yield check.configuration(case.environ, case.file)
+        yield from (_advised(case, found) for found in check.time_zone(case.environ))
         yield from case.examined("environment", surroundings.examine)
         yield from case.examined("proxy", proxying.examine)
         yield from case.examined("upstream", reaching.examine)
@@ -67,10 +67,10 @@ class Doctor:
     def _upstream(self, case: Case) -> Iterator[Finding]:
         self._asked = check.ask(case.config, case.environ)
         case.token, case.answer = self._asked.token, self._asked.answer
-        yield from map(_advised, check.upstream(case.config, self._asked))
+        yield from (_advised(case, found) for found in check.upstream(case.config, self._asked))
 
     def _here(self, case: Case) -> Iterator[Finding]:
-        yield from map(_advised, check.here(case.config, self._asked))
+        yield from (_advised(case, found) for found in check.here(case.config, self._asked))
 
 
 def summary(found: list[Finding]) -> str:
@@ -85,25 +85,26 @@ def summary(found: list[Finding]) -> str:
     return f"{wrong} things are wrong. Begin with the first: others may only follow from it."
 
 
-def _advised(finding: Finding) -> Finding:
+def _advised(case: Case, finding: Finding) -> Finding:
     """What `check` found, with what to do about it."""
     if finding.ok or finding.advice:
         return finding
     if finding.check in {"server", "admin"}:
-        return _listener(finding)
+        return _listener(case, finding)
     if finding.check == "store":
+        if os.strerror(errno.EACCES) in finding.message:
+            return replace(finding, advice=directory.store_access(case))
         advice = (text for number, text in _STORE_ADVICE.items() if os.strerror(number) in finding.message)
         return replace(finding, advice=next(advice, "docs/operating.md says how much room it needs"))
     return replace(finding, advice=_ADVICE.get(finding.check, ""))
 
 
-def _listener(finding: Finding) -> Finding:
+def _listener(case: Case, finding: Finding) -> Finding:
     key = f"{finding.check}.port"
     if os.strerror(errno.EADDRINUSE) in finding.message:
         port = int(finding.message.partition(" port ")[2].split()[0])
         who = ports.holder(port) or "nobody who can be seen from here (another container, another namespace)"
         return replace(finding, message=f"{finding.message}, by {who}", advice=f"stop that, or set {key}")
     if os.strerror(errno.EACCES) in finding.message:
-        advice = f"below 1024: AmbientCapabilities=CAP_NET_BIND_SERVICE, a socket unit, or another {key}"
-        return replace(finding, advice=advice)
+        return replace(finding, advice=case.deployment.low_ports)
     return replace(finding, advice=f"{finding.check}.host has to be an address of this machine (ip addr), or 0.0.0.0")

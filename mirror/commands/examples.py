@@ -21,6 +21,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "get": """\
   pps-mirror get http://mirror:8080                into a file of the image's own name, here
   pps-mirror get --load http://mirror:8080         and then into docker, podman or containerd
+  pps-mirror get http://mirror:8080/mirror/v1/images/HASH/    that stored image, to go back to it
   pps-mirror get --load --loader ctr -o /var/tmp/pps.tar.gz https://mirror.example.com
   pps-mirror get --token-file ~/.datarobot-token --retry-for 8h -o pps.tar.gz https://app.datarobot.com""",
     "ls": """\

@@ -33,13 +33,13 @@ from mirror.errors import (
 from mirror.fill import Fill
 from mirror.http.image_response import safe_name
 from mirror.log import event
-from mirror.metadata import MAX_BODY, ImageMetadata
+from mirror.metadata import MAX_BODY, ImageMetadata, is_hash
 from mirror.patience import Patience
 from mirror.progress import Meter
 from mirror.source import Broken, Stream
 from mirror.store.single_file import SingleFile, part_of
 from mirror.units import format_duration, format_size
-from mirror.upstream.client import METADATA, Upstream, refused
+from mirror.upstream.client import IMAGE, Upstream, refused
 from mirror.upstream.encoding import decoded
 from mirror.upstream.image_source import PATIENCE, ImageSource
 from mirror.upstream.proxies import Proxies
@@ -49,11 +49,15 @@ from mirror.verdict import FillFailed, Reason
 ATTEMPTS = 3
 """How often in a row the bytes may turn out to be another image's than the metadata said."""
 
+CURRENT = "current"
+"""What stands in a URL in place of a hash for whatever image is the current one."""
+
 TICK = 0.2
 """Seconds between two looks at how far the transfer is."""
 
-_IMAGE = re.compile(r"(/api/v2)?/mlops/portablePredictionServerImage(/metadata)?/?$")
-_OPTIONS = {"upstream.ca_file": "--ca-file", "upstream.token_file": "--token-file"}
+_CURRENT = re.compile(r"(/api/v2)?/mlops/portablePredictionServerImage(/metadata)?/?$")
+_STORED = re.compile(r"/mirror/v1/images(/(?P<hash>[^/]+)(/metadata)?)?/?$")
+_OPTIONS = {"upstream.ca_file": "--ca-file", "upstream.token_file": "--token-file", "upstream.url": "URL"}
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +108,8 @@ def run(order: Order, loader: Loader | None, environ: Mapping[str, str], meter: 
 
 
 async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
-    wanted = {"url": _IMAGE.sub("", order.url.partition("?")[0]), "fill_retry": order.retry_for}
+    base, image_hash = _parsed(order.url)
+    wanted = {"url": base, "fill_retry": order.retry_for}
     wanted |= {"token_file": str(order.token_file or ""), "ca_file": str(order.ca_file or "")}
     try:
         config = UpstreamConfig.model_validate(wanted)
@@ -114,21 +119,40 @@ async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
         raise UsageError("URL: expected that of a mirror or of DataRobot, such as http://mirror:8080")
     try:
         token = load_token(Config(upstream=config), environ)
-        async with Upstream(config, config.url, Proxies.of(config, environ)) as upstream:
+        path = f"/mirror/v1/images/{image_hash}/" if image_hash else IMAGE
+        async with Upstream(config, config.url, Proxies.of(config, environ), image=path) as upstream:
             caller = Caller(f"Bearer {token}" if token else None, "pps-mirror-get")
-            return await _Get(order, upstream, caller, meter).run()
+            return await _Get(order, upstream, path, image_hash, caller, meter).run()
     except ConfigError as error:
         raise ConfigError(_in_our_words(str(error))) from None
     except MirrorError as error:
         raise MirrorError(_in_our_words(error.message)) from None
 
 
-class _Get:
-    """One image into one file."""
+def _parsed(url: str) -> tuple[str, str | None]:
+    """Tell a server's address from what follows it, as people paste it: the image's own URL, its metadata's, a list's.
 
-    def __init__(self, order: Order, upstream: Upstream, caller: Caller, meter: Meter) -> None:
+    Returns the address, and the hash when the URL names one of a mirror's stored images. Raises UsageError.
+    """
+    place = re.split(r"[?#]", url, maxsplit=1)[0]
+    if (stored := _STORED.search(place)) is None:
+        return _CURRENT.sub("", place), None
+    name = stored["hash"] or CURRENT
+    if name != CURRENT and not is_hash(name):
+        raise UsageError(f"URL: expected the whole hash of an image, or {CURRENT}, in place of {name!r}")
+    return place[: stored.start()], None if name == CURRENT else name
+
+
+class _Get:
+    """One image into one file: the one at `path`, which is the current one unless `image_hash` says which."""
+
+    def __init__(
+        self, order: Order, upstream: Upstream, path: str, image_hash: str | None, caller: Caller, meter: Meter
+    ) -> None:
         self._order = order
         self._upstream = upstream
+        self._path = path
+        self._hash = image_hash
         self._caller = caller
         self._meter = meter
         self._resumes = 0
@@ -157,6 +181,11 @@ class _Get:
     def _target(self, metadata: ImageMetadata) -> tuple[Path, bool]:
         """Where the image goes, and whether that very name was asked for, so that it may be replaced."""
         given = self._order.file or Path()
+        if given.is_symlink():  # what was named is what it leads to, and there the room has to be
+            try:
+                given = given.resolve()
+            except RuntimeError:
+                raise UsageError(f"-o {given}: its links lead in a circle") from None
         if given.is_dir():
             return given / safe_name(metadata.filename, f"{metadata.hash[:12]}.tar.gz"), False
         return given, True
@@ -179,9 +208,9 @@ class _Get:
     async def _ask(self) -> ImageMetadata:
         """Ask once. Raises Broken when asking again may help."""
         try:
-            answer = await self._upstream.forward("GET", METADATA, "", self._caller)
+            answer = await self._upstream.forward("GET", f"{self._path}metadata/", "", self._caller)
             if answer.status == 200:
-                return ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY))
+                return self._right(ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY)))
         except (Unavailable, UpstreamTimeout) as error:
             raise Broken(error.message) from error
         except BadUpstream as error:
@@ -190,7 +219,14 @@ class _Get:
             raise Broken(f"upstream answered {answer.status}", retry_after=answer.retry_after)
         raise self._refusal(refused(answer.status, answer.body, answer.headers, answer.retry_after))
 
+    def _right(self, metadata: ImageMetadata) -> ImageMetadata:
+        if self._hash not in {None, metadata.hash}:
+            raise MirrorError(f"the answer is about another image ({metadata.hash}) than the URL")
+        return metadata
+
     def _refusal(self, refusal: UpstreamRefused) -> MirrorError:
+        if refusal.status == 404 and self._hash is not None:
+            return MirrorError(f"the mirror does not have {self._hash[:12]}: /mirror/v1/images/ lists what it has")
         if refusal.status == 404:
             return MirrorError("there is no image (the answer was 404): is the URL right?")
         if refusal.status not in {401, 403}:

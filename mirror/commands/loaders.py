@@ -4,7 +4,9 @@ The image is unpacked on the way, because not every version of them reads a gzip
 """
 
 import gzip
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import zlib
@@ -16,6 +18,7 @@ from typing import IO
 
 from mirror.errors import MirrorError, UsageError
 from mirror.progress import Meter
+from mirror.scratch import need_temporary_files
 
 AUTO = "auto"
 
@@ -41,7 +44,11 @@ class Loader:
 
     @classmethod
     def find(cls, name: str, search: str | None) -> "Loader":
-        """Find the program of that name, or the first there is, in the directories of `search`. Raises UsageError."""
+        """Find the program of that name, or the first there is, in the directories of `search`.
+
+        Raises UsageError, also when what it says could be written nowhere.
+        """
+        need_temporary_files()
         names = list(_COMMANDS) if name == AUTO else [name]
         for each in names:
             if path := shutil.which(each, path=search):
@@ -53,12 +60,15 @@ class Loader:
         with archive.open("rb") as packed, tempfile.TemporaryFile() as said:
             meter.start(archive.stat().st_size, 0, "loading")
             process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-                self.command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT
+                self.command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, process_group=0
             )
             try:
                 self._feed(process, packed, meter)
             except BaseException:
-                process.kill()  # first: the end of its input would have it take a part for the whole
+                # First, and all of it, as `docker` may be a script that feeds the real one: the end of its input would
+                # have an engine take a part for the whole.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 raise
             finally:
                 meter.stop()

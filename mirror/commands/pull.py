@@ -17,7 +17,6 @@ from mirror.library import Found
 from mirror.metadata import ImageMetadata
 from mirror.progress import Meter
 from mirror.store.base import StoreUnavailable
-from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.verdict import FillFailed, Reason, State
 from mirror.watching import watch
@@ -94,7 +93,7 @@ class _Pull:
             self._meter.say("another process is receiving this image into the same store: following it")
         if opened.found is not Found.PASSED:
             await watch(opened.fill, self._meter, kept="will be resumed by the next pull or by serve")
-        if isinstance(opened.fill.journal, Window):
+        if opened.fill.passes_through:
             raise StoreUnavailable(self._mirror.library.store_state.trouble or "the mirror's store takes no image")
         await self._settle()
         if opened.fill.journal.ours:

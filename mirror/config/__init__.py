@@ -5,6 +5,7 @@ text is None. Every problem is one `ConfigError` whose text is one line that a p
 what may be a secret. Nothing here touches the network or the store.
 """
 
+from mirror.config.changes import RESTART, Changes
 from mirror.config.loading import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token
 from mirror.config.model import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
 
@@ -12,10 +13,12 @@ __all__ = [
     "FILE_VARIABLE",
     "KEYS",
     "PREFIX",
+    "RESTART",
     "S3",
     "TOKEN_VARIABLE",
     "Admin",
     "Auth",
+    "Changes",
     "Config",
     "Log",
     "Prefetch",

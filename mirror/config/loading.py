@@ -3,6 +3,7 @@
 A problem's text names where the value was set, its key, the value unless it may be a secret, and what is allowed.
 """
 
+import codecs
 import difflib
 import json
 import logging
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from mirror.config.changes import given as given_in
 from mirror.config.model import KEYS, Config
 from mirror.errors import ConfigError
 from mirror.units import format_duration
@@ -34,16 +36,26 @@ _EXPOSED: Final = {"action": "file.exposed"}  # what `mirror.log.event` makes, i
 _log = logging.getLogger(__name__)
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+def load(path: Path | None, environ: Mapping[str, str], running: Config | None = None) -> Config:
     """Read the file at `path`, else the one that `PPS_MIRROR_CONFIG` names, else none, and then the environment.
+
+    What is `running` was read from there before: then a file that says nothing any more was emptied, or was a pipe.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is bad or contradicts another.
     """
     if path is None and environ.get(FILE_VARIABLE):
         path = Path(environ[FILE_VARIABLE])
-    given = _Given(_read(path) if path else {}, _plain(str(path or "")), {})
+    if path is not None:
+        path = _expanded(path)
+    name = _plain(str(path or ""))
+    if running is not None and path is not None and path.exists() and not path.is_file():
+        raise ConfigError(f"{name}: it can be read only once; give a file that stays, to have it read again")
+    given = _Given(_read(path) if path else {}, name, {})
+    said_something = bool(given.tree)
     given.overlay(environ)
+    if running is not None and not said_something and given_in(running) - given.variables.keys():
+        raise ConfigError(f"{name}: it is empty now")
     try:
         return Config.model_validate(given.tree)
     except ValidationError as error:
@@ -71,7 +83,7 @@ def load_admin_token(config: Config) -> str | None:
 def _token_in(key: str, path: Path) -> str:
     source = f"{key} = {_shown(key, str(path))}"
     try:
-        text = path.read_bytes().decode("ascii", "replace")
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("ascii", "replace")
         if path.stat().st_mode & 0o004:
             _log.warning("%s: every user of this machine can read it; expected mode 0600", source, extra=_EXPOSED)
     except OSError as error:
@@ -85,10 +97,20 @@ def _one_token(source: str, text: str) -> str:
     return token
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{_plain(str(path))}: no such home directory is known here") from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     name = _plain(str(path))
     try:
-        text = path.read_bytes().decode()
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{name}: not UTF-8 but UTF-16; save it as UTF-8")
+        text = content.decode("utf-8-sig")
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{name}: cannot read it: {error.strerror or type(error).__name__}") from None

@@ -64,11 +64,12 @@ class Server(Section):
 
 
 class Admin(Section):
-    """`[admin]`: the listener for operators."""
+    """`[admin]`: the listener for operators, and how they reach it if that is through a proxy."""
 
     host: Host = "127.0.0.1"
     port: Port = 8081
     token_file: OptionalPath = None
+    public_url: OptionalUrl = None
 
 
 class RateWindow(Section):
@@ -119,6 +120,8 @@ class S3(Section):
     presign_ttl: PresignDuration = 15 * MINUTE
     public_endpoint_url: OptionalUrl = None
     local_copy: Flag = True
+    max_size: OptionalSize = None
+    keep: Annotated[int, whole(0, 1_000_000)] = 3
 
 
 class Store(Section):
@@ -161,7 +164,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_bucket(self) -> Self:
-        for key in ("serve", "local_copy"):
+        for key in ("serve", "local_copy", "max_size", "keep"):
             if not self.store.s3.bucket and getattr(self.store.s3, key) != getattr(S3(), key):
                 raise _conflict(f"store.s3.{key}", "needs store.s3.bucket as well")
         return self
@@ -175,6 +178,9 @@ class Config(Section):
             raise _conflict("server.tls_key", "needs server.tls_cert as well")
         if not is_loopback(admin.host) and not admin.token_file:
             raise _conflict("admin.host", "is not a loopback address, so admin.token_file is required")
+        public_host = urlsplit(admin.public_url or "").hostname
+        if public_host and not is_loopback(public_host) and not admin.token_file:
+            raise _conflict("admin.public_url", "is not on loopback, so admin.token_file is required")
         if (
             server.port
             and server.port == admin.port

@@ -50,7 +50,13 @@ def _or_none(parse: Callable[[object], _T]) -> BeforeValidator:
 
 
 def _path(value: object) -> Path:
-    return value if isinstance(value, Path) else Path(_text(value))
+    """Return a path; `~` and `~name` in front are home directories, as a shell has it. A relative one stays one."""
+    if isinstance(value, Path):
+        return value
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError:
+        raise ValueError("expected a path; what begins with ~ has to be a home directory that is known here") from None
 
 
 def whole(low: int, high: int) -> BeforeValidator:

@@ -36,13 +36,17 @@ _HEADERS = {
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
+_PREFETCH = "/api/prefetch"
 _IMAGE = re.compile(r"/api/images/([0-9A-Za-z]{1,64})(?:/(pin|unpin|verify))?")
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class AdminApi:
-    """Answers the requests of the admin listener. `health` finds out how the mirror is."""
+    """Answers the requests of the admin listener. `health` finds out how the mirror is.
+
+    With the page's prefix and without it: a proxy may take that away.
+    """
 
     def __init__(
         self,
@@ -73,25 +77,31 @@ class AdminApi:
             return await self._answer(request)
         except Unauthorized as error:
             response = error_response(error)
-            if (
-                request.path.rstrip("/") or "/"
-            ) in self._private:  # where browsers go; a button's refusal opens no dialog
+            if self._path_of(request) in self._private:  # where browsers go; a button's refusal opens no dialog
                 response.headers.add("WWW-Authenticate", 'Basic realm="pps-mirror", charset="UTF-8"')
             return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.path.rstrip("/") or "/"
+        path = self._path_of(request)
         if answer := self._public.get(path) or self._private.get(path):
             if request.method not in {"GET", "HEAD"}:
                 return _not_allowed("GET, HEAD")
             if path in self._private:
                 self._access.may_look(request)
             return await answer(request)
-        if path == "/api/prefetch":
+        if path == _PREFETCH:
             return await self._change(request, "POST", self._operator.prefetch)
         if match := _IMAGE.fullmatch(path):
             return await self._change_image(request, match[1], match[2])
         raise NotFound("there is nothing here; see /, /healthz, /readyz, /metrics and /api/status")
+
+    def _path_of(self, request: web.BaseRequest) -> str:
+        """The path without the prefix; what is a path of ours as it came was freed of it by the proxy."""
+        path, prefix = request.path.rstrip("/") or "/", self._page.prefix
+        known = path in self._public or path in self._private or path == _PREFETCH or _IMAGE.fullmatch(path)
+        if not known and f"{path}/".startswith(f"{prefix}/"):
+            path = path.removeprefix(prefix) or "/"
+        return path
 
     async def _change_image(self, request: web.BaseRequest, name: str, action: str | None) -> web.StreamResponse:
         operator = self._operator
@@ -146,7 +156,8 @@ class AdminApi:
             return _response(b"", "text/event-stream")
         if self._watched >= WATCHED:
             raise TooManyWatch("as many watch already as can; look at /api/status instead")
-        response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "text/event-stream"})
+        unbuffered = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}  # the second is for nginx
+        response = web.StreamResponse(headers=_HEADERS | unbuffered)
         finish_headers(request, response)
         self._watched += 1
         try:

@@ -86,12 +86,17 @@ class ClientApi:
             patience=PASSED_SECONDS,
             message="the mirror is busy passing many requests on to upstream; come back soon",
         )
-        self._routes: dict[str, tuple[str, Route]] = {
+        self._routes: dict[str, tuple[str, Route]] = {}
+        self.pass_through(passthrough)
+
+    def pass_through(self, paths: Sequence[str]) -> None:
+        """From now on these are passed through, and no others."""
+        self._routes = {
             METADATA: ("metadata", self._metadata),
             IMAGE: ("image", self._current_image),
             IMAGES: ("list", self._list),
         }
-        self._routes |= {API + path: ("passthrough", self._pass_through) for path in passthrough}
+        self._routes |= {API + path: ("passthrough", self._pass_through) for path in paths}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -228,7 +233,9 @@ class ClientApi:
 
 def _found(opened: Opened) -> Found:
     """How the image was come by, now that it is known where the fill gets its bytes."""
-    if opened.fill is not None and opened.found is not Found.PASSED:
+    if opened.fill is not None:
+        if opened.fill.passes_through:
+            return Found.PASSED
         if opened.fill.origin is Origin.STORE:
             return Found.STORED
         if opened.fill.origin is Origin.REPLICA:

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from mirror.log import event
 from mirror.store.base import BLOCK, Body, Cut
-from mirror.store.shared_file import SharedFile
+from mirror.store.shared_file import LOOK, SharedFile
 from mirror.verdict import FillFailed
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Sender:
     ) -> None:
         """Send the headers, then the bytes [start, stop) of `body` as they become available.
 
-        When they do not, because the fill failed or the disk does, the connection is reset.
+        When they do not, because the fill failed, the disk does, or the image was taken back, the connection is reset.
         """
         request["sent"] = 0
         request["whole"] = response, stop - start
@@ -133,13 +133,14 @@ class Sender:
         connection.setblocking(False)
         while position < stop:
             with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
+                _check(file, surely=position + size == stop)
                 if not file.resident(position, position + size):
                     await loop.run_in_executor(self._pool, file.load, position, position + size)
                 if size >= BLOCK // 2:
                     with file.window(position, position + size) as window:
-                        await _send(request, connection, window)
+                        await _send(request, connection, file, window)
                 else:
-                    await _sendfile(request, connection, file.fileno(), position, size)
+                    await _sendfile(request, connection, file, position, size)
             position += size
             await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
 
@@ -158,6 +159,7 @@ class Sender:
                 while position < limit:
                     size = max(LEAST_SLICE, min(TLS_SLICE, TLS_MEMORY // self._encrypted))
                     end = min(limit, position + size)
+                    _check(file, surely=end == limit)
                     if file.resident(position, end):
                         piece = file.read(position, end)
                     else:
@@ -191,26 +193,30 @@ async def _headers_gone(transport: asyncio.Transport) -> None:
 # last byte would not have got it; and `loop.sock_sendfile` hides an error that comes first.
 
 
-async def _send(request: web.BaseRequest, connection: socket.socket, window: memoryview) -> None:
-    """Send what is in `window`."""
+async def _send(request: web.BaseRequest, connection: socket.socket, file: SharedFile, window: memoryview) -> None:
+    """Send what is in `window` of `file`."""
     while window:
         try:
             sent = connection.send(window)
         except BlockingIOError:
-            await _writable(connection)
+            await _writable(connection, LOOK)
+            _check(file)
         else:
             request["sent"] += sent
             window = window[sent:]
 
 
-async def _sendfile(request: web.BaseRequest, connection: socket.socket, file: int, start: int, size: int) -> None:
+async def _sendfile(
+    request: web.BaseRequest, connection: socket.socket, file: SharedFile, start: int, size: int
+) -> None:
     """Send `size` bytes of `file` from `start`."""
     stop = start + size
     while start < stop:
         try:
-            sent = os.sendfile(connection.fileno(), file, start, stop - start)
+            sent = os.sendfile(connection.fileno(), file.fileno(), start, stop - start)
         except BlockingIOError:
-            await _writable(connection)
+            await _writable(connection, LOOK)
+            _check(file)
         else:
             if not sent:
                 raise OSError(f"the file ends before byte {stop}")
@@ -218,15 +224,23 @@ async def _sendfile(request: web.BaseRequest, connection: socket.socket, file: i
             start += sent
 
 
-async def _writable(connection: socket.socket) -> None:
-    """Wait until the kernel takes more."""
+async def _writable(connection: socket.socket, seconds: float) -> None:
+    """Wait until the kernel takes more, or for that long."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
     loop.add_writer(connection, _wake, writable)
+    timer = loop.call_later(seconds, _wake, writable)
     try:
         await writable
     finally:
+        timer.cancel()
         loop.remove_writer(connection)
+
+
+def _check(file: SharedFile, *, surely: bool = False) -> None:
+    """Raise Cut when the file's bytes are not to be sent any more."""
+    if file.recalled(surely=surely):
+        raise Cut("the image was found bad, or removed by force, while it was sent")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -57,18 +57,22 @@ class Listener:
         share_port: bool = False,
     ) -> None:
         self._server = _Server(
-            _answering(handler, max_connections, log_access or (lambda *_: None)),
+            _answering(handler, log_access or (lambda *_: None)),
             handler_cancellation=True,
-            keepalive_timeout=header_timeout,
             lingering_time=1.0,
             auto_decompress=False,  # no request has a body that is of any use here: it is skipped
             max_connections=max_connections,
-            unread_timeout=header_timeout,
+            header_timeout=header_timeout,
             access_log=None,
         )
         self._host, self._port, self._tls, self._share_port = host, port, tls, share_port
         self._header_timeout, self._drain = header_timeout, drain
         self._listening: asyncio.Server | None = None
+
+    def take_up(self, *, header_timeout: float, max_connections: int, drain: float) -> None:
+        """From now on these are its bounds, for connections that are made now; for TLS handshakes after a restart."""
+        self._drain = drain
+        self._server.take_up(max_connections=max_connections, header_timeout=header_timeout)
 
     @property
     def port(self) -> int:
@@ -103,7 +107,7 @@ class Listener:
         await self._server.shutdown(self._drain)
 
 
-def _answering(handler: Handler, max_connections: int, log_access: LogAccess) -> Handler:
+def _answering(handler: Handler, log_access: LogAccess) -> Handler:
     """Give each request its id, make every way it can end an answer, and log it, also when the client left."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -117,7 +121,8 @@ def _answering(handler: Handler, max_connections: int, log_access: LogAccess) ->
             with connection.server.answering(connection):
                 if connection.one_too_many:
                     raise Unavailable(
-                        f"the mirror has {max_connections} connections open already (server.max_connections)"
+                        f"the mirror has {connection.server.max_connections} connections open already "
+                        "(server.max_connections)"
                     )
                 if request.version not in {HttpVersion10, HttpVersion11}:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
@@ -160,17 +165,20 @@ def _something_follows(request: web.BaseRequest) -> bool:
 
 
 class _Server(web.Server):
-    def __init__(self, handler: Handler, *, max_connections: int, unread_timeout: float, **kwargs: Any) -> None:
+    def __init__(self, handler: Handler, *, max_connections: int, header_timeout: float, **kwargs: Any) -> None:
         super().__init__(handler, **kwargs)
-        self._max_connections = max_connections
-        self._unread_milliseconds = max(1, int(unread_timeout * 1000))
+        self.take_up(max_connections=max_connections, header_timeout=header_timeout)
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
         self._at_rest = asyncio.Event()
         self._stopping = False
 
+    def take_up(self, *, max_connections: int, header_timeout: float) -> None:
+        self.max_connections = max_connections
+        self._header_timeout = header_timeout
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, loop=self._loop, keepalive_timeout=self._header_timeout, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
@@ -178,11 +186,11 @@ class _Server(web.Server):
         # Who asks and never reads the answers holds a connection no longer than who never asks; for an image, which a
         # client may need time to put somewhere, `mirror.http.sending` allows more.
         transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_milliseconds
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(self._header_timeout * 1000))
         )
         if isinstance(handler, _Connection):
-            handler.one_too_many = len(self._open) > self._max_connections
-        if self._stopping or len(self._open) > self._max_connections + BEYOND:
+            handler.one_too_many = len(self._open) > self.max_connections
+        if self._stopping or len(self._open) > self.max_connections + BEYOND:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mirror.config import Server
 from mirror.errors import ConfigError
+from mirror.reloadable import Ready
 
 
 class ServerTls:
@@ -21,7 +22,8 @@ class ServerTls:
     def __init__(self, cert: Path, key: Path) -> None:
         self._cert, self._key = cert, key
         self.context = _context()
-        self._use(self.context, *self._read())
+        self._pair = self._read()
+        self._use(self.context, *self._pair)
 
     @classmethod
     def of(cls, config: Server) -> "ServerTls | None":
@@ -30,11 +32,17 @@ class ServerTls:
             return None
         return cls(config.tls_cert, config.tls_key)
 
-    async def load(self, pool: Executor) -> None:
-        """Greet new connections with the pair as it is on the disk now. Raises ConfigError, having changed nothing."""
-        pair = await asyncio.get_running_loop().run_in_executor(pool, self._read)
-        self._use(_context(), *pair)  # a context may keep the certificate of a pair whose key it then refuses
-        self._use(self.context, *pair)
+    async def prepare(self, config: Server, pool: Executor) -> Ready:
+        """Get ready to greet new connections with the pair that is there now. Raises ConfigError."""
+        if config.tls_cert is None or config.tls_key is None:
+            raise ConfigError("server.tls_cert and server.tls_key cannot be taken back without a restart")
+        renewed = await asyncio.get_running_loop().run_in_executor(pool, ServerTls, config.tls_cert, config.tls_key)
+
+        def apply() -> None:  # not before another context has taken both: one keeps a certificate whose key it refuses
+            self._cert, self._key = renewed._cert, renewed._key
+            self._use(self.context, *renewed._pair)
+
+        return Ready(apply, ("server.tls_cert",))
 
     def _read(self) -> tuple[bytes, bytes]:
         return _read("server.tls_cert", self._cert), _read("server.tls_key", self._key)

@@ -50,7 +50,9 @@ class History:
         """Add what has moved since the last time; whether another interval has begun."""
         moved, self._last = _minus(totals, self._last), totals
         began = self._beginning(self._now())
-        if self._intervals and self._intervals[-1].at >= began:  # or later: somebody has set the clock back
+        while self._intervals and self._intervals[-1].at > began:  # somebody has set the clock back
+            moved = _plus(moved, self._intervals.pop().traffic)
+        if self._intervals and self._intervals[-1].at == began:
             last = self._intervals[-1]
             self._intervals[-1] = Interval(last.at, last.seconds, _plus(last.traffic, moved))
             return False

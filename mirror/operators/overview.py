@@ -1,6 +1,7 @@
 """How the whole mirror is, found out when somebody asks: its `Status`, and its metrics in Prometheus' format."""
 
 import asyncio
+import contextlib
 import logging
 import platform
 import time
@@ -163,8 +164,12 @@ class Overview:
         if stores.bucket is not None:
             where = self._mirror.config.store.s3.bucket or ""
             there = [info for info in images if "bucket" in info.places]
-            used = sum(info.metadata.size for info in there)
-            rooms.append(Room("bucket", where, used, len(there), trouble=trouble.get("bucket")))
+            used, limit, largest = sum(info.metadata.size for info in there), None, None
+            with contextlib.suppress(StoreUnavailable):  # which `trouble` says
+                if (bounded := await stores.bucket.use()) is not None:
+                    used, limit, largest = bounded.used, bounded.limit, bounded.largest
+            room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
+            rooms.append(room)
         return _Found(health, images, rooms)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
@@ -283,7 +288,7 @@ class Overview:
     def _of_images(self, status: Status) -> Iterator[Metric]:
         verified = [image.verified_at for image in status.images if image.verified_at is not None]
         if verified:
-            age = (status.now - min(verified)).total_seconds()
+            age = max(0.0, (status.now - min(verified)).total_seconds())
             yield _gauge(
                 "unverified_seconds", "How long ago the image was verified that waits longest.", (), (((), age),)
             )
@@ -297,7 +302,7 @@ class Overview:
             yield _gauge("current_size_bytes", "How large what clients get is.", (), (((), size),))
             yield _gauge("current_stored", "1 when what clients get is stored.", (), (((), status.current.stored),))
             if status.current.fetched_at is not None:
-                age = (status.now - status.current.fetched_at).total_seconds()
+                age = max(0.0, (status.now - status.current.fetched_at).total_seconds())
                 yield _gauge("current_age_seconds", "How long ago upstream said what is current.", (), (((), age),))
 
 

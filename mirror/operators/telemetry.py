@@ -207,13 +207,18 @@ class Together:
     def upstream(self) -> UpstreamState:
         """What the process knows that heard of upstream last."""
         states = [self._telemetry.upstream, *(report.upstream for report in self._reports.values())]
-        return max(states, key=lambda state: max(state.since or _NEVER, state.heard_at or _NEVER))
+        return max(states, key=lambda state: max(_past(state.since), _past(state.heard_at)))
 
     @property
     def store(self) -> StoreState:
         """What the process found that asked the store last to take an image."""
         states = [self._telemetry.store, *(report.store for report in self._reports.values())]
-        return max(states, key=lambda state: state.asked_at or _NEVER)
+        return max(states, key=lambda state: _past(state.asked_at))
+
+
+def _past(moment: datetime | None) -> datetime:
+    """It, unless it is yet to come: somebody has set the clock back, and what is said since is later."""
+    return moment if moment is not None and moment <= datetime.now(UTC) else _NEVER
 
 
 class Gathered:

@@ -1,58 +1,83 @@
-"""SIGHUP: what was read from files at start is read again, while downloads run on.
+"""SIGHUP: the configuration and the files that it names are read again, while downloads run on.
 
-A file that cannot be used changes nothing: what was read before stays in use, and one line in the log says why.
+All of it holds then, or nothing: whatever cannot be used leaves everything as it was, and one line in the log says why.
 """
 
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from mirror.config import Changes, Config
 from mirror.errors import ConfigError
 from mirror.log import event
 from mirror.process.signals import on_signal
 from mirror.process.systemd import ServiceManager
+from mirror.reloadable import Part
 
 log = logging.getLogger(__name__)
 
-
-Part = Callable[[], Awaitable[bool | None]]
-"""Reads one thing again; False: it is as it was. Raises ConfigError when it cannot be used, having changed nothing."""
-
-
-@asynccontextmanager
-async def reloading(parts: Mapping[str, Part], manager: ServiceManager) -> AsyncIterator[None]:
-    """Reload `parts`, each under the key that names its file, at every SIGHUP: whatever becomes of the others.
-
-    The service manager is told of the beginning and the end. From the first use on SIGHUP kills no more.
-    """
-    asked = asyncio.Event()
-    on_signal(signal.SIGHUP, asked.set)
-    keeper = asyncio.create_task(_keep(parts, manager, asked), name="reload")
-    try:
-        yield
-    finally:
-        keeper.cancel()
+Read = Callable[[Config], Awaitable[Config]]
+"""Gives the configuration as it is written now, for the one that holds. Raises ConfigError."""
 
 
-async def _keep(parts: Mapping[str, Part], manager: ServiceManager, asked: asyncio.Event) -> None:
-    while await asked.wait():
-        asked.clear()
-        manager.reloading()
-        reloaded = [key for key, load in parts.items() if await _worked(load)]
-        log.info("SIGHUP: reloaded %s", ", ".join(reloaded) or "nothing", extra=event("mirror.reloaded"))
-        manager.ready()
+class Reload:
+    """Brings `parts` from the configuration that holds, at first `config`, to the one that `read` gives."""
 
+    def __init__(self, config: Config, read: Read, parts: Sequence[Part]) -> None:
+        self._config = config
+        self._read = read
+        self._parts = parts
+        self._asked = asyncio.Event()
 
-async def _worked(load: Part) -> bool:
-    try:
-        return await load() is not False
-    except ConfigError as error:
-        log.error("SIGHUP: %s; what was read before stays in use", error, extra=event("reload.failed"))
-        return False
-    except Exception:
-        log.exception(
-            "SIGHUP: a mistake of the mirror; what was read before stays in use", extra=event("mirror.mistake")
-        )
-        return False
+    def ask(self) -> None:
+        """Do that soon."""
+        self._asked.set()
+
+    @asynccontextmanager
+    async def kept(self, manager: ServiceManager) -> AsyncIterator[None]:
+        """Do that meanwhile, at every SIGHUP as well. The service manager is told of the beginning and the end.
+
+        From the first use on SIGHUP kills no more.
+        """
+        on_signal(signal.SIGHUP, self.ask)
+        keeper = asyncio.create_task(self._keep(manager), name="reload")
+        try:
+            yield
+        finally:
+            keeper.cancel()
+
+    async def _keep(self, manager: ServiceManager) -> None:
+        while await self._asked.wait():
+            self._asked.clear()
+            manager.reloading()
+            try:
+                await self._reload()
+            except ConfigError as error:
+                log.error("SIGHUP: %s; nothing has changed", error, extra=event("reload.failed"))
+            except Exception:
+                log.exception("SIGHUP: a mistake of the mirror", extra=event("mirror.mistake"))
+            manager.ready()
+
+    async def _reload(self) -> None:
+        changes = Changes.between(self._config, await self._read(self._config))
+        ready = [await part(changes.config) for part in self._parts]
+        self._config = changes.config
+        for each in ready:
+            each.apply()
+        if changes.restart:
+            log.warning(
+                "SIGHUP: a restart is needed for %s; until then what was set before holds",
+                ", ".join(changes.restart),
+                extra=event("reload.restart"),
+            )
+        if changes.kept:
+            log.warning(
+                "SIGHUP: not set any more, and as it was all the same: %s; to change it, set it",
+                ", ".join(changes.kept),
+                extra=event("reload.kept"),
+            )
+        files = [key for each in ready for key in each.files]
+        said = ", ".join(dict.fromkeys((*changes.taken, *files))) or "nothing"
+        log.info("SIGHUP: reloaded %s", said, extra=event("mirror.reloaded"))

@@ -2,8 +2,9 @@
 
 Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
 `mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
-tells the worker that nobody keeps it any more. It says `ready` on its standard output once it serves, and from then on
-how it is, a line each time (see `mirror.operators.telemetry`).
+tells the worker that nobody keeps it any more. Another line on it is a configuration that holds from then on. It says
+`ready` on its standard output once it serves, and from then on how it is, a line each time (see
+`mirror.operators.telemetry`).
 """
 
 import asyncio
@@ -100,10 +101,12 @@ class Workers:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
-    async def reload(self) -> None:
-        """Have all of them read again what can be: those that start just now once they serve."""
+    def reload(self, config: Config) -> None:
+        """Have all of them take that up, and read their files again: those that start just now once they serve."""
+        self._config = config
         self._outdated = set(self._processes) - self._serving
-        self._tell(signal.SIGHUP)
+        for worker in self._serving:
+            self._give_config(self._processes[worker])
 
     def toggle_debugging(self) -> None:
         """Have all of them write everything to the log, or what the configuration says again; later ones as well."""
@@ -114,6 +117,10 @@ class Workers:
         """Send a signal to those that serve: the others do not know what to do about it yet."""
         for worker in self._serving:
             _send(self._processes[worker], number)
+
+    def _give_config(self, process: Process) -> None:
+        assert process.stdin is not None  # noqa: S101 - it is a pipe
+        process.stdin.write(self._config.model_dump_json().encode() + b"\n")
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes.values():
@@ -159,13 +166,12 @@ class Workers:
             limit=LONGEST_LINE,
             process_group=0,  # what a terminal sends comes from us, once
         )
-        assert process.stdin is not None  # noqa: S101 - both are pipes
-        assert process.stdout is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
         self._processes[number] = process
         if self._stopping.is_set():
             process.terminate()
         try:
-            process.stdin.write(self._config.model_dump_json().encode() + b"\n")
+            self._give_config(process)
             if await process.stdout.readline() == READY:
                 log.info(
                     "worker %d serves, process %d", number, process.pid, extra=event("worker.started", worker=number)
@@ -176,7 +182,7 @@ class Workers:
                     _send(process, signal.SIGUSR1)
                 if number in self._outdated:
                     self._outdated.remove(number)
-                    _send(process, signal.SIGHUP)
+                    self._give_config(process)
                 async for line in process.stdout:
                     self._heard(number, line)
             return await process.wait()

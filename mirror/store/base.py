@@ -5,7 +5,7 @@ has one appender, any number of readers, and either gets its name (published) or
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +37,10 @@ def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> No
     received = digest.hexdigest()
     if position != metadata.size or received != metadata.hash:
         raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")
+
+
+class Unnamed(OSError):
+    """The bytes are right, and safe on the disk, but the image cannot get its name. They stay, for another attempt."""
 
 
 class Lost(Exception):
@@ -112,6 +116,12 @@ class StoredInfo:
     places: tuple[str, ...] = ("disk",)
 
 
+def newest_first(images: Iterable[StoredInfo]) -> Sequence[StoredInfo]:
+    """The order of every list: newest first by `created`, then by `stored_at`, then by hash."""
+    by_hash = sorted(images, key=lambda info: info.metadata.hash)
+    return sorted(by_hash, key=lambda info: (info.metadata.created, info.stored_at), reverse=True)
+
+
 class Retention(Protocol):
     """Says which of some images may be evicted, the first to go first (see `mirror.retention`)."""
 
@@ -169,7 +179,10 @@ class Partial(Protocol):
         """Keep upstream's validator (a strong ETag) durably beside the bytes, for `If-Range` after a restart."""
 
     async def publish(self) -> None:
-        """Verify hash and size, make durable, give the image its name. Raises Corrupt and names nothing otherwise."""
+        """Verify hash and size, make durable, give the image its name. Otherwise it names nothing.
+
+        Raises Corrupt; Unnamed when only the name cannot be given; another OSError when bytes may be lost.
+        """
 
     async def quarantine(self) -> None:
         """Set wrong bytes aside, where nothing serves them, for a person to look at."""
@@ -213,7 +226,7 @@ class BlobStore(Protocol):
         """Try to free that many bytes for a fill that found the store full; whether there is room now."""
 
     async def list(self) -> Sequence[StoredInfo]:
-        """Every stored image, newest first by `created`."""
+        """Every stored image, as `newest_first` puts them."""
 
     async def served(self, image_hash: str) -> None:
         """Note that the image was served now, if it is stored. Best effort: a store that cannot write is no error."""

@@ -31,6 +31,7 @@ from mirror.store.durable import sync_directory
 from mirror.store.layout import Layout
 from mirror.store.partial_file import PartialFile, lock
 from mirror.store.quarantine import set_aside
+from mirror.store.recall import is_recalled, recall
 from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
 from mirror.store.space import Collected, Space, Use
@@ -70,6 +71,10 @@ class DiskStore:
     async def prepare(self) -> None:
         """Make the directories and clear away what a crash left. Raises StoreUnavailable."""
         await self._run(self._prepare)
+
+    def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+        """From now on these are its bounds."""
+        self._space.take_up(max_size=max_size, min_free=min_free, retention=retention)
 
     async def probe(self) -> None:
         """See `BlobStore.probe`."""
@@ -142,9 +147,12 @@ class DiskStore:
         """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
         await self._run(self._pin, image_hash, pinned)
 
-    async def remove(self, image_hash: str) -> bool:
-        """Remove an image; downloads that run keep what they read. False when it is being verified anew just now."""
-        return await self._run(self._remove, image_hash)
+    async def remove(self, image_hash: str, *, cut: bool = False) -> bool:
+        """Remove an image. False when it is being verified anew just now.
+
+        Downloads that run keep what they read, or are `cut`, in every process.
+        """
+        return await self._run(self._remove, image_hash, cut)
 
     async def collect(self, *, dry_run: bool) -> Collected:
         """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
@@ -189,13 +197,14 @@ class DiskStore:
 
     def _probe(self) -> None:
         self._make_directories()  # the disk may have been mounted anew
-        with tempfile.TemporaryFile(dir=self._images) as file:
-            file.write(b"pps-mirror")
-            file.flush()
-            os.fsync(file.fileno())
+        for room in (self._partial, self._images):  # where bytes come to, and where they get their name
+            with tempfile.TemporaryFile(dir=room) as file:
+                file.write(b"pps-mirror")
+                file.flush()
+                os.fsync(file.fileno())
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
-        if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None:
+        if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None or is_recalled(file):
             return None
         return image_hash, Identity.of(file)
 
@@ -207,8 +216,9 @@ class DiskStore:
             file = SharedFile(os.open(self._images / image_hash / "image", os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
-        found = Identity.of(os.fstat(file.fd))
-        if found.size != metadata.size or verified_at(self._images / image_hash, found) is None:
+        stat = os.fstat(file.fd)
+        found = Identity.of(stat)
+        if is_recalled(stat) or found.size != metadata.size or not verified_at(self._images / image_hash, found):
             return None
         return StoredImage(metadata, file)
 
@@ -281,9 +291,11 @@ class DiskStore:
             marker.unlink(missing_ok=True)
         sync_directory(marker.parent)
 
-    def _remove(self, image_hash: str) -> bool:
+    def _remove(self, image_hash: str, cut: bool) -> bool:
         if self._layout.file(image_hash) is None and not remove_partial(self._partial / image_hash):
             return False
+        if cut:
+            recall(self._images / image_hash / "image")
         remove_image(self._layout, image_hash)
         return True
 

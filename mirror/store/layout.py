@@ -11,7 +11,7 @@ from mirror.errors import BadUpstream
 from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.note import Note
-from mirror.store.base import StoredInfo
+from mirror.store.base import StoredInfo, newest_first
 from mirror.store.trust import Identity, verified_at
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ class Layout:
             metadata = ImageMetadata.parse((directory / "metadata.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:  # one that is another user's must not keep the others from being seen
+            log.warning("%s is left alone: %s", directory, error.strerror, extra=event("image.ignored"))
+            return None
         except BadUpstream as error:
             log.warning("%s is left alone: %s", directory, error, extra=event("image.ignored"))
             return None
@@ -48,12 +51,12 @@ class Layout:
         return file_at(self.images / image_hash / "image")
 
     def list(self) -> Sequence[StoredInfo]:
-        """Every image of the right size, newest first by `created`. Raises OSError when there is no store.
+        """Every image of the right size, as `newest_first` puts them. Raises OSError when there is no store.
 
         Also one that lies among the partials to be verified anew. What is shorter may just be on its way here.
         """
-        found = [info for path in self.images.iterdir() if is_hash(path.name) and (info := self.info(path.name))]
-        return sorted(found, key=lambda info: info.metadata.created, reverse=True)
+        names = (path.name for path in self.images.iterdir())
+        return newest_first(info for name in names if is_hash(name) and (info := self.info(name)))
 
     def info(self, image_hash: str) -> StoredInfo | None:
         """One line of the list."""
@@ -81,10 +84,14 @@ class Layout:
 
     def current(self) -> str | None:
         """The hash that upstream named last; when it named none, that of the newest image."""
-        if named := self._named("current.json"):
+        if named := self.named():
             return named
         images = self.list()
         return images[0].metadata.hash if images else None
+
+    def named(self) -> str | None:
+        """The hash that upstream named last, as far as is noted here."""
+        return self._named("current.json")
 
     def shown(self) -> str | None:
         """The hash of what clients get until the current image is stored (see `mirror.rollover`)."""
@@ -103,10 +110,10 @@ def entries(directory: Path) -> Sequence[Path]:
 
 
 def file_at(path: Path) -> os.stat_result | None:
-    """What the system says of the regular file at `path`; None when there is none."""
+    """What the system says of the regular file at `path`; None when there is none, or none that we may see."""
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     return found if stat.S_ISREG(found.st_mode) else None
 

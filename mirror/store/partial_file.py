@@ -2,7 +2,8 @@
 
 Who does not get the lock follows: reads along as the file grows, and takes over when the lock is free.
 
-Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest.
+Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest; and
+which file it is that was verified, when that could not get its name: then only the name is tried again.
 """
 
 import asyncio
@@ -10,20 +11,25 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from mirror.log import event
 from mirror.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost, Reader, check
+from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed, check
 from mirror.store.durable import sync_directory, write_durably
+from mirror.store.partial_note import PartialNote
 from mirror.store.quarantine import set_aside
 from mirror.store.readers import withdraw
+from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
-from mirror.store.trust import Identity, trust
+from mirror.store.trust import MARKER, Identity, trust
+
+log = logging.getLogger(__name__)
 
 FLUSH = 64 << 20
 """Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
@@ -44,12 +50,12 @@ class PartialFile:
     def __init__(
         self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool, images: Path, quarantine: Path
     ) -> None:
-        self.file: SharedFile = SharedFile(fd)
+        self.file: SharedFile = SharedFile(fd, recallable=False)
         self.position = 0 if ours else os.fstat(fd).st_size
         self.ours = ours
         self.published = False
         self._path = path
-        self._note = path.with_name(path.name + ".json")
+        self._note = PartialNote(path.with_name(path.name + ".json"), metadata)
         self._metadata = metadata
         self._images = images
         self._quarantine = quarantine
@@ -59,7 +65,9 @@ class PartialFile:
         self._flushing: Future[None] | None = None
         self._flushed = 0
         self.validator: str | None = None
+        self._sealed = False
         self._named = False
+        self._lossy = False
         if ours:
             self._take_up()
 
@@ -83,9 +91,12 @@ class PartialFile:
         return self._digest.copy()
 
     async def remember(self, validator: str | None) -> None:
-        """See `Partial.remember`."""
+        """See `Partial.remember`. Without a note one goes on as well, only without `If-Range`: the hash decides."""
         self.validator = validator
-        await self._run(self._write_note)
+        try:
+            await self._run(self._note.write, validator)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._note, error, extra=event("note.unwritten"))
 
     async def publish(self) -> None:
         """See `Partial.publish`."""
@@ -100,8 +111,12 @@ class PartialFile:
         await self._run(self._remove)
 
     async def close(self) -> None:
-        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first."""
+        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first.
+
+        The file is closed when its last reader lets go of it, whatever still refers to us (a traceback, say).
+        """
         await self._run(self._unlock)
+        del self.file
         self._appender.shutdown(wait=False)
         self._flusher.shutdown(wait=False)
 
@@ -120,9 +135,12 @@ class PartialFile:
     def _take_up(self) -> None:
         if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
             os.ftruncate(self.file.fd, 0)
-        self.validator = self._read_note()
+        readmit(self.file.fd)
+        self.validator = self._note.validator()
+        if self._note.seals(self._identity()):
+            self._sealed, self.position = True, self._metadata.size
         if not self._note.exists():  # who looks for room must know what we still need
-            self._write_note()
+            self._note.write(self.validator)
 
     def _follow(self) -> bool:
         free = lock(self.file.fd)
@@ -137,6 +155,7 @@ class PartialFile:
             self._unlock()
         if _is(self._images / self._metadata.hash / "image", file):
             self.published, self.position = True, self._metadata.size
+            self.file.recallable = True
             return False
         raise Lost("the process that received this image has put it away")
 
@@ -181,56 +200,93 @@ class PartialFile:
 
     def _check_flushed(self) -> None:
         if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
-            self._flushing.result()
+            self._flushed_well(self._flushing.result)
+
+    def _flushed_well(self, flush: Callable[[], None]) -> None:
+        try:
+            flush()
+        except OSError:
+            self._lossy = True
+            raise
 
     def _publish(self) -> None:
-        self._seal()
-        self._name()
-        self._note.unlink(missing_ok=True)
-        sync_directory(self._path.parent)
+        if not self._sealed:
+            self._seal()
+        self.file.recallable = True
+        try:
+            self._name()
+            self._note.remove()
+            sync_directory(self._path.parent)
+        except OSError as error:
+            if not self._named:
+                self._note.seal(self.validator, self._identity())
+                raise Unnamed(error.errno, error.strerror) from error
+            log.warning(
+                "%s is stored, but a power cut may take its name away again: %s",
+                self._metadata.hash,
+                error,
+                extra=event("image.not_durable", image=self._metadata.hash),
+            )
 
     def _seal(self) -> None:
         """Make sure that the bytes are right and durable. Raises Corrupt."""
         check(self._metadata, self.position, self._digest)
         check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
         self._check_flushed()
-        os.fsync(self.file.fd)
+        self._flushed_well(lambda: os.fsync(self.file.fd))
+        self._sealed = True
 
     def _name(self) -> None:
-        """Give the image its name, durably."""
+        """Give the image its name, durably; or nothing, so that nobody takes it for one that is stored."""
         directory = self._images / self._metadata.hash
-        directory.mkdir(exist_ok=True)
-        sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
-        write_durably(directory / "metadata.json", self._metadata.raw)
-        trust(directory, Identity.of(os.fstat(self.file.fd)))  # the same before and after it gets its name
-        self._path.rename(directory / "image")
+        described_before = (directory / "metadata.json").exists()
+        try:
+            directory.mkdir(exist_ok=True)
+            sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
+            write_durably(directory / "metadata.json", self._metadata.raw)
+            trust(directory, self._identity())  # the same before and after it gets its name
+            self._path.rename(directory / "image")
+        except OSError:
+            if not described_before:
+                with contextlib.suppress(OSError):
+                    for name in ("metadata.json", MARKER):
+                        (directory / name).unlink(missing_ok=True)
+                    directory.rmdir()
+            raise
         self._named = True
         sync_directory(directory)
 
     def _set_aside(self) -> None:
-        set_aside(self._path, self._quarantine, self._metadata.hash)
-        self._note.unlink(missing_ok=True)
+        try:
+            set_aside(self._path, self._quarantine, self._metadata.hash)
+            self._note.remove()
+        except OSError as error:
+            log.warning(
+                "what was received of %s cannot be set aside, and is removed: %s",
+                self._metadata.hash,
+                error,
+                extra=event("partial.stuck", image=self._metadata.hash),
+            )
+            self._remove()
 
     def _remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+            self._note.remove()
+        except OSError:  # what cannot be removed can be emptied: taken up again it would be as wrong as now
+            os.ftruncate(self.file.fd, 0)
+            raise
 
     def _unlock(self) -> None:
+        if self._lossy:  # the page cache would give back what the disk has lost, to be hashed and found right
+            with contextlib.suppress(OSError):
+                self._remove()
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
-        if not self._named and not self.published:
+        if not (self._named or self._sealed or self.published):
             withdraw(self.file.fd)
 
-    def _read_note(self) -> str | None:
-        try:
-            validator = json.loads(self._note.read_bytes())["validator"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
-        return validator if plain else None  # anything else would make the next request impossible, again and again
-
-    def _write_note(self) -> None:
-        note = {"metadata": self._metadata.raw.decode(), "validator": self.validator}
-        write_durably(self._note, json.dumps(note).encode())
+    def _identity(self) -> Identity:
+        return Identity.of(os.fstat(self.file.fd))
 
 
 def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:

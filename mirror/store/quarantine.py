@@ -4,11 +4,17 @@ import shutil
 import time
 from pathlib import Path
 
+from mirror.store.recall import recall
+
 KEPT_SECONDS = 86_400
 
 
 def set_aside(path: Path, quarantine: Path, image_hash: str) -> Path:
-    """Move `path` there as one step and return its new name; only the newest of an image is kept. Blocks."""
+    """Move `path` there as one step and return its new name; only the newest of an image is kept. Blocks.
+
+    Whoever is being sent it is cut off, in every process, also when it cannot be moved.
+    """
+    recall(path)
     quarantine.mkdir(exist_ok=True)
     for older in quarantine.glob(f"{image_hash}-*"):
         remove(older)

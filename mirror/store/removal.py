@@ -4,6 +4,7 @@ What is removed here is not asked about again: which images may go is decided in
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from mirror.log import event
 from mirror.metadata import is_hash
 from mirror.store.durable import SUFFIX, sync_directory
 from mirror.store.layout import Layout, entries, file_at
 from mirror.store.quarantine import KEPT_SECONDS, quarantined_at, remove
 from mirror.store.readers import is_read
+
+log = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 3600
 """Age from which what a crash may have left is no longer being written by somebody."""
@@ -45,7 +49,21 @@ class Removal:
 
 
 def carry_out(layout: Layout, removal: Removal) -> bool:
-    """Remove it; False when it is in use by now, or an image that was pinned meanwhile."""
+    """Remove it; False when it is in use by now, an image that was pinned meanwhile, or cannot be removed."""
+    try:
+        return _carry_out(layout, removal)
+    except OSError as error:  # one thing that is another user's must not keep the rest from being removed
+        log.warning(
+            "%s %s cannot be removed: %s",
+            removal.kind,
+            removal.path.name,
+            error.strerror,
+            extra=event(f"{removal.kind}.stuck", path=removal.path.name),
+        )
+        return False
+
+
+def _carry_out(layout: Layout, removal: Removal) -> bool:
     match removal.kind:
         case Kind.PARTIAL:
             return remove_partial(removal.path)
@@ -94,16 +112,16 @@ def leftovers(layout: Layout) -> Iterator[Removal]:
     """What nobody will miss: what a crash left, partials that nobody resumes, wrong bytes looked at long enough."""
     now = time.time()
     for path, reason in _left_by_crashes(layout):
-        if _is_older(path, now - LEFTOVER_SECONDS):
+        if _is_older(path, LEFTOVER_SECONDS, now):
             yield Removal(Kind.LEFTOVER, path, _size(path), reason)
     for note in layout.partial.glob("*.json"):  # if it is being written at this very moment: a fill goes on without it
         if is_hash(note.stem) and not note.with_suffix("").exists():
             yield Removal(Kind.LEFTOVER, note, 0, "has no partial")
     for removal in partials(layout, spare=()):
-        if _is_older(removal.path, now - STALE_SECONDS):
+        if _is_older(removal.path, STALE_SECONDS, now):
             yield removal
     for removal in quarantined(layout):
-        if quarantined_at(removal.path) < now - KEPT_SECONDS:
+        if _is_beyond(quarantined_at(removal.path), KEPT_SECONDS, now):
             yield removal
 
 
@@ -126,34 +144,51 @@ def quarantined(layout: Layout) -> list[Removal]:
 def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
     """The partials that nobody is at work on, the one untouched for longest first, but for those to `spare`.
 
-    A stored image that lies among them to be verified anew is none.
+    One that was touched at a time that is yet to come is among the first. A stored image that lies among them to be
+    verified anew is none.
     """
-    found = []
+    found, now = [], time.time()
     for path in entries(layout.partial):
         if not is_hash(path.name) or path.name in spare or (file := file_at(path)) is None or is_read(path):
             continue
         if layout.file(path.name) is None and layout.info(path.name) is not None:
             continue
-        found.append((file.st_mtime, Removal(Kind.PARTIAL, path, file.st_size, "nobody resumes it")))
+        found.append(
+            (
+                file.st_mtime if file.st_mtime <= now else 0.0,
+                Removal(Kind.PARTIAL, path, file.st_size, "nobody resumes it"),
+            )
+        )
     return [removal for _, removal in sorted(found, key=lambda each: (each[0], each[1].path))]
 
 
 def _is_empty(layout: Layout, directory: Path) -> bool:
     """Whether this is an image's directory that has lost its image for good."""
     image_hash = directory.name
-    return (
-        is_hash(image_hash)
-        and not (directory / "image").exists()
-        and not (layout.partial / image_hash).exists()
-        and not layout.is_pinned(image_hash)
-    )
-
-
-def _is_older(path: Path, time: float) -> bool:
     try:
-        return path.lstat().st_mtime < time
+        return (
+            is_hash(image_hash)
+            and not (directory / "image").exists()
+            and not (layout.partial / image_hash).exists()
+            and not layout.is_pinned(image_hash)
+        )
+    except PermissionError:  # nobody can tell
+        return False
+
+
+def _is_older(path: Path, seconds: float, now: float) -> bool:
+    try:
+        return _is_beyond(path.lstat().st_mtime, seconds, now)
     except FileNotFoundError:
         return False
+
+
+def _is_beyond(told: float, seconds: float, now: float) -> bool:
+    """Whether a time is that far in the past, or in the future: a clock that was wrong must not keep a thing forever.
+
+    What is nearer may have been written just before somebody set the clock back.
+    """
+    return abs(now - told) > seconds
 
 
 def _size(path: Path) -> int:

@@ -7,9 +7,11 @@ Python code reading the mapping would die of SIGBUS. What must be read by Python
 import contextlib
 import mmap
 import os
+import time
 import weakref
 
 from mirror.store.readers import announce
+from mirror.store.recall import is_recalled
 
 SEGMENT = 256 << 20
 """Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""
@@ -20,6 +22,9 @@ IN_MEMORY = 8 << 20
 PROBE = 1 << 20
 """Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
 
+LOOK = 0.5
+"""Seconds between two looks whether the file is still to be sent."""
+
 READ_AHEAD = 8 << 20
 SCRATCH = 128 << 10
 """Bytes read ahead in the background, and read at once into nothing to wait for them."""
@@ -28,19 +33,33 @@ SCRATCH = 128 << 10
 class SharedFile:
     """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it.
 
-    While it is open all processes can see that the file is read.
+    While it is open all processes can see that the file is read. Who reads along in a journal hears the fill's verdict,
+    and nothing before that: there it is not `recallable`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, recallable: bool = True) -> None:
         self.fd = fd
+        self.recallable = recallable
         self._segments: dict[int, mmap.mmap] = {}
         self._handed_out = 0
+        self._recalled = False
+        self._looked_at = float("-inf")
         weakref.finalize(self, os.close, fd)
         announce(fd)
 
     def fileno(self) -> int:
         """The descriptor, for `os.sendfile` and what is built on it."""
         return self.fd
+
+    def recalled(self, *, surely: bool = False) -> bool:
+        """Whether its bytes must not be sent any more, as it was at most LOOK seconds ago, or `surely` now."""
+        if not self.recallable:
+            return False
+        now = time.monotonic()
+        if surely or now - self._looked_at >= LOOK:
+            self._looked_at = now
+            self._recalled = is_recalled(os.fstat(self.fd))
+        return self._recalled
 
     def window(self, start: int, stop: int) -> memoryview:
         """Map the bytes [start, stop), which lie in one block. Only to be handed to the kernel.

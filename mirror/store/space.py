@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +55,25 @@ class Collected:
     beyond: int
 
 
+def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] = ()) -> list[Removal]:
+    """Of what may go, in this order, as much as frees that many bytes; less than that when there is no more."""
+    plan = []
+    for removal in candidates:
+        if short > 0 and removal.size and removal.path not in without:
+            plan.append(removal)
+            short -= removal.size
+    return plan
+
+
 class Space:
     """The room of a disk store."""
 
     def __init__(self, layout: Layout, *, max_size: int | None, min_free: int, retention: Retention) -> None:
         self._layout = layout
+        self.take_up(max_size=max_size, min_free=min_free, retention=retention)
+
+    def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+        """From now on these are the bounds; nothing is evicted for that until there is need."""
         self._max_size = max_size
         self._min_free = min_free
         self._retention = retention
@@ -150,18 +164,19 @@ class Space:
         for info in self._retention([info for info in images if info.metadata.hash in there], current, read):
             directory = self._layout.images / info.metadata.hash
             candidates.append(Removal(Kind.IMAGE, directory, info.metadata.size, "served least recently"))
-        plan = []
-        for removal in candidates:
-            if short > 0 and removal.size and removal.path not in without:
-                plan.append(removal)
-                short -= removal.size
-        return plan
+        return chosen(candidates, short, without)
 
     def _room(self, spare: str | None) -> _Room:
         layout = self._layout
         begun = [path for path in entries(layout.partial) if is_hash(path.name)]
         files = [*begun, *entries(layout.quarantine)]
-        used = sum(layout.sizes().values()) + sum(found.st_size for path in files if (found := file_at(path)))
+        try:
+            sizes = layout.sizes()
+        except PermissionError:  # then nothing gets its name there; but what is received can wait for that, if it fits
+            if self._max_size is not None:
+                raise
+            sizes = {}
+        used = sum(sizes.values()) + sum(found.st_size for path in files if (found := file_at(path)))
         stat = os.statvfs(layout.root)
         promised = sum(self._promised(path) for path in begun if path.name != spare)
         return _Room(used, stat.f_bavail * stat.f_frsize, promised)

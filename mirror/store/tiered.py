@@ -2,7 +2,7 @@
 
 An image that is only in the bucket is brought to the disk by a fill whose source is the bucket. When the disk takes
 nothing the bucket is used as if there were no disk; when the bucket fails the disk goes on alone. What is evicted from
-the disk stays in the bucket.
+the disk stays in the bucket, and the other way round.
 """
 
 import hashlib
@@ -15,13 +15,12 @@ from dataclasses import replace
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Source
-from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable, Unnamed, newest_first
 from mirror.store.disk import DiskStore
 from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.store import S3Store
-from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +99,12 @@ class TieredStore:
         for info in (info for infos in listed for info in infos):
             other = found.get(info.metadata.hash)
             found[info.metadata.hash] = info if other is None else _both(info, other)
-        return sorted(found.values(), key=lambda info: info.metadata.created, reverse=True)
+        return newest_first(found.values())
 
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
         await self._disk.served(image_hash)
+        await self._bucket.served(image_hash)
 
     async def replenish(self, image_hash: str) -> None:
         """Bring an image that is on the disk into the bucket, if it is not there. Raises StoreUnavailable."""
@@ -132,6 +132,7 @@ class TieredPartial:
     def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
         self.course: Course = bucket.course(metadata, self)
         self._disk = disk
+        self.file = disk.file  # uploads go on reading from it when the disk's part is closed
 
     @property
     def position(self) -> int:
@@ -142,11 +143,6 @@ class TieredPartial:
     def validator(self) -> str | None:
         """See `Partial`."""
         return self._disk.validator
-
-    @property
-    def file(self) -> SharedFile:
-        """See `Partial.file`."""
-        return self._disk.file
 
     @property
     def ours(self) -> bool:
@@ -181,18 +177,26 @@ class TieredPartial:
 
     async def publish(self) -> None:
         """See `Partial.publish`. Nobody waits for the bucket: it gets the rest in the background."""
-        await self._disk.publish()
+        try:
+            await self._disk.publish()
+        except Unnamed:
+            self.course.settle()  # it is as right there as here
+            raise
         self.course.settle()
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`."""
-        await self._disk.quarantine()
-        await self.course.wrong()
+        try:
+            await self._disk.quarantine()
+        finally:
+            await self.course.wrong()
 
     async def discard(self) -> None:
         """See `Partial.discard`."""
-        await self._disk.discard()
-        await self.course.wrong()
+        try:
+            await self._disk.discard()
+        finally:
+            await self.course.wrong()
 
     async def close(self) -> None:
         """See `Partial.close`."""
@@ -201,7 +205,7 @@ class TieredPartial:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.course.Readable`: from the page cache, as it was written just now."""
-        return os.preadv(self._disk.file.fd, [buffer], offset)
+        return os.preadv(self.file.fd, [buffer], offset)
 
 
 class _Readable:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mirror.store.durable import write_durably
 
@@ -31,21 +32,33 @@ class Identity:
 
 def trust(directory: Path, identity: Identity) -> None:
     """Note durably that this file, which is or will be the image in `directory`, was verified now. Blocks."""
-    note = {
-        "size": identity.size,
-        "mtimeNs": identity.mtime,
-        "inode": identity.inode,
-        "verifiedAt": datetime.now(UTC).isoformat(),
-    }
-    write_durably(directory / MARKER, json.dumps(note).encode())
+    write_durably(directory / MARKER, json.dumps(described(identity)).encode())
 
 
 def verified_at(directory: Path, identity: Identity) -> datetime | None:
     """When this file, the image in `directory`, was last verified; None when it never was. Blocks."""
     try:
         note = json.loads((directory / MARKER).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return time_in(note, identity)
+
+
+def described(identity: Identity) -> dict[str, object]:
+    """What is noted of a file that was verified now."""
+    return {
+        "size": identity.size,
+        "mtimeNs": identity.mtime,
+        "inode": identity.inode,
+        "verifiedAt": datetime.now(UTC).isoformat(),
+    }
+
+
+def time_in(note: Any, identity: Identity) -> datetime | None:
+    """When this file was verified, as `note` says; None when it does not say so of this file."""
+    try:
         then = datetime.fromisoformat(note["verifiedAt"])
         known = Identity(note["size"], note["mtimeNs"], note["inode"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return (then if then.tzinfo else then.replace(tzinfo=UTC)) if known == identity else None

@@ -15,7 +15,8 @@ from enum import StrEnum
 
 from mirror.store.layout import Layout
 from mirror.store.quarantine import set_aside
-from mirror.store.trust import Identity, trust
+from mirror.store.recall import readmit, recall
+from mirror.store.trust import MARKER, Identity, trust
 
 STEP = 4 << 20
 """Bytes digested at a time."""
@@ -36,7 +37,8 @@ class Verdict(StrEnum):
 class Verified:
     """The outcome for one image in one `place`, disk or bucket.
 
-    On the disk who is `bad` was set aside, but for one that is not whole: that may be continued.
+    On the disk one that is `bad` was set aside, but for one that is not whole: that may be continued. Where that failed
+    `detail` says so.
     """
 
     image_hash: str
@@ -100,11 +102,25 @@ class Verification:
             return Verified(self._hash, Verdict.SHORT, f"it has {self.size} bytes and should have {self._expected}")
         if self._digest.hexdigest() != self._hash:
             return self._bad(Verdict.WRONG, f"its sha256 is {self._digest.hexdigest()}")
-        trust(self._layout.images / self._hash, self._identity)
+        try:
+            if self._fd is not None:
+                readmit(self._fd)
+            trust(self._layout.images / self._hash, self._identity)
+        except OSError as error:  # what was noted before still holds
+            return Verified(self._hash, Verdict.GOOD, f"its bytes are right, which cannot be noted: {error.strerror}")
         return Verified(self._hash, Verdict.GOOD, "its bytes are right")
 
     def _bad(self, verdict: Verdict, detail: str) -> Verified:
-        aside = set_aside(self._layout.images / self._hash / "image", self._layout.quarantine, self._hash)
+        directory = self._layout.images / self._hash
+        kept_back = recall(directory / "image")
+        with suppress(OSError):
+            (directory / MARKER).unlink()  # who moves the file back by hand has it verified again
+            kept_back = True
+        try:
+            aside = set_aside(directory / "image", self._layout.quarantine, self._hash)
+        except OSError as error:
+            served = "is not served any more" if kept_back else "is still served: remove it by hand"
+            return Verified(self._hash, verdict, f"{detail}; it cannot be set aside ({error.strerror}), and {served}")
         return Verified(self._hash, verdict, f"{detail}; it was set aside as {aside.parent.name}/{aside.name}")
 
     def _read(self, fd: int) -> int:

@@ -22,6 +22,7 @@ from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, U
 from mirror.log import event
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.metrics import Metrics
+from mirror.reloadable import Ready
 from mirror.units import format_duration
 from mirror.upstream.encoding import decoded
 from mirror.upstream.line import Line, NoAnswer, Way, reason
@@ -65,6 +66,7 @@ class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
     `name` is that of the mirror which asks, by which loops are found (`mirror.loop`); who serves nobody has none.
+    `image` is the path of the image, below which its metadata is: another one than DataRobot's at a mirror only.
     """
 
     def __init__(
@@ -75,23 +77,47 @@ class Upstream:
         metrics: Metrics | None = None,
         throttle: Throttle | None = None,
         name: str | None = None,
+        image: str = IMAGE,
     ) -> None:
         self._config = config
+        self._image = image
+        self._proxies = proxies
         self._name = name
         self._metrics = metrics or Metrics()
         self.throttle = throttle or Throttle()
         self._base = URL(url)
         self.policy = RedirectPolicy(self._base, config.redirect_hosts)
         self._line = Line(config, self._base, proxies, self.policy)
+        self._former: list[Line] = []
 
     async def __aenter__(self) -> "Upstream":
         await self._line.open()
         return self
 
+    async def prepare(self, config: UpstreamConfig, proxies: Proxies) -> Ready:
+        """Get ready to ask by another configuration and other proxies; what has begun goes on as it is.
+
+        Raises ConfigError when `upstream.ca_file` cannot be used.
+        """
+        policy = RedirectPolicy(self._base, config.redirect_hosts)
+        line = Line(config, self._base, proxies, policy)
+        await line.open()
+        same_ways = (config, proxies, line.trusted) == (self._config, self._proxies, self._line.trusted)
+
+        def apply() -> None:
+            if not same_ways:
+                self._former.append(self._line)  # downloads may go by it for hours; idle connections end by themselves
+                self._config, self._proxies, self.policy, self._line = config, proxies, policy, line
+
+        if same_ways:
+            await line.close()
+        return Ready(apply)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._line.close()
+        for line in (*self._former, self._line):
+            await line.close()
 
     async def metadata(self, caller: Caller) -> ImageMetadata:
         """Ask for the current image's metadata with the caller's credential.
@@ -103,7 +129,9 @@ class Upstream:
         """
         seconds = self._config.connect_timeout
         try:
-            answer = await self._ask("metadata", "GET", METADATA, "", caller, MAX_BODY, seconds=seconds)
+            answer = await self._ask(
+                "metadata", "GET", self._image + "metadata/", "", caller, MAX_BODY, seconds=seconds
+            )
         except UpstreamTimeout as error:
             raise Unavailable(f"{error} (upstream.connect_timeout)") from None
         if answer.status == 200:
@@ -140,7 +168,7 @@ class Upstream:
 
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
         """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
-        url = self._url(IMAGE, "")
+        url = self._url(self._image, "")
         response = await self._line.send("GET", url, {**headers, **self._identity(caller)})
         hop = 0
         try:

@@ -53,6 +53,7 @@ class Line:
     async def open(self) -> None:
         """Get ready. Raises ConfigError when `upstream.ca_file` cannot be used."""
         tls = trusting(self._config)
+        self.trusted = frozenset(tls.get_ca_certs(binary_form=True))
 
         def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(

@@ -20,6 +20,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import actions_of, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import Canary, FreshMirror
+from tests.support.nginx import Nginx, before_the_admin_listener
 from tests.support.processes import MirrorProcess, eventually, free_port
 
 MIB = 1 << 20
@@ -243,6 +244,29 @@ def test_beyond_this_machine_one_login_is_enough_and_a_wrong_token_does_not_end_
         browser.find_element(By.ID, "do").click()
         assert said in outcome(browser)
     assert text(browser, "sentence") == "Serving."
+
+
+@pytest.mark.parametrize("stripping", [False, True], ids=["prefix left", "prefix taken away"])
+def test_behind_a_proxy_with_a_prefix_it_is_whole_live_and_acts(
+    fresh_mirror: FreshMirror, browse: Browse, token_file: Path, tmp_path: Path, stripping: bool
+) -> None:
+    port = free_port()
+    public = f"ops.test:{port}/pps-mirror"
+    mirror = fresh_mirror({"admin": {"token_file": str(token_file), "public_url": f"http://{public}"}})
+    with Nginx(tmp_path / "nginx", before_the_admin_listener(mirror.admin_port, stripping=stripping), port):
+        browser = browse("--window-size=1200,1403", "--host-resolver-rules=MAP ops.test 127.0.0.1")
+        browser.get(f"http://anybody:{TOKEN}@{public}/")
+        assert browser.execute_script("return getComputedStyle(document.body).margin") == "0px", "it has its style"
+        fetch(mirror.image_url)
+        eventually(lambda: "current" in text(browser, "images"), what="the image, pushed")
+        [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
+        press(browser, f"/api/images/{image.get_attribute('data-hash')}/pin")
+        assert "is pinned" in outcome(browser)
+        eventually(lambda: "pinned" in text(browser, "images"), what="the tag")
+        links = [link.get_attribute("href") for link in browser.find_elements(By.CSS_SELECTOR, "footer a")]
+        ours = f"http://anybody:{TOKEN}@{public}"
+        assert links == [f"{ours}/metrics", f"{ours}/api/status"]
+        assert complaints(browser) == []
 
 
 def test_the_focus_stays_where_it_was_when_the_page_changes(fresh_mirror: FreshMirror, browse: Browse) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle.signatures import NAMESPACE
-from tests.e2e.test_cli import one_line
+from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.air_gap import Site, put, sum_again
 from tests.support.needs import needs
+from tests.support.processes import eventually
 
 IMAGE = os.urandom(100_000)
 DIGEST = hashlib.sha256(IMAGE).hexdigest()
@@ -327,11 +328,68 @@ def test_keys_and_lists_that_cannot_be_read_are_status_2(here: Site, there: Site
     stick.mkdir()
     unread = here.run("export", "current", stick, "--sign", nonsense)
     assert (unread.returncode, list(stick.iterdir())) == (2, [])
-    assert "no OpenSSH key can be read there" in one_line(unread.stderr)
+    assert f"--sign {nonsense}: ssh-keygen cannot sign with it: Couldn't load public key" in one_line(unread.stderr)
     sign(bundle, key_of(tmp_path, "alice"))
     missing = there.run("import", bundle, "--trust", tmp_path / "missing")
     assert missing.returncode == 2
     assert f"--trust {tmp_path / 'missing'}: there is no such file" in one_line(missing.stderr)
+
+
+def open_to_all(key: Path) -> str:
+    key.chmod(0o644)
+    return "Permissions 0644 for"
+
+
+def with_a_passphrase(key: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "a-passphrase", "-f", str(key)], check=True)
+    return "incorrect passphrase supplied to decrypt private key (give the passphrase on a terminal, or run `ssh-add`"
+
+
+def only_its_public_half(key: Path) -> str:
+    key.write_bytes(key.with_name(f"{key.name}.pub").read_bytes())
+    return "ssh-keygen cannot sign with it: "
+
+
+@pytest.mark.parametrize("made", [open_to_all, with_a_passphrase, only_its_public_half])
+def test_a_key_that_cannot_sign_is_found_out_before_anything_is_written(
+    here: Site, tmp_path: Path, made: Callable[[Path], str]
+) -> None:
+    """Without a terminal, as in a job at night: what ssh-keygen says is what the person reads."""
+    key = key_of(tmp_path, "alice")
+    reason = made(key)
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    alone = [needs("setsid", "apt-get install util-linux"), "--wait"]
+    done = subprocess.run(
+        [*alone, *COMMAND, "export", "current", str(stick), "--sign", str(key)],
+        env=environment() | here.environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"--sign {key}: ssh-keygen cannot sign with it: " in one_line(done.stderr)
+    assert reason in one_line(done.stderr)
+    assert list(stick.iterdir()) == []
+
+
+def test_a_key_with_a_passphrase_that_an_agent_has_signs_without_a_terminal(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = key_of(tmp_path, "alice")
+    socket = tmp_path / "agent"
+    agent = subprocess.Popen([needs("ssh-agent", "apt-get install openssh-client"), "-D", "-a", str(socket)])
+    try:
+        eventually(socket.exists, what="the agent's start")
+        subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": str(socket)}, check=True)
+        with_a_passphrase(key)
+        monkeypatch.setitem(here.environ, "SSH_AUTH_SOCK", str(socket))
+        assert (here.export(tmp_path / "stick", "--sign", key) / "SHA256SUMS.sig").exists()
+    finally:
+        agent.terminate()
+        agent.wait()
 
 
 def test_without_ssh_keygen_what_needs_it_says_what_to_install(there: Site, bundle: Path, tmp_path: Path) -> None:

@@ -320,3 +320,25 @@ def test_what_lies_in_the_way_on_a_stick_is_not_followed(
     assert done.returncode == 1
     assert "is in the way: it is no plain file" in one_line(done.stderr)
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("umask", "closed"), [("022", False), ("077", True), ("027", True)])
+def test_a_bundle_that_only_its_owner_can_read_says_what_to_do_before_somebody_else_carries_it(
+    here: Site, stick: Path, umask: str, closed: bool
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'umask {umask}; exec "$@"', "sh", *COMMAND, "export", "current", str(stick)],
+        env=environment() | here.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    (bundle,) = stick.iterdir()
+    said = [line for line in done.stdout.splitlines() if "chmod" in line]
+    assert len(said) == closed
+    if closed:
+        command = said[0].partition(": ")[2].partition(",")[0]
+        subprocess.run(["sh", "-ec", command], check=True, timeout=20)
+        assert bundle.stat().st_mode & 0o055 == 0o055
+        assert all(path.stat().st_mode & 0o044 == 0o044 for path in bundle.iterdir())

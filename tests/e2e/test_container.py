@@ -1,13 +1,16 @@
 """The Dockerfile, really built, without a registry or an index, and its image run as locked up as it promises."""
 
 import hashlib
+import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from mirror.simulator.client import Simulator
 from tests.support.compose import environment, services
 from tests.support.debian import PROJECT, debian_root, served, wheels
 from tests.support.docker_engine import DockerEngine
+from tests.support.documents import ROOT, Document
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually, free_port, free_ports
 
@@ -94,6 +98,34 @@ def test_locked_up_with_a_named_volume_and_configured_by_variables(
     docker_engine.run("volume", "rm", "pps-mirror")
 
 
+def test_as_the_readme_runs_it(docker_engine: DockerEngine, image: str, upstream: Simulator) -> None:
+    (block,) = (each for each in Document(ROOT / "README.md").blocks("sh") if each.heading == "In a container")
+    _, line = block.text.replace("\\\n", " ").strip().split("\n")
+    words = shlex.split(line)
+    assert words[:3] == ["docker", "run", "-d"]
+    assert words[-1] == image
+    options = words[3:-1]
+    published = options.index("-p")  # the engine has no bridge
+    assert options[published + 1] == "8080:8080"
+    del options[published : published + 2]
+    options = [each.replace("https://app.datarobot.com", upstream.api_url) for each in options]
+    port = free_port()
+    ports = [f"--env=PPS_MIRROR__SERVER__PORT={port}", f"--env=PPS_MIRROR__ADMIN__PORT={free_port()}"]
+    with running(docker_engine, image, *options, *ports) as container:
+        eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+        done = subprocess.run(
+            [docker_engine.client, "exec", container.name, "pps-mirror", "demo", "--once"],
+            env=docker_engine.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "or run it with --tmpfs /tmp" in done.stderr
+        assert_it_does_its_job(container, upstream, port)
+    docker_engine.run("volume", "rm", "pps-mirror")
+
+
 def test_locked_up_with_a_bind_mount_and_configured_by_a_file(
     docker_engine: DockerEngine, image: str, upstream: Simulator, tmp_path: Path
 ) -> None:
@@ -140,6 +172,41 @@ def test_as_compose_runs_it_with_the_secret_as_its_readme_makes_it(
     with running(docker_engine, image, *options) as container:
         assert_it_does_its_job(container, upstream, port)
     docker_engine.run("volume", "rm", volume)
+
+
+def test_what_root_left_in_the_volume_is_handed_over_as_doctor_advises(
+    docker_engine: DockerEngine, image: str, upstream: Simulator
+) -> None:
+    variables = {
+        "PPS_MIRROR__UPSTREAM__URL": upstream.api_url,
+        "PPS_MIRROR__SERVER__PORT": free_port(),
+        "PPS_MIRROR__ADMIN__PORT": free_port(),
+    }
+    options = [f"--env={name}={value}" for name, value in variables.items()]
+    with running(docker_engine, image, *LOCKED_UP, f"--volume=pps-mirror:{STORE}", *options) as container:
+        eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+        left = f"umask 077; echo 1 > {STORE}/partial/{'0' * 64}"
+        volumes = f"--volumes-from={container.name}"
+        docker_engine.run("run", "--rm", "--user=0", "--entrypoint=sh", volumes, image, "-c", left)
+        (found,) = [each for each in doctor(container) if each["check"] == "store" and not each["ok"]]
+        program, *command = shlex.split(found["advice"])
+        assert program == "docker"
+        docker_engine.run(*(each.replace("CONTAINER", container.name).replace("IMAGE", image) for each in command))
+        assert [each for each in doctor(container) if each["check"] == "store" and not each["ok"]] == []
+    docker_engine.run("volume", "rm", "pps-mirror")
+
+
+def doctor(container: Container) -> list[dict[str, Any]]:
+    """What `pps-mirror doctor` finds inside the container."""
+    engine = container.engine
+    done = subprocess.run(
+        [engine.client, "exec", container.name, "pps-mirror", "doctor", "--json"],
+        env=engine.environ,
+        capture_output=True,
+        check=False,
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def test_the_image_is_small_and_has_no_installer(docker_engine: DockerEngine, image: str) -> None:

@@ -55,11 +55,12 @@ class Report:
 
 
 def clean_environment() -> dict[str, str]:
+    """As on a host, wherever the tests run."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
-    }
+        if not name.startswith(("PPS_MIRROR", "DATAROBOT", "KUBERNETES")) and not name.lower().endswith("_proxy")
+    } | {"container": ""}
 
 
 class Doctor:
@@ -393,7 +394,6 @@ def test_an_upstream_that_takes_connections_and_is_silent_does_not_make_it_hang(
     [
         (b"abc123\n", ""),
         (b"  abc123  \r\n", ""),
-        (b"\xef\xbb\xbfabc123", "byte order mark"),
         ("abc123".encode("utf-16"), "UTF-16"),
         (b"Bearer abc123", "begins with 'Bearer'"),
         (b"Authorization: Token abc123", "begins with 'Authorization:'"),
@@ -420,7 +420,7 @@ def test_a_token_file_with_quotes_that_everybody_may_read_is_noticed(
     assert report.failed() == ["token", "token file"]
     assert "upstream refuses the one in upstream.token_file" in report.about("token")
     assert "it has quotation marks -> it has to be the token alone" in report.about("token file")
-    assert f"every user of this machine can read it (mode 0644) -> chmod 600 {file}" in report.about("token file")
+    assert f"every user of this machine can read it (mode 0644) -> chmod go= {file}" in report.about("token file")
 
 
 def test_a_token_that_may_see_the_metadata_and_not_the_image_is_told_from_a_bad_one(
@@ -553,20 +553,6 @@ def test_what_a_directory_lies_on_is_read_as_the_kernel_writes_it() -> None:
         mount = mount_of(Path(path), _MOUNTS)
         assert mount is not None
         assert ("ro" in mount.options) is read_only
-
-
-def test_files_that_a_restore_as_root_left_are_named(doctor: Doctor, configured: Configured) -> None:
-    needs("chown", "apt-get install coreutils", root=True)
-    mirror = configured()
-    image = mirror.store / "images" / ("0" * 64)
-    image.mkdir(parents=True)
-    (image / "image").touch()
-    for path in (mirror.store, mirror.store / "images"):
-        os.chown(path, 12345, 12345)
-    report = doctor(mirror)
-    assert report.failed() == ["store"]
-    assert f"{mirror.store} is 12345's, and " in report.about("store")
-    assert f"chown -R --from=0 12345 {mirror.store}" in report.about("store")
 
 
 # Ports

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +20,7 @@ from tests.support.docker_engine import DockerEngine
 from tests.support.fixtures import FreshMirror
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually
+from tests.support.raw import raw_upstream
 from tests.support.small_disk import SmallDisk
 
 SIZE = 5 << 20
@@ -88,6 +91,80 @@ def test_a_mirrors_image_gets_the_name_it_comes_with_and_a_second_get_has_nothin
     assert (first["wasThere"], first["loadedInto"]) == (False, None)
     assert json.loads(node.get("--json", mirror.url).stdout)["wasThere"] is True
     assert simulator.counters().image_requests == 1
+
+
+@pytest.mark.parametrize("tail", ["images", "images/", "images/current", "images/current/metadata/?x=y"])
+def test_a_mirrors_list_and_current_in_place_of_a_hash_mean_the_current_image(
+    node: Node, simulator: Simulator, fresh_mirror: FreshMirror, tail: str
+) -> None:
+    done = node.into_file(f"{fresh_mirror().url}/mirror/v1/{tail}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.sha256() == simulator.image_sha256("first")
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/metadata/"])
+def test_a_stored_image_is_had_by_the_url_that_names_it_when_another_one_is_current(
+    node: Node, simulator: Simulator, fresh_mirror: FreshMirror, tail: str
+) -> None:
+    mirror = fresh_mirror()
+    assert node.into_file(mirror.url).returncode == 0
+    simulator.roll_over("second")
+    old = simulator.image_sha256("first")
+    node.file.unlink()
+    done = node.into_file(f"{mirror.url}/mirror/v1/images/{old}{tail}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.sha256() == old
+    missing = node.into_file(f"{mirror.url}/mirror/v1/images/{'0' * 64}/")
+    assert missing.returncode == 1
+    assert "the mirror does not have 000000000000: /mirror/v1/images/ lists what it has" in one_line(missing.stderr)
+    assert node.sha256() == old
+    part = node.into_file(f"{mirror.url}/mirror/v1/images/{old[:12]}/")
+    assert part.returncode == 2
+    assert f"expected the whole hash of an image, or current, in place of '{old[:12]}'" in one_line(part.stderr)
+
+
+def test_an_answer_about_another_image_than_the_url_names_is_refused(node: Node, simulator: Simulator) -> None:
+    other = "0" * 64
+    metadata = json.dumps(simulator.metadata("first")).encode()
+
+    def answer() -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(metadata), metadata)
+
+    with raw_upstream(answer) as url:
+        done = node.into_file(f"{url}/mirror/v1/images/{other}/")
+    assert done.returncode == 1
+    assert "the answer is about another image" in one_line(done.stderr)
+    assert node.names() == set()
+
+
+def test_a_url_that_leads_elsewhere_is_said_to_and_where_to_look(node: Node) -> None:
+    def answer() -> bytes:
+        head = b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://app.datarobot.com/\r\n"
+        return head + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+
+    with raw_upstream(answer) as url:
+        done = node.into_file(url, "--retry-for", "1s")
+    assert done.returncode == 1
+    assert "answered 301 elsewhere; set URL to where it really is" in done.stderr
+
+
+def test_a_link_that_is_named_leads_to_where_the_image_goes(tmp_path: Path, simulator: Simulator) -> None:
+    """The room that counts is the target's, and the link stays."""
+    node = Node(tmp_path / "node")
+    with SmallDisk(tmp_path / "disk", 8 << 20) as disk, SmallDisk(tmp_path / "small", 1 << 20) as small:
+        link = small.path / "link"
+        link.symlink_to(disk.path / "pps.tar.gz")
+        for _ in ("dangling", "in place of what is there"):
+            done = node.get("-o", link, simulator.api_url)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert link.is_symlink()
+            assert hashlib.sha256(link.read_bytes()).hexdigest() == simulator.image_sha256("first")
+            (disk.path / "pps.tar.gz").write_bytes(b"another")
+        assert {path.name for path in small.path.iterdir()} == {"link"}
+        (small.path / "circle").symlink_to(small.path / "circle")
+        done = node.get("-o", small.path / "circle", simulator.api_url)
+        assert done.returncode == 2
+        assert "its links lead in a circle" in one_line(done.stderr)
 
 
 def test_another_file_is_replaced_only_when_it_was_named(node: Node, simulator: Simulator) -> None:
@@ -390,21 +467,75 @@ def test_nothing_is_loaded_of_an_image_that_is_wrong(
     assert docker.images() == before
 
 
-def test_podman_that_cannot_read_gzip_is_given_it_unpacked(
-    node: Node, upstream: Simulator, docker_archive: DockerArchive, engines: Engines
-) -> None:
+@pytest.fixture
+def podman() -> Iterator[str]:
+    """The command of a real podman with a storage of its own."""
     program = needs("podman", "apt-get install --no-install-recommends podman", root=True)
     # Not below pytest's directory: Podman takes a runroot of 50 characters at most.
     with TemporaryDirectory(prefix="pps-podman-") as directory:
         options = f"--root={directory}/root --runroot={directory}/run --storage-driver=vfs"
-        engines.add("podman", f"{program} {options} --cgroup-manager=cgroupfs --events-backend=none")
-        done = load(node, upstream.api_url, engines, "--loader", "podman", "--json")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["loadedInto"] == "podman"
-        listed = [str(engines.path / "podman"), "images", "--all", "--quiet", "--no-trunc"]
-        assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split() == [
-            docker_archive.image_id
-        ]
+        yield f"{program} {options} --cgroup-manager=cgroupfs --events-backend=none"
+
+
+def test_podman_that_cannot_read_gzip_is_given_it_unpacked(
+    node: Node, upstream: Simulator, docker_archive: DockerArchive, podman: str, engines: Engines
+) -> None:
+    engines.add("podman", podman)
+    done = load(node, upstream.api_url, engines, "--loader", "podman", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["loadedInto"] == "podman"
+    listed = [*podman.split(), "images", "--all", "--quiet", "--no-trunc"]
+    said = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [docker_archive.image_id]
+
+
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_ended_while_it_loads_it_leaves_no_part_of_an_image_and_no_engine_at_work(
+    node: Node,
+    upstream: Simulator,
+    docker_archive: DockerArchive,
+    docker: DockerEngine,
+    podman: str,
+    engines: Engines,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    real = {"docker": f"env DOCKER_HOST={docker.environ['DOCKER_HOST']} {docker.client}", "podman": podman}[name]
+    midway, pid = tmp_path / "midway", tmp_path / "pid"
+    script = engines.path / name
+    # A script before the real engine, as some distributions have: it passes a part on and then waits.
+    feeding = f"head -c 100000; touch {midway}; sleep 60; cat"
+    script.write_text(f'#!/bin/sh\necho $$ > {pid}\n{{ {feeding}; }} | {real} "$@"\n')
+    script.chmod(0o755)
+
+    def images() -> str:
+        listed = subprocess.run(
+            [*real.split(), "images", "--all", "--quiet"], capture_output=True, text=True, check=True
+        )
+        return listed.stdout
+
+    before = images()
+    path = f"{engines.path}:/usr/bin:/bin"
+    process = node.start("--load", "--loader", name, "-o", node.file, upstream.api_url, PATH=path)
+    eventually(midway.exists, what="loading")
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (-signal.SIGTERM, "")
+    eventually(lambda: not group_of(int(pid.read_text())), what="the engine's end")
+    assert images() == before
+    assert node.file.read_bytes() == docker_archive.path.read_bytes()
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of a process group that still run."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == leader and fields[0] != "Z":
+                    found.append(int(process.name))
+    return found
 
 
 def test_ctr_imports_it_where_kubernetes_looks(

@@ -10,9 +10,10 @@ import pytest
 
 from mirror.simulator.client import Fault, Simulator
 from tests.e2e.test_cli import lay_out, on_a_terminal, one_line, run
+from tests.support.admin import ask_admin, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, FreshMirror
-from tests.support.processes import eventually
+from tests.support.processes import MirrorProcess, eventually
 
 
 class Store:
@@ -161,15 +162,40 @@ def test_rm_removes_an_image_but_not_a_pinned_or_the_current_one_unless_forced(s
     assert store.hashes() == set()
 
 
+def test_every_list_has_one_order_to_the_last(store: Store) -> None:
+    digests = [lay_out(store.path, bytes([65 + number]) * 1000) for number in range(6)]
+    for number, digest in enumerate(digests):
+        stored = 1_700_000_000 + number // 2  # two of each time
+        os.utime(store.directory(digest) / "metadata.json", (stored, stored))
+    right = [*sorted(digests[4:]), *sorted(digests[2:4]), *sorted(digests[:2])]
+    listed = json.loads(store.run("ls", "--json").stdout)
+    assert [image["hash"] for image in listed] == right
+    assert [image["hash"] for image in listed if image["current"]] == right[:1]
+    shown = store.run("ls").stdout
+    assert re.findall(r"^[0-9a-f]{12}", shown, re.MULTILINE) == [digest[:12] for digest in right]
+    with MirrorProcess(
+        store.path.parent / "mirror", "", {"store": {"path": str(store.path)}, "auth": {"mode": "open"}}
+    ) as (mirror):
+        with Download(f"{mirror.url}/mirror/v1/images/") as answer:
+            assert [image["hash"] for image in json.loads(answer.read_all().body)] == right
+        assert [image["hash"] for image in status_of(mirror)["images"]] == right
+        page = ask_admin(mirror, "GET", "/").body.decode()
+        rows = re.findall(r"/api/images/([0-9a-f]{64})", page)
+        assert list(dict.fromkeys(rows)) == right
+
+
 def test_rm_beside_a_running_mirror_cuts_no_download_and_the_next_one_is_fetched_anew(
     fresh_mirror: FreshMirror, simulator: Simulator
 ) -> None:
-    mirror = fresh_mirror()
+    mirror = fresh_mirror({"upstream": {"metadata_ttl": "0s"}})
     assert fetch(mirror.image_url).ended == "complete"
     with Download(mirror.image_url) as download:
         download.read(1000)
-        assert run("rm", "current", "--force", "-c", mirror.config_file).returncode == 0
+        simulator.roll_over("second")
+        assert fetch(mirror.image_url).ended == "complete"
+        assert run("rm", simulator.image_sha256("first"), "-c", mirror.config_file).returncode == 0
         assert download.read_all().body == simulator.read("first")
+    simulator.roll_over("first")
     outcome = fetch(mirror.image_url)
     assert (outcome.sha256, outcome.cache_status) == (simulator.image_sha256("first"), "pps-mirror; fwd=miss; stored")
 

@@ -88,6 +88,9 @@ def test_every_line_of_a_life_with_faults_and_a_reload_is_of_the_schema_and_says
         download.read_all()
     token.write_text("two words")
     mirror.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "reload.failed" in actions(mirror), what="the complaint")
+    token.write_text(TOKEN)
+    mirror.process.send_signal(signal.SIGHUP)
     eventually(lambda: actions(mirror).count("mirror.reloaded") == 3, what="the reload of all processes")
     mirror.stop()
     for line in lines(mirror):

@@ -157,10 +157,10 @@ class ScriptedUpstream:
         assert wanted not in self.filling, "two transfers of one image at once"
         self.filling.append(wanted)
         fate = self.fates.pop(0) if self.fates else Fate()
-        if fate.lies or self.current != wanted:
-            self.blamed.add(wanted)
         try:
             await asyncio.sleep(0)
+            if fate.lies or self.current != wanted:  # it may have rolled over while the request was on its way
+                self.blamed.add(wanted)
             if fate.drop:
                 raise aiohttp.ServerDisconnectedError
             answer = cast("aiohttp.ClientResponse", self._answer(fate, wanted, headers))

@@ -219,6 +219,16 @@ async def test_the_list_has_every_image_newest_first(kind: Kind, replica: Replic
     assert {info.places for info in listed} == {where}
 
 
+async def test_images_of_one_time_are_listed_newest_stored_first_then_by_hash(replica: Replica) -> None:
+    for number in range(6):
+        await replica.put(image_of(1000 + number))
+    for place in (replica.stores.front, *replica.stores.places.values()):
+        listed = await place.list()
+        assert len(listed) == 6
+        keys = [(-info.stored_at.timestamp(), info.metadata.hash) for info in listed]
+        assert keys == sorted(keys)
+
+
 async def test_an_image_is_pinned_verified_and_removed_wherever_it_is(kind: Kind, replica: Replica) -> None:
     metadata = await replica.put(image_of(PART + 5))
     for place in replica.stores.places.values():

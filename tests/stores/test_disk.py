@@ -322,6 +322,23 @@ async def test_a_start_clears_away_old_leftovers_only(store: DiskStore, tmp_path
     ]
 
 
+async def test_leftovers_of_a_time_that_is_far_ahead_are_cleared_away_and_those_of_one_nearby_are_not(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    now = int(time.time())
+    far, near = tmp_path / "partial" / "a.json.1.tmp", tmp_path / "partial" / "b.json.2.tmp"
+    stale, young = tmp_path / "partial" / ("e" * 64), tmp_path / "partial" / ("f" * 64)
+    for path, ahead in ((far, 7200), (near, 600), (stale, 8 * 86_400), (young, 3 * 86_400)):
+        path.touch()
+        os.utime(path, (now + ahead, now + ahead))
+    aside, recent = (tmp_path / "quarantine" / f"{METADATA.hash}-{now + ahead}" for ahead in (90_000, 600))
+    aside.touch()
+    recent.touch()
+    await store.prepare()
+    assert [path.exists() for path in (far, stale, aside)] == [False] * 3
+    assert [path.exists() for path in (near, young, recent)] == [True] * 3
+
+
 async def test_a_start_removes_partials_that_nobody_has_added_to_for_a_week_and_notes_without_one(
     store: DiskStore, tmp_path: Path
 ) -> None:

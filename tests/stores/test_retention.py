@@ -1,5 +1,6 @@
 """Which images may be evicted, and in which order: the policy alone."""
 
+import itertools
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.retention import evictable
-from mirror.store.base import StoredInfo
+from mirror.store.base import StoredInfo, newest_first
 from tests.support.scripted import metadata_of
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -35,12 +36,39 @@ def test_the_least_recently_served_goes_first_and_one_never_served_counts_from_w
     assert names(images) == ["c", "b", "d", "a"]
 
 
+def test_of_those_served_at_one_time_the_one_stored_first_goes_first_then_by_hash() -> None:
+    images = [info("b", stored=2, served=9), info("a", stored=1, served=9), info("c", stored=3, served=9)]
+    assert names(images) == names(images[::-1]) == ["a", "b", "c"]
+    alike = [info(name, stored=1) for name in "defg"]
+    assert (
+        names(alike)
+        == names(alike[::-1])
+        == [each.metadata.filename for each in sorted(alike, key=lambda each: each.metadata.hash)]
+    )
+
+
+def test_a_list_is_newest_first_by_created_then_by_when_it_was_stored_then_by_hash() -> None:
+    images = [info(name, stored=stored) for name, stored in (("a", 1), ("b", 3), ("c", 3), ("d", 3), ("e", 2))]
+    newer = replace(images[0], metadata=replace(images[0].metadata, created=START + timedelta(400)))
+    images.append(newer)
+    together = sorted(images[1:4], key=lambda each: each.metadata.hash)
+    for order in itertools.permutations(images):
+        assert newest_first(order) == [newer, *together, images[4], images[0]]
+
+
 def test_pinned_current_and_read_images_and_the_newest_never_go() -> None:
     images = [info("old", stored=1), info("pinned", stored=2, pinned=True), info("current", stored=3)]
     images += [info("read", stored=4), info("newer", stored=5), info("newest", stored=6)]
     assert names(images, current="current", read=("read",), keep=2) == ["old"]
     assert names(images, current="current", read=("read",)) == ["old", "newer", "newest"]
     assert names(images, keep=6) == []
+
+
+def test_a_time_that_is_yet_to_come_keeps_no_image() -> None:
+    ahead = (datetime.now(UTC) - START).days + 100
+    images = [info("a", stored=ahead), info("b", stored=1, served=ahead), info("c", stored=2), info("d", stored=3)]
+    assert names(images) == ["a", "b", "c", "d"]
+    assert names(images, keep=2) == ["a", "b"]
 
 
 class Case(NamedTuple):

@@ -69,7 +69,7 @@ class ForkedMirror(MirrorProcess):
         self._child = _FORKSERVER.Process(
             target=_serve,
             args=(
-                *(str(self.config_file), str(self.log_file), self._environ, str(self.store), self.steps),
+                *(str(self.config_file), str(self.log_file), self.environ, str(self.store), self.steps),
                 dict(self.constants),
                 self.clock,
             ),

@@ -75,7 +75,7 @@ class MirrorProcess:
                 for name, values in tables.items()
             )
         )
-        self._environ = {
+        self.environ = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
@@ -118,7 +118,7 @@ class MirrorProcess:
                 [*self.through, sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
                 stdout=log,
                 stderr=log,
-                env=self._environ,
+                env=self.environ,
                 pass_fds=self.passed,
             )
         return self.wait_ready() if wait else self

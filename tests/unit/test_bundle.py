@@ -90,6 +90,9 @@ def test_sums_that_an_editor_has_been_at_are_read_as_sha256sum_reads_them() -> N
     listed = [Listed("x", A), Listed("README.txt", B), Listed("metadata.json", C)]
     edited = write_sums(listed).replace(A.encode(), A.upper().encode()).replace(b"\n", b"\r\n") + b"\r\n"
     assert Sums.parse(edited) == Sums([Listed("x", A)], C, B)
+    assert Sums.parse(b"\xef\xbb\xbf" + edited) == Sums([Listed("x", A)], C, B)
+    with pytest.raises(BadBundle, match="an editor has saved it as UTF-16: save it as UTF-8"):
+        Sums.parse(edited.decode().encode("utf-16"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mirror.config import KEYS, Config, load, load_token
+from mirror.config import FILE_VARIABLE, KEYS, PREFIX, Config, load, load_token
+from mirror.config.changes import value_of
 from mirror.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -374,6 +375,10 @@ def test_a_file_that_cannot_be_read_is_answered_with_the_reason(tmp_path: Path) 
             "admin.host = '0.0.0.0' is not a loopback address, so admin.token_file is required",
         ),
         ("[admin]\nhost = 'ops.example'", "admin.host = 'ops.example' is not a loopback address"),
+        (
+            "[admin]\npublic_url = 'https://ops.example/mirror'",
+            "admin.public_url = 'https://ops.example/mirror' is not on loopback, so admin.token_file is required",
+        ),
         ("[auth]\nmode = 'tokens'", "auth.mode = 'tokens' needs auth.tokens_file as well"),
         ("[server]\nport = 8081", "server.port = 8081 is admin.port too"),
         ("[server]\nport = 1\n[admin]\nport = 1", "admin.port = 1 is server.port too"),
@@ -406,6 +411,8 @@ def test_what_contradicts_itself_is_refused(text: str, expected: str, complaint:
         "[server]\ntls_cert = 'c.pem'\ntls_key = 'k.pem'",
         "[admin]\nhost = '0.0.0.0'\ntoken_file = '/token'",
         "[admin]\nhost = '::1'",
+        "[admin]\npublic_url = 'https://ops.example/mirror'\ntoken_file = '/token'",
+        "[admin]\npublic_url = 'http://localhost:9000/mirror/'",
         "[admin]\nhost = 'localhost'",
         "[server]\nport = 0\n[admin]\nport = 0",
         "[server]\nhost = '10.0.0.5'\nport = 8081",
@@ -471,3 +478,40 @@ def test_a_token_that_everybody_can_read_is_warned_of(
         assert load_token(with_token_file(tmp_path / "token"), {}) == "hunter2"
     assert ("expected mode 0600" in caplog.text) is warned
     assert "hunter2" not in caplog.text
+
+
+# Paths, and what editors write before a text
+
+
+def test_a_home_directory_is_meant_by_a_tilde_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    paths = [key for key in KEYS if key.endswith(("_file", "tls_cert", "tls_key", "store.path"))]
+    assert len(paths) == 7
+    config = read(tmp_path, "", {f"{PREFIX}{key.upper().replace('.', '__')}": f"~/{key}" for key in paths})
+    for key in paths:
+        assert value_of(config, key) == Path(f"/home/somebody/{key}")
+    assert read(tmp_path, '[store]\npath = "~/images"').store.path == Path("/home/somebody/images")
+    assert read(tmp_path, '[store]\npath = "images"').store.path == Path("images")
+
+
+def test_a_tilde_that_is_nobodys_home_is_refused_by_name(complaint: Complain) -> None:
+    said = complaint('[store]\npath = "~no-such-user-here/images"')
+    assert "store.path = '~no-such-user-here/images': expected a path; what begins with ~ has to be a home" in said
+
+
+def test_the_file_itself_may_be_in_a_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text("[store]\nkeep = 7\n")
+    assert load(Path("~/config.toml"), {}).store.keep == load(None, {FILE_VARIABLE: "~/config.toml"}).store.keep == 7
+    with pytest.raises(ConfigError, match=r"^~no-such-user-here/x: no such home directory is known here$"):
+        load(Path("~no-such-user-here/x"), {})
+
+
+def test_a_byte_order_mark_is_taken_for_what_it_is(tmp_path: Path) -> None:
+    file, token = tmp_path / "config.toml", tmp_path / "token"
+    file.write_bytes(b"\xef\xbb\xbf[upstream]\r\ntoken_file = '" + str(token).encode() + b"'\r\n")
+    token.write_bytes(b"\xef\xbb\xbfabc\r\n")
+    assert load_token(load(file, {}), {}) == "abc"
+    file.write_bytes("[store]\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"config\.toml: not UTF-8 but UTF-16; save it as UTF-8$"):
+        load(file, {})

@@ -8,20 +8,39 @@ from pathlib import Path
 
 import pytest
 
+from mirror.clock import Clock
 from mirror.decisions import REMEMBERED, Book, Decisions
 
 LASTING = 1000.0
 
 
-class Clock:
-    """The time of day, which all processes share."""
+HOUR = 3600.0
+
+
+class Hands:
+    """The clocks of a machine, which all its processes share. They go on by a second when somebody looks."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
+        self.ahead = 1_700_000_000.0
+        self.boot = "monday"
 
-    def __call__(self) -> float:
+    def clock(self) -> Clock:
+        return Clock(lambda: self._look() + self.ahead, self._look, self.boot)
+
+    def _look(self) -> float:
         self.now += 1.0
         return self.now
+
+    def set_back(self, seconds: float) -> None:
+        """Set the time of day, which nothing else notices."""
+        self.ahead -= seconds
+
+    def boot_again(self) -> None:
+        """Begin the steady clock anew; the time of day goes on."""
+        self.boot = "tuesday"
+        self.ahead += self.now
+        self.now = 0.0
 
 
 class Site:
@@ -29,16 +48,21 @@ class Site:
 
     def __init__(self, directory: Path, pool: ThreadPoolExecutor) -> None:
         self.file = directory / "access.json"
-        self.clock = Clock()
+        self.hands = Hands()
         self._pool = pool
 
     async def process(self) -> Decisions:
-        decisions = Decisions(self.file, lasting=LASTING, pool=self._pool, now=self.clock)
+        decisions = Decisions(self.file, lasting=LASTING, pool=self._pool, clock=self.hands.clock())
         await decisions.take_up()
         return decisions
 
+    async def lets_in(self, process: Decisions, token: str) -> bool:
+        """Whether it would let in who has that token, while upstream is away."""
+        accepted = await process.heard_of(token)
+        return accepted is not None and self.hands.now - accepted <= LASTING
+
     def said(self) -> Book:
-        book = Book.read(self.file)
+        book = Book.read(self.file, self.hands.clock())
         assert book is not None
         return book
 
@@ -98,7 +122,7 @@ async def test_a_refusal_is_forgotten_when_no_yes_from_before_it_counts_any_more
     process = await site.process()
     await process.accept("token")
     await process.refuse("token")
-    site.clock.now += LASTING
+    site.hands.now += LASTING
     await process.accept("another")
     await process.close()
     assert not site.said().refused
@@ -132,3 +156,100 @@ async def test_a_directory_that_is_not_there_costs_the_memory_of_a_restart_only(
     await process.accept("token")
     await process.close()
     assert await process.heard_of("token") is not None
+
+
+# The clock is set
+
+
+async def test_a_process_forgets_nobody_when_the_clock_is_set_and_what_it_writes_then_is_right(site: Site) -> None:
+    process = await site.process()
+    await process.accept("token")
+    site.hands.set_back(HOUR)
+    assert await site.lets_in(process, "token")
+    await process.accept("another")
+    await process.close()
+    assert await site.lets_in(await site.process(), "token")
+
+
+async def test_what_upstream_said_to_this_process_alone_is_fresh(site: Site) -> None:
+    one, other = await site.process(), await site.process()
+    await one.accept("token")
+    assert await site.lets_in(other, "token")
+    assert one.heard_at(one.name("token")) is not None
+    assert other.heard_at(other.name("token")) is None
+    await other.refuse("token")
+    assert not await site.lets_in(one, "token")
+    assert one.heard_at(one.name("token")) is None
+
+
+@pytest.mark.parametrize("booted", [False, True])
+async def test_a_yes_of_a_time_that_is_yet_to_come_is_none_also_when_that_time_has_come(
+    site: Site, booted: bool
+) -> None:
+    process = await site.process()
+    await process.accept("token")
+    await process.close()
+    if booted:
+        site.hands.boot_again()
+    site.hands.set_back(HOUR)
+    later = await site.process()
+    assert not await site.lets_in(later, "token")
+    await later.close()
+    site.hands.now += 2 * HOUR
+    assert not await site.lets_in(await site.process(), "token")
+
+
+@pytest.mark.parametrize("booted", [False, True])
+@pytest.mark.parametrize("back", [HOUR, -HOUR])
+async def test_a_no_lets_nobody_in_and_locks_nobody_out_whatever_the_clock_says(
+    site: Site, back: float, booted: bool
+) -> None:
+    one, other = await site.process(), await site.process()
+    await one.accept("token")
+    await other.take_up()
+    await one.refuse("token")
+    if booted:
+        other = await site.process()
+        site.hands.boot_again()
+    site.hands.set_back(back)
+    for each in (other, await site.process()):
+        assert not await site.lets_in(each, "token")
+    later = await site.process()
+    await later.accept("token")
+    await later.close()
+    await later.accept("token")
+    await later.close()
+    for each in (later, await site.process()):
+        assert await site.lets_in(each, "token")
+    assert not site.said().refused
+
+
+async def test_a_later_word_is_the_later_one_when_the_clock_was_set_in_between(site: Site) -> None:
+    one, other = await site.process(), await site.process()
+    await one.accept("token")
+    site.hands.set_back(HOUR)
+    await other.refuse("token")  # by the time of day this was before
+    assert not await site.lets_in(one, "token")
+    site.hands.set_back(HOUR)
+    await one.accept("token")
+    await one.close()
+    assert await site.lets_in(await site.process(), "token")
+
+
+async def test_an_older_versions_times_that_are_yet_to_come_are_written_away(site: Site) -> None:
+    process = await site.process()
+    await process.accept("token")
+    await process.accept("another")
+    await process.close()
+    name = process.name("token")
+    note = json.loads(site.file.read_text())
+    ahead = site.hands.ahead + site.hands.now + HOUR
+    old = {"key": note["key"], "accepted": {name: ahead}, "refused": {process.name("another"): ahead}}
+    site.file.write_text(json.dumps(old))
+    later = await site.process()
+    await later.close()
+    note = json.loads(site.file.read_text())
+    assert all(when < ahead - HOUR / 2 for kind in ("accepted", "refused") for when in note[kind].values())
+    await later.accept("another")
+    await later.close()
+    assert await site.lets_in(await site.process(), "another")

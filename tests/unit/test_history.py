@@ -38,3 +38,17 @@ def test_a_day_has_as_many_hours_as_it_has(tmp_path: Path, day: str, hours: int)
             assert history.today.served == passed
         moment += timedelta(seconds=INTERVAL)
     assert history.today.served == 0
+
+
+@pytest.mark.parametrize("back", [timedelta(hours=1), timedelta(days=4000)])
+def test_what_a_clock_that_was_ahead_wrote_down_is_of_now(tmp_path: Path, back: timedelta) -> None:
+    moment = datetime.fromisoformat("2026-11-23T12:00:00").astimezone() + back
+    history = History(tmp_path / "history.json", now=lambda: moment)
+    history.record(Traffic(served=1))
+    history.save()
+    moment -= back
+    later = History(tmp_path / "history.json", now=lambda: moment)
+    later.load()
+    later.record(Traffic(served=10))
+    assert later.today.served == 11
+    assert later.intervals[-1].traffic.served == 11

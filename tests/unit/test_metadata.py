@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import BadUpstream
 from mirror.metadata import ImageMetadata, is_hash
+from mirror.note import Note
 
 GOOD: dict[str, Any] = {
     "baseImageId": "65a",
@@ -91,3 +92,10 @@ def test_whatever_upstream_sends_is_metadata_or_a_refusal_in_ascii(raw: bytes) -
 @given(st.text())
 def test_only_64_lower_case_hexadecimal_digits_are_a_hash(text: str) -> None:
     assert not is_hash(text) or (len(text) == 64 and set(text) <= set("0123456789abcdef"))
+
+
+def test_a_byte_order_mark_is_kept_and_does_no_harm() -> None:
+    raw = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    metadata = ImageMetadata.parse(raw)
+    assert metadata.raw == raw
+    assert Note.parse(Note(metadata).to_bytes()).metadata.raw == raw

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from mirror.commands.diagnosis.deployment import Deployment
 from mirror.commands.diagnosis.wire import Heard
 from mirror.commands.findings import Finding
 from mirror.config import Config
@@ -43,6 +44,11 @@ class Case:
     def url(self) -> URL | None:
         """Upstream's, if there is any."""
         return URL(self.config.upstream.url) if self.config.upstream.url else None
+
+    @property
+    def deployment(self) -> Deployment:
+        """How the mirror is run here."""
+        return Deployment.here(self.environ)
 
     @property
     def image(self) -> ImageMetadata | None:

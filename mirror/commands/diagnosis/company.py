@@ -36,9 +36,8 @@ def examine(case: Case) -> Iterator[Finding]:
             "running", False, f"upstream is away for it since {condition.since}: {condition.away}", advice=advice
         )
     for message in condition.errors[-LAST:]:
-        yield Finding(
-            "running", True, f"its log said {message}", note=True, advice="docs/troubleshooting.md; journalctl"
-        )
+        advice = f"docs/troubleshooting.md explains what it says; {case.deployment.logs}"
+        yield Finding("running", True, f"its log said {message}", note=True, advice=advice)
 
 
 def _alone(case: Case) -> Finding:
@@ -49,7 +48,7 @@ def _alone(case: Case) -> Finding:
         advice = "is this the configuration that it runs with? may this user read admin.token_file?"
         return Finding("running", True, said, note=True, advice=advice)
     said = f"no mirror runs on this store, as far as can be seen at {admin.host} port {admin.port}"
-    return Finding("running", True, said, note=True, advice="systemctl status pps-mirror; journalctl -u pps-mirror")
+    return Finding("running", True, said, note=True, advice=case.deployment.logs)
 
 
 async def _condition(case: Case) -> Condition | None:

@@ -5,6 +5,7 @@ image is asked for as a fill would, its first bytes alone, and by the mirror's o
 """
 
 import asyncio
+import codecs
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ import aiohttp
 
 from mirror.caller import Caller
 from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.user import mirrors_user
 from mirror.commands.findings import Finding
 from mirror.config import TOKEN_VARIABLE
 from mirror.errors import BadUpstream, ConfigError, MirrorError
@@ -27,7 +29,6 @@ FIRST = 512
 SECONDS = 30.0
 """For the image's first bytes, with all redirects."""
 
-_BOM = b"\xef\xbb\xbf"
 _FORMATS = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
 
 
@@ -62,15 +63,10 @@ def _file(case: Case) -> Iterator[Finding]:
         return  # whoever loaded it has said so
     source = f"upstream.token_file = {str(path)!r}"
     yield from (_wrong(source, each) for each in beside(data))
-    if mode & 0o044:
+    if mode & 0o044 and (advice := case.deployment.keep_secret(path, mirrors_user(case.config.store.path))):
         who = "every user of this machine" if mode & 0o004 else "its group"
-        yield Finding(
-            "token file",
-            True,
-            f"{source}: {who} can read it (mode {mode & 0o777:04o})",
-            note=True,
-            advice=f"chmod 600 {path}",
-        )
+        said = f"{source}: {who} can read it (mode {mode & 0o777:04o})"
+        yield Finding("token file", True, said, note=True, advice=advice)
 
 
 def _wrong(source: str, what: str) -> Finding:
@@ -82,12 +78,10 @@ def beside(data: bytes) -> Iterator[str]:
     """Say what there is beside a token that does not belong there, without quoting any of it."""
     if not data:
         return
-    if data.startswith(_BOM):
-        yield "it begins with a byte order mark, as Windows' editors write it"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         yield "it is UTF-16, as PowerShell's > writes it"
         return
-    text = data.removeprefix(_BOM).decode("utf-8", "replace").strip()
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").strip()
     if match := re.match(r"(?i)(authorization *:|bearer\b|token\b)[ \t]", text):
         yield f"it begins with {match[1].title()!r}, which the mirror adds itself"
     elif match := re.match(r"(export +)?[A-Za-z_]\w* *=", text):

@@ -1,21 +1,18 @@
 """Where the store's directory lies: on what file system, whose its files are, how many images it has room for."""
 
-import os
-import pwd
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.deployment import Deployment
+from mirror.commands.diagnosis.user import User, closed_to, mirrors_user, user_name
 from mirror.commands.findings import Finding
 from mirror.store.layout import entries
 from mirror.units import format_size
-
-FILES = 5000
-"""Files that are looked at, at most."""
 
 _NETWORK = re.compile(r"nfs4?|cifs|smb3|smbfs|lustre|glusterfs|ceph|gpfs|beegfs|afs|9p|fuse\..*")
 _MEMORY = {"tmpfs", "ramfs"}
@@ -38,7 +35,7 @@ def examine(case: Case) -> Iterator[Finding]:
         yield from _mount(mount, has_bucket=store.s3.bucket is not None)
     yield from _room(case, root)
     if store.path.is_dir():
-        yield from _owners(store.path)
+        yield from _owners(case, store.path)
 
 
 def mount_of(path: Path, mountinfo: str) -> Mount | None:
@@ -108,32 +105,43 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _owners(root: Path) -> Iterator[Finding]:
-    """Whoever restored it as root, or ran a command as another user, has left files that the mirror cannot remove."""
-    owner = root.stat().st_uid
+def _owners(case: Case, store: Path) -> Iterator[Finding]:
+    """Find what a restore as root, or a command run as another user, has left and the mirror cannot use."""
+    user = mirrors_user(store)
     others: dict[int, list[Path]] = {}
-    for path in islice(_below(root), FILES):
-        if (uid := path.lstat().st_uid) != owner:
-            others.setdefault(uid, []).append(path)
+    for path in closed_to(user, store):
+        others.setdefault(path.lstat().st_uid, []).append(path)
+    if others and _of_another_user(store, user):
+        said = f"{store} is {user_name(store.stat().st_uid)}'s, and this command runs as {user.name}"
+        yield Finding("store", True, said, note=True, advice=store_access(case))
+        return
     for uid, paths in others.items():
-        said = f"{root} is {_user(owner)}'s, and {len(paths)} below it are {_user(uid)}'s: {paths[0].relative_to(root)}"
-        advice = f"chown -R --from={uid} {owner} {root}"
-        yield Finding("store", False, said + (" and so on" if len(paths) > 1 else ""), advice=advice)
-    if os.geteuid() not in {0, owner}:
-        said = f"{root} is {_user(owner)}'s, and this command runs as {_user(os.geteuid())}"
-        advice = f"runuser -u {_user(owner)} -- pps-mirror doctor -c FILE"
-        yield Finding("store", True, said, note=True, advice=advice)
+        count = "one file" if len(paths) == 1 else f"{len(paths)} files"
+        said = f"{count} below {store} belong to {user_name(uid)}, and the mirror ({user.name}) cannot use them: "
+        advice = case.deployment.hand_over(store, user, uid)
+        yield Finding("store", False, said + str(paths[0].relative_to(store)), advice=advice)
 
 
-def _below(root: Path) -> Iterator[Path]:
-    for path in entries(root):
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
+def _of_another_user(store: Path, user: User) -> bool:
+    """Whether the store belongs to somebody else, who is more likely to run the mirror than `user` is."""
+    return store.exists() and store.stat().st_uid not in {0, user.uid}
 
 
-def _user(uid: int) -> str:
+def store_access(case: Case) -> str:
+    """Say what to do when this user may not write to the store, or cannot make it."""
+    store = case.config.store.path
+    user = mirrors_user(store)
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+        there = store.exists()
+    except PermissionError:
+        path = shlex.quote(str(store))
+        return f"`namei -l {path}` shows which directory: let the mirror's user search it (as root: chmod o+x on that)"
+    if case.deployment is Deployment.HOST:  # in a container the image says who runs the mirror, and this runs as that
+        if _of_another_user(store, user):
+            owner = store.stat()
+            command = case.deployment.run_doctor_as(User(owner.st_uid, (owner.st_gid,)), case.file)
+            return f"run this command as the mirror's user, as root: {command}"
+        if not there:
+            command = f"install -d -o {user.uid} -g {user.gids[0]} -m 0750 {shlex.quote(str(store))}"
+            return f"as root: {command}; or set store.path"
+    return case.deployment.hand_over(store, user)

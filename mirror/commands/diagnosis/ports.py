@@ -22,8 +22,8 @@ _UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 def examine(case: Case) -> Iterator[Finding]:
     """Look at both."""
     server, admin = case.config.server, case.config.admin
-    yield from _privileged("server", server.port)
-    yield from _privileged("admin", admin.port)
+    yield from _privileged(case, "server", server.port)
+    yield from _privileged(case, "admin", admin.port)
     clients = health(server.host, server.port, tls=server.tls_cert is not None)
     operators = health(admin.host, admin.port, tls=False)
     if clients is not None and clients.is_mirror and clients.status == 200:
@@ -34,15 +34,14 @@ def examine(case: Case) -> Iterator[Finding]:
         yield Finding("admin", False, f"port {admin.port} has the client listener of a pps-mirror", advice=advice)
 
 
-def _privileged(key: str, port: int) -> Iterator[Finding]:
+def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
     try:
         first = int(_UNPRIVILEGED.read_text())
     except (OSError, ValueError):
         first = 1024
     if 0 < port < first and os.geteuid() == 0:
-        advice = "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit, or a socket unit, or a port from 1024 on"
         said = f"port {port} is for root only, and for who has the capability to bind it"
-        yield Finding(key, True, said, note=True, advice=advice)
+        yield Finding(key, True, said, note=True, advice=case.deployment.low_ports)
 
 
 def health(host: str, port: int, *, tls: bool) -> Heard | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mirror import __version__
 from mirror.commands.diagnosis.case import Case
+from mirror.commands.diagnosis.user import mirrors_user
 from mirror.commands.findings import Finding
 from mirror.config import FILE_VARIABLE, KEYS, PREFIX, TOKEN_VARIABLE
 
@@ -28,12 +29,15 @@ def examine(case: Case) -> Iterator[Finding]:
     yield from _overrides(case)
     yield from _misspelt(case.environ)
     if os.geteuid() == 0:
+        user = mirrors_user(case.config.store.path)
+        command = case.deployment.run_doctor_as(user, case.file)
+        advice = f"run it as the mirror's user: {command}" if user.uid else "let the mirror run as a user of its own"
         yield Finding(
             "environment",
             True,
             "this is root: what it may do, the mirror's own user may not be able to",
             note=True,
-            advice="run it as the mirror's user: runuser -u pps-mirror -- pps-mirror doctor -c FILE",
+            advice=advice,
         )
     yield from _open_files(case)
 
@@ -42,7 +46,7 @@ def _overrides(case: Case) -> Iterator[Finding]:
     path = case.file or (Path(case.environ[FILE_VARIABLE]) if case.environ.get(FILE_VARIABLE) else None)
     if path is None:
         return
-    given = tomllib.loads(path.read_text("utf-8"))
+    given = tomllib.loads(path.expanduser().read_text("utf-8-sig"))
     for key in KEYS:
         variable = PREFIX + key.upper().replace(".", "__")
         if variable in case.environ and _has(given, key):
@@ -87,5 +91,5 @@ def _open_files(case: Case) -> Iterator[Finding]:
             f"{most} files may be open here, and server.max_connections = {case.config.server.max_connections} needs "
             f"{wanted} or more",
             note=True,
-            advice="raise LimitNOFILE of the service (ulimit -Hn), or lower server.max_connections",
+            advice=case.deployment.more_files(wanted),
         )

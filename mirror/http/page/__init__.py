@@ -21,9 +21,13 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class Page:
-    """Renders the page. `style` and `script` are what it loads."""
+    """Renders the page. `style` and `script` are what it loads.
 
-    def __init__(self) -> None:
+    `prefix` is what comes before all paths for whoever reaches it through a proxy, such as `/mirror`, or nothing.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         room = files(__package__ or __name__)
         self.style = room.joinpath("style.css").read_bytes()
         self.script = room.joinpath("script.js").read_bytes()
@@ -36,6 +40,7 @@ class Page:
         """The page, as text."""
         return self._template.render(
             status=status,
+            prefix=self.prefix,
             sentence=sentence(status),
             mood=_mood(status),
             ago=lambda moment: _ago(moment, status.now),

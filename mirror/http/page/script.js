@@ -4,7 +4,7 @@
 
 const LIVE = ["sentence", "now", "fills", "today", "images", "stores", "events", "foot"];
 const OLD = 10000; // milliseconds until the page asks by itself: a proxy may hold events back, and "2m ago" ages as well
-const HERE = location.origin; // not with the user and password that a bookmark may name: fetch refuses to take those
+const HERE = location.origin + document.body.dataset.prefix; // not with the user and password that a bookmark may name: fetch refuses to take those
 
 const dialog = document.getElementById("confirm");
 const outcome = document.getElementById("outcome");

@@ -5,7 +5,7 @@ So one that starts while upstream is away knows what is current. It carries noth
 
 import asyncio
 import logging
-from datetime import datetime, timedelta
+import time
 
 from mirror.log import event
 from mirror.note import Note
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 NAME = "current.json"
 
-AGAIN = timedelta(minutes=10)
-"""Age from which what is written there already is written again, since upstream has just said it once more."""
+AGAIN = 600.0
+"""Age in seconds from which what is written there already is written again, since upstream has just said it again."""
 
 PATIENCE = 5.0
 """Seconds that a mirror's start waits for the bucket."""
@@ -28,7 +28,7 @@ class BucketNote:
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
-        self._written: tuple[str, datetime] | None = None
+        self._written: tuple[str, float] | None = None
 
     async def read(self) -> Note | None:
         """What is there; None when there is nothing that can be used, or no answer."""
@@ -44,12 +44,12 @@ class BucketNote:
 
     def write(self, note: Note) -> None:
         """Write it in the background, unless it was written lately."""
-        assert note.fetched_at is not None  # noqa: S101 - what upstream has just said
+        now = time.monotonic()
         if self._written is not None:
             image_hash, when = self._written
-            if image_hash == note.metadata.hash and note.fetched_at - when < AGAIN:
+            if image_hash == note.metadata.hash and now - when < AGAIN:
                 return
-        self._written = note.metadata.hash, note.fetched_at
+        self._written = note.metadata.hash, now
         self._store.keep(asyncio.create_task(self._write(note), name="write what is current"))
 
     async def _write(self, note: Note) -> None:

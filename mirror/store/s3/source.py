@@ -17,8 +17,8 @@ from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
 from mirror.store.s3.course import Course
-from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.lease import LeaseNote
+from mirror.store.s3.trouble import BucketFailed, NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class BucketSource:
     def __init__(self, course: Course, upstream: Source) -> None:
         self._course = course
         self._upstream = upstream
-        self._lease = Lease(course.bucket, course.metadata.hash)
+        self._lease = course.lease
         self._vanished: LeaseNote | None = None
 
     @asynccontextmanager
@@ -56,6 +56,9 @@ class BucketSource:
         alone = False
         try:
             place = await self._choose(offset, validator)
+        except NoRoom as error:  # which has been said
+            log.debug("%s is not brought into the bucket: %s", self._course.metadata.hash, error)
+            place = None
         except BucketFailed as error:
             level = logging.WARNING if self._course.carries else logging.DEBUG  # that the store failed was said then
             log.log(

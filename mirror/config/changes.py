@@ -1,0 +1,104 @@
+"""From the configuration that holds to another one: what can change while the mirror runs, and what cannot."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from mirror.config.model import KEYS, Config, Section
+from mirror.errors import ConfigError
+
+_S = TypeVar("_S", bound=Section)
+
+RESTART: Final = frozenset(
+    {
+        "server.host",
+        "server.port",
+        "server.workers",
+        "admin.host",
+        "admin.port",
+        "admin.public_url",
+        "upstream.url",
+        "upstream.rollover",
+        "auth.mode",
+        "store.path",
+        "store.s3.bucket",
+        "store.s3.prefix",
+        "store.s3.endpoint_url",
+        "store.s3.region",
+        "store.s3.public_endpoint_url",
+        "store.s3.local_copy",
+    }
+)
+"""Keys that hold from a start to the next: an address, a place, or what the mirror is built around."""
+
+_TLS: Final = ("server.tls_cert", "server.tls_key")
+"""They can name other files; between TLS and plain HTTP there is a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What holds from now on, and the keys that are different: `taken`, or left as they are.
+
+    Those in `restart` cannot change while the mirror runs. Those in `kept` have gone from the configuration: that sets
+    nothing, since a file that was cut short must not lift a limit.
+    """
+
+    config: Config
+    taken: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @classmethod
+    def between(cls, running: Config, fresh: Config) -> "Changes":
+        """Go as far from the one toward the other as is possible. Raises ConfigError when that contradicts itself."""
+        different = [key for key in KEYS if value_of(running, key) != value_of(fresh, key)]
+        kept = [key for key in different if key in given(running) and key not in given(fresh)]
+        restart = [key for key in different if key not in kept and _needs_restart(key, running, fresh)]
+        config = _with(fresh, {key: value_of(running, key) for key in (*kept, *restart)})
+        try:
+            Config.model_validate(config.model_dump())
+        except ValidationError as error:
+            said = error.errors(include_url=False, include_input=False)[0]
+            key = said.get("ctx", {}).get("key", ".".join(map(str, said["loc"])))
+            raise ConfigError(f"{key} {said['msg']}, with what takes a restart as it is now") from None
+        taken = [key for key in different if key not in {*kept, *restart}]
+        return cls(config, tuple(taken), tuple(restart), tuple(kept))
+
+
+def value_of(config: Config, key: str) -> Any:
+    """What a key has."""
+    return reduce(getattr, key.split("."), config)
+
+
+def given(config: Config) -> frozenset[str]:
+    """The keys that were written down somewhere, as opposed to those that have their default."""
+    return frozenset(_given(config))
+
+
+def _given(section: Section, prefix: str = "") -> Iterable[str]:
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _given(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _needs_restart(key: str, running: Config, fresh: Config) -> bool:
+    switched = (running.server.tls_cert is None) != (fresh.server.tls_cert is None)
+    return key in RESTART or (key in _TLS and switched)
+
+
+def _with(config: Config, values: Mapping[str, Any]) -> Config:
+    for key, value in values.items():
+        config = _replaced(config, key.split("."), value)
+    return config
+
+
+def _replaced(section: _S, path: list[str], value: Any) -> _S:
+    name, *rest = path
+    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})

@@ -1,0 +1,122 @@
+"""The thread that writes the log: it keeps nobody waiting, loses nothing without saying so, and ends."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.log_writer import ROOM, LogWriter
+
+LINE = "x" * 1023
+"""With its end, a kibibyte."""
+
+
+class Pipe:
+    """A pipe that takes 4 KiB, and a writer into it which says what it lost."""
+
+    def __init__(self, end_seconds: float = 60.0) -> None:
+        self.read_end, write_end = os.pipe()
+        self.stream = os.fdopen(write_end, "w", encoding="ascii")
+        self.writer = LogWriter(self.stream, lambda lines: self.writer.write(f"lost {lines}"), end_seconds=end_seconds)
+        self.counted = 0
+        self.writer.count_lost_with(self._count)
+
+    def _count(self, lines: int) -> None:
+        self.counted += lines
+
+    def read(self) -> list[str]:
+        """All that comes until the writer has ended."""
+        with os.fdopen(os.dup(self.read_end)) as reader:
+            return reader.read().splitlines()
+
+    def leave(self) -> None:
+        """Read no more."""
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.stream.close()
+    pipe.leave()
+
+
+def test_what_is_said_is_written_in_order_and_whole_before_the_end(pipe: Pipe) -> None:
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.extend(pipe.read()))
+    reader.start()
+    with pipe.writer as writer:
+        for number in range(700):
+            writer.write(f"{number} {LINE}")
+    pipe.stream.close()
+    reader.join()
+    assert read == [f"{number} {LINE}" for number in range(700)]
+    assert pipe.counted == 0
+
+
+def test_a_pipe_that_nobody_reads_keeps_no_speaker_waiting_and_holds_no_more_than_its_room(pipe: Pipe) -> None:
+    with pipe.writer as writer:
+        for _ in range(3 * ROOM // 1024):
+            writer.write(LINE)
+        assert writer._waiting <= ROOM * 3 // 4
+        assert pipe.counted >= ROOM // 1024
+        before = pipe.counted
+        writer.write("a warning", important=True)
+        assert pipe.counted == before
+        reader = threading.Thread(target=lambda: read.extend(pipe.read()))
+        read: list[str] = []
+        reader.start()
+    pipe.stream.close()
+    reader.join()
+    assert [line for line in read if line not in {LINE, "a warning"}] == [f"lost {pipe.counted}"]
+    assert "a warning" in read
+    assert read.count(LINE) + pipe.counted == 3 * ROOM // 1024
+
+
+def test_the_end_does_not_wait_for_ever_for_a_reader() -> None:
+    pipe = Pipe(end_seconds=0.1)
+    with pipe.writer as writer:
+        for _ in range(200):
+            writer.write(LINE)
+    assert writer._thread.is_alive()
+    pipe.leave()  # the thread gets to know that nobody reads
+    writer._thread.join()
+    pipe.stream.close()
+    assert pipe.counted >= 200 - 64
+
+
+def test_a_closed_pipe_and_a_full_disk_lose_lines_and_nothing_else(pipe: Pipe) -> None:
+    pipe.leave()
+    with pipe.writer as writer:
+        writer.write("to nobody")
+    assert pipe.counted == 1
+    counted: list[int] = []
+    with Path("/dev/full").open("w") as full, LogWriter(full, counted.append) as writer:
+        writer.count_lost_with(counted.append)
+        writer.write("to nowhere")
+    assert counted == [1]
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
+    os.set_blocking(pipe.stream.fileno(), False)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.extend(pipe.read()))
+    with pipe.writer as writer:
+        for _ in range(500):
+            writer.write(LINE)
+        reader.start()
+    pipe.stream.close()
+    reader.join()
+    assert read == [LINE] * 500
+
+
+def test_a_character_that_the_stream_lacks_is_escaped(pipe: Pipe) -> None:
+    with pipe.writer as writer:
+        writer.write("caf\xe9 \udce9 \N{CHECK MARK}")
+    pipe.stream.close()
+    assert pipe.read() == ["caf\\xe9 \\udce9 \\u2713"]
