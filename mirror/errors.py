@@ -102,8 +102,8 @@ class UpstreamTimeout(MirrorError):
 class UpstreamRefused(MirrorError):
     """Upstream's own 401, 403, 404 or 429, which passes through with its body and the headers that matter."""
 
-    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        super().__init__(f"upstream answered {status}")
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str], *, retry_after: int | None = None) -> None:
+        super().__init__(f"upstream answered {status}", retry_after=retry_after)
         self.status = status
         self.body = body
         self.headers = headers

@@ -17,7 +17,7 @@ from mirror.errors import BadUpstream, Unavailable
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.patience import Patience
-from mirror.source import Broken, Changed, Elsewhere, Ended, Origin, Source
+from mirror.source import UNVOUCHED, Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.appender import Appender
 from mirror.store.base import Corrupt, Partial, StoreUnavailable, Unnamed
 from mirror.store.shared_file import SharedFile
@@ -46,9 +46,10 @@ class Fill:
     """The transfer of one image into its `journal`, and the `Body` of those who read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
-    which it gives up. `resumes` counts how often the source was opened anew, `origin` is where bytes came from last;
-    None as long as the source gave nothing. `clients` are the downloads that read along now. `nameless` when the image
-    cannot get its name: until the verdict what is to be expected, as whoever begins the fill says.
+    which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
+    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` are the downloads that
+    read along now. `nameless` when the image cannot get its name: until the verdict what is to be expected, as whoever
+    begins the fill says.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Fill:
         holdback: int,
         retry: float,
         rescue: Rescue = no_rescue,
+        resumed: Callable[[], None] = lambda: None,
         nameless: bool = False,
     ) -> None:
         self.metadata = metadata
@@ -74,10 +76,12 @@ class Fill:
         self._holdback = holdback
         self._retry = retry
         self._rescue = rescue
+        self._resumed = resumed
         self._rescued_at = -1
         self._file = journal.file
         self._in_file = metadata.size if journal.file else 0
         self._answered = False
+        self._ended_neatly = False
         self._waiting: dict[asyncio.Future[None], int] = {}
 
     @property
@@ -146,9 +150,10 @@ class Fill:
         except Exception as error:
             if isinstance(error, Corrupt):
                 await self._put_away(self._journal.quarantine)
-            if isinstance(error, Changed):
-                # What we hold may still be right, and the hash decides; unless upstream has just shown that it is not.
-                await self._put_away(self._journal.discard if error.ours_is_wrong else self._forget_validator)
+            elif self._journal.validator == UNVOUCHED or (isinstance(error, Changed) and error.ours_is_wrong):
+                await self._put_away(self._journal.discard)
+            elif isinstance(error, Changed):  # what we hold may still be right, and the hash decides
+                await self._put_away(self._doubt_validator)
             verdict = verdict_on(error)
         else:
             verdict = None
@@ -257,8 +262,11 @@ class Fill:
                     return
                 if self.position > before:
                     patience.renew()
+                    self._ended_neatly = isinstance(cut, Ended)
                 patience.count(cut)
                 if patience.hopeless:
+                    if isinstance(cut, Ended) and self._journal.validator == UNVOUCHED:  # a page, most likely
+                        raise Changed("upstream gave something short in the image's place", ours_is_wrong=True) from cut
                     reason = Reason.WRONG_BYTES if isinstance(cut, Ended) else Reason.REFUSED
                     raise FillFailed(reason, BadUpstream(f"upstream's image cannot be had: {cut}")) from cut
                 if patience.spent:
@@ -275,11 +283,14 @@ class Fill:
                 )
                 await asyncio.sleep(patience.delay)
                 self.resumes += 1
+                self._resumed()
                 self._enter(State.RECEIVING)
 
     async def _receive(self) -> None:
         """Open the source where the journal ends and append what it gives, until it ends. Raises Broken and others."""
-        async with self._source.open(self.position, self._journal.validator) as stream:
+        vouched = self._journal.validator != UNVOUCHED
+        begin, validator = (self.position, self._journal.validator) if vouched else (0, None)
+        async with self._source.open(begin, validator) as stream:
             self._answered = True
             self.origin = stream.origin
             self._moved()
@@ -301,9 +312,10 @@ class Fill:
             finally:
                 await appender.finish()
 
-    async def _forget_validator(self) -> None:
+    async def _doubt_validator(self) -> None:
+        """Let the next fill go on without it; from the beginning, when what came last may have been something short."""
         if self.position:
-            await self._journal.remember(None)
+            await self._journal.remember(UNVOUCHED if self._ended_neatly else None)
 
     async def _put_away(self, how: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -314,7 +326,10 @@ class Fill:
 
 
 async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
-    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another."""
+    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
+
+    What ends before that is no answer: Broken.
+    """
     skipped = hashlib.sha256()
     async for piece in pieces:
         head, tail = piece[:count], piece[count:]
@@ -325,3 +340,5 @@ async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncI
                 raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
         if tail:
             yield tail
+    if count:
+        raise Broken("what came in the image's place ends before what we hold")

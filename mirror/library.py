@@ -195,6 +195,7 @@ class Library:
                 holdback=self._holdback,
                 retry=self._retry,
                 rescue=self._rescue,
+                resumed=self._metrics.resumes.inc,
                 nameless=self._nameless is not None,
             )
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
@@ -328,7 +329,6 @@ class Library:
 
     def _conclude(self, fill: Fill, seconds: float) -> None:
         image_hash = fill.metadata.hash
-        self._metrics.resumes.inc(fill.resumes)
         self._metrics.fills.labels(_outcome(fill)).inc()
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)

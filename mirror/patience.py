@@ -1,6 +1,7 @@
 """How long to go on trying what keeps failing: how long to wait in between, and when it is enough."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 from mirror.source import Broken
@@ -24,15 +25,16 @@ class Patience:
     def renew(self) -> None:
         """Begin anew: there was progress."""
         self._since = self._clock()
-        self._failures = self._definitive = 0
+        self._failures = 0
+        self._definitive: Counter[int] = Counter()
         self.delay, self.hopeless = 0.0, False
 
     def count(self, cut: Broken) -> None:
         """Take note of one more failure."""
         self._failures += 1
         if cut.definitive_after is not None:
-            self._definitive += 1
-            self.hopeless = self._definitive >= cut.definitive_after
+            self._definitive[cut.definitive_after] += 1  # those of one kind: they have the same limit
+            self.hopeless = self._definitive[cut.definitive_after] >= cut.definitive_after
         self.delay = backoff(self._failures, cut.retry_after)
 
     @property

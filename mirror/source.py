@@ -11,6 +11,11 @@ from prometheus_client import Counter
 from mirror.caller import Caller
 from mirror.errors import NotFound
 
+UNVOUCHED = '"-"'
+"""The validator of bytes that nothing speaks for: neither an ETag nor the right length. It is no object's.
+
+Nothing is built on such bytes before the source was seen to begin with the same ones."""
+
 
 class Broken(Exception):
     """The source failed in a way that may pass: try again.
@@ -59,8 +64,9 @@ class Origin(Enum):
 class Stream:
     """Bytes of the image from `offset` on: the one asked for, or 0 when the source cannot begin there.
 
-    `validator` is the object's strong ETag, for resuming; None when it has none. `pieces` ends at the end of the
-    transfer as the protocol declares it, and raises Broken when the transfer is cut, or Elsewhere.
+    `validator` is the object's strong ETag, for resuming; None when it has none; UNVOUCHED when no length told either
+    that it may be the image. `pieces` ends at the end of the transfer as the protocol declares it, and raises Broken
+    when the transfer is cut, or Elsewhere.
     """
 
     offset: int

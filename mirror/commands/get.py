@@ -33,15 +33,17 @@ from mirror.errors import (
 from mirror.fill import Fill
 from mirror.http.image_response import safe_name
 from mirror.log import event
-from mirror.metadata import ImageMetadata, is_hash
+from mirror.metadata import MAX_BODY, ImageMetadata, is_hash
 from mirror.patience import Patience
 from mirror.progress import Meter
 from mirror.source import Broken, Stream
 from mirror.store.single_file import SingleFile, part_of
 from mirror.units import format_duration, format_size
-from mirror.upstream.client import IMAGE, Upstream, refused, retry_after
+from mirror.upstream.client import IMAGE, Upstream, refused
+from mirror.upstream.encoding import decoded
 from mirror.upstream.image_source import PATIENCE, ImageSource
 from mirror.upstream.proxies import Proxies
+from mirror.upstream.statuses import passes
 from mirror.verdict import FillFailed, Reason
 
 ATTEMPTS = 3
@@ -208,14 +210,14 @@ class _Get:
         try:
             answer = await self._upstream.forward("GET", f"{self._path}metadata/", "", self._caller)
             if answer.status == 200:
-                return self._right(ImageMetadata.parse(answer.body))
+                return self._right(ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY)))
         except (Unavailable, UpstreamTimeout) as error:
             raise Broken(error.message) from error
         except BadUpstream as error:
             raise Broken(error.message, definitive_after=PATIENCE) from error
-        if answer.status == 429 or answer.status >= 500:
-            raise Broken(f"upstream answered {answer.status}", retry_after=retry_after(answer.headers))
-        raise self._refusal(refused(answer.status, answer.body, answer.headers))
+        if passes(answer.status):
+            raise Broken(f"upstream answered {answer.status}", retry_after=answer.retry_after)
+        raise self._refusal(refused(answer.status, answer.body, answer.headers, answer.retry_after))
 
     def _right(self, metadata: ImageMetadata) -> ImageMetadata:
         if self._hash not in {None, metadata.hash}:
@@ -317,7 +319,7 @@ class _Patient:
         except UpstreamRefused as refusal:
             if refusal.status != 429:
                 raise
-            raise Broken(refusal.message, retry_after=retry_after(refusal.headers)) from refusal
+            raise Broken(refusal.message, retry_after=refusal.retry_after) from refusal
 
 
 def _holds(target: Path, metadata: ImageMetadata) -> bool:

@@ -1,8 +1,10 @@
 """What both listeners do alike with a request: write it down, hinder it, put the answer in its final shape."""
 
 import asyncio
+import gzip
 import json
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from xml.sax.saxutils import escape
@@ -79,6 +81,12 @@ async def hinder(request: web.Request, fault: Fault, state: State) -> web.Respon
 
 def settle(response: web.StreamResponse, fault: Fault, state: State) -> None:
     """Do what the fault wants once the answer is decided and before any of it is sent."""
+    if fault.encoding is not None and isinstance(response, web.Response) and isinstance(response.body, bytes):
+        if fault.encoding == "gzip":
+            response.body = gzip.compress(response.body)
+        if fault.encoding == "deflate":
+            response.body = zlib.compress(response.body)
+        response.headers["Content-Encoding"] = fault.encoding
     for name, value in (fault.headers or {}).items():
         if value is None:
             response.headers.pop(name, None)

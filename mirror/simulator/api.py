@@ -110,8 +110,8 @@ class Api:
 
 
 def _failure(fault: Fault) -> web.Response | None:
-    """The error that the fault wants instead of an answer; a redirect's status is none."""
-    if fault.status is None or 300 <= fault.status < 400:
+    """The error that the fault wants instead of an answer; the status of the image's redirect is none."""
+    if fault.status is None or (fault.on == "image" and 300 <= fault.status < 400):
         return None
     body = fault.body.encode() if fault.body is not None else {"message": f"Simulated fault {fault.status}."}
     return json_answer(fault.status, body)

@@ -40,6 +40,9 @@ class Fault:
     """This status and an error body instead of the answer; a 3xx on `image` is the redirect's status."""
     body: str | None = field(default=None, kw_only=True)
     """This text instead of the body (`metadata`, `version`, any error)."""
+    encoding: str | None = field(default=None, kw_only=True)
+    """A body that is no image's is sent in this `Content-Encoding`, whatever was asked for: `gzip` and `deflate` are
+    done, another one is only said."""
     headers: Mapping[str, str | None] | None = field(default=None, kw_only=True)
     """Headers set on the answer whatever it is; None takes one away."""
     roll_over: str | None = field(default=None, kw_only=True)
@@ -78,6 +81,9 @@ class Fault:
     """The image's byte at this offset is inverted."""
     hang_after: int | None = field(default=None, kw_only=True)
     """The connection stays open and silent until `release`, then goes on."""
+    page: str | None = field(default=None, kw_only=True)
+    """200 with something of this media type in the image's place: `body`, or a page of HTML. Without a length when
+    `chunked`."""
     cut_after: int | None = field(default=None, kw_only=True)
     """The connection ends there: FIN, or a reset when `reset`."""
     reset: bool = field(default=False, kw_only=True)

@@ -13,6 +13,8 @@ from mirror.simulator.images import Image
 from mirror.simulator.sending import send_body
 from mirror.simulator.state import State
 
+PAGE = "<!doctype html><title>Sign in</title><p>You have to sign in before you can use this network.</p>\n" * 20
+
 _RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
 
 
@@ -62,6 +64,8 @@ class ObjectStore:
 
     async def hand_out(self, request: web.Request, image: Image, fault: Fault) -> web.StreamResponse:
         """Send the image, or the range asked for; whoever asks has been let in."""
+        if fault.page is not None:
+            return await _page(request, fault, self._state)
         exchange = request[EXCHANGE]
         exchange.image = image.name
         selection = select(request, image, fault)
@@ -109,6 +113,21 @@ def select(request: web.Request, image: Image, fault: Fault) -> Selection:
     if start >= image.size:
         return Selection(416, image.size, image.size)
     return Selection(206, min(max(0, start + fault.range_shift), stop - 1), stop)
+
+
+async def _page(request: web.Request, fault: Fault, state: State) -> web.StreamResponse:
+    """What a captive portal, or a filter, says in the image's place."""
+    said = (PAGE if fault.body is None else fault.body).encode()
+    response = web.StreamResponse(headers={"Content-Type": fault.page or ""})
+    if fault.chunked:
+        response.enable_chunked_encoding()
+    else:
+        response.content_length = len(said)
+    settle(response, fault, state)
+    await response.prepare(request)
+    await response.write(said)
+    await response.write_eof()
+    return response
 
 
 def _headers(image: Image, selection: Selection, fault: Fault) -> web.StreamResponse:

@@ -4,6 +4,8 @@ A client's `Authorization` goes to the upstream origin and to nothing that a red
 as they carry a query, so messages and logs name hosts only.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,13 +19,19 @@ from mirror import loop
 from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.log import event
 from mirror.metadata import MAX_BODY, ImageMetadata
 from mirror.metrics import Metrics
 from mirror.reloadable import Ready
-from mirror.upstream.line import Line, reason
+from mirror.units import format_duration
+from mirror.upstream.encoding import decoded
+from mirror.upstream.line import Line, NoAnswer, Way, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
+from mirror.upstream.statuses import passes, retry_after
 from mirror.upstream.throttle import Throttle
+
+log = logging.getLogger(__name__)
 
 API = "/api/v2/"
 IMAGE = API + "mlops/portablePredictionServerImage/"
@@ -43,11 +51,15 @@ _NOT_FORWARDED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """An answer that is passed through as it came: status, end-to-end headers, undecoded body."""
+    """An answer that is passed through as it came: status, end-to-end headers, undecoded body.
+
+    `retry_after` is how many seconds it asks to wait.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    retry_after: int | None
 
 
 class Upstream:
@@ -112,23 +124,31 @@ class Upstream:
 
         Raises:
             UpstreamRefused: upstream's own 401, 403, 404 or 429.
-            BadUpstream, Unavailable, UpstreamTimeout: nonsense, nobody there, no answer in time.
+            BadUpstream, Unavailable: nonsense, nobody there, or silence for `connect_timeout`.
+            UpstreamTimeout: upstream's own 504.
         """
-        answer = await self._ask("metadata", "GET", self._image + "metadata/", "", caller, MAX_BODY)
+        seconds = self._config.connect_timeout
+        try:
+            answer = await self._ask(
+                "metadata", "GET", self._image + "metadata/", "", caller, MAX_BODY, seconds=seconds
+            )
+        except UpstreamTimeout as error:
+            raise Unavailable(f"{error} (upstream.connect_timeout)") from None
         if answer.status == 200:
-            return ImageMetadata.parse(answer.body)
+            return ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY))
         if answer.status in PASSED_THROUGH:
-            raise refused(answer.status, answer.body, answer.headers)
-        raise failure(answer.status, answer.headers)
+            raise refused(answer.status, answer.body, answer.headers, answer.retry_after)
+        raise failure(answer.status, answer.retry_after)
 
     async def forward(self, method: str, path: str, query: str, caller: Caller) -> Forwarded:
         """Pass a bodiless request through to `path` (with its leading slash) and the raw `query` string.
 
         Raises BadUpstream, Unavailable, UpstreamTimeout; every status but a redirect's is an answer.
         """
-        answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED)
+        seconds = 2 * self._config.connect_timeout
+        answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED, seconds=seconds)
         if answer.status in FOLLOWED:
-            raise failure(answer.status, answer.headers)
+            raise failure(answer.status, answer.retry_after)
         return answer
 
     @asynccontextmanager
@@ -142,7 +162,7 @@ class Upstream:
             response, url, redirected = await self._follow(caller, headers)
             asked.answered(response.status)
         try:
-            yield ImageResponse(response, str(url.host), redirected)
+            yield ImageResponse(response, str(url.host), redirected, redirected and self.policy.same_origin(url))
         finally:
             response.close()
 
@@ -169,20 +189,20 @@ class Upstream:
             raise
         return response, url, hop > 0
 
-    async def _ask(self, what: str, method: str, path: str, query: str, caller: Caller, limit: int) -> Forwarded:
-        total = 2 * self._config.connect_timeout
+    async def _ask(
+        self, what: str, method: str, path: str, query: str, caller: Caller, limit: int, *, seconds: float
+    ) -> Forwarded:
         try:
-            with self._metrics.asking(what) as asked:
-                response = await self._line.send(method, self._url(path, query), self._identity(caller), total=total)
-                asked.answered(response.status)
-            async with response:
+            async with await self._send(
+                what, method, self._url(path, query), self._identity(caller), seconds
+            ) as response:
                 body = b"".join([piece async for piece in _limited(response.content, limit)])
         except ProxyFailed as error:
             raise error.told() from None
         except aiohttp.ConnectionTimeoutError:
             raise Unavailable("upstream cannot be reached: connecting timed out") from None
         except TimeoutError:
-            raise UpstreamTimeout("upstream did not answer in time") from None
+            raise UpstreamTimeout(f"upstream did not answer within {format_duration(seconds)}") from None
         except aiohttp.ClientConnectorCertificateError:
             raise BadUpstream("upstream's certificate is not trusted; see upstream.ca_file") from None
         except aiohttp.ClientConnectionError as error:
@@ -192,7 +212,32 @@ class Upstream:
         kept = CIMultiDict(
             (name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED
         )
-        return Forwarded(response.status, kept, body)
+        return Forwarded(response.status, kept, body, retry_after(response.headers))
+
+    async def _send(
+        self, what: str, method: str, url: URL, headers: Mapping[str, str], seconds: float
+    ) -> aiohttp.ClientResponse:
+        """Ask within `seconds`; again when a connection that was kept from an earlier request turns out to have ended.
+
+        Not for the image: what it redirects to may be good for one request.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        while True:
+            way = Way()
+            with self._metrics.asking(what) as asked:
+                try:
+                    left = max(0.001, until - clock())
+                    response = await self._line.send(method, url, headers, total=left, way=way)
+                except NoAnswer:
+                    if not way.kept:
+                        raise
+                    asked.outcome = "repeated"
+                    said = event("upstream.repeated")
+                    log.info("a connection to upstream that was kept open had ended: asking on another", extra=said)
+                else:
+                    asked.answered(response.status)
+                    return response
 
     def _identity(self, caller: Caller) -> dict[str, str]:
         """What only upstream itself is told: who asks, and by which mirrors the request came."""
@@ -212,35 +257,36 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ImageResponse:
-    """The answer at the end of the redirects: from `host`, and whether a redirect led there."""
+    """The answer at the end of the redirects: from `host`, whether one led there, and if so to upstream itself."""
 
     answer: aiohttp.ClientResponse
     host: str
     redirected: bool
+    same_origin: bool = False
 
 
-def refused(status: int, body: bytes, headers: Mapping[str, str]) -> UpstreamRefused:
-    """Upstream's own refusal, with the headers that a client acts on."""
-    return UpstreamRefused(status, body, {name: headers[name] for name in _KEPT if name in headers})
+def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
+    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
+
+    Raises BadUpstream when its body cannot be decoded.
+    """
+    kept = {name: headers[name] for name in _KEPT if name in headers}
+    return UpstreamRefused(status, decoded(body, headers, MAX_BODY), kept, retry_after=retry_after)
 
 
-def retry_after(headers: Mapping[str, str]) -> int | None:
-    """Read `Retry-After` in its seconds form (RFC 9110 section 10.2.3); None when absent or a date."""
-    text = headers.get("Retry-After", "").strip()
-    return min(int(text), 3600) if text.isdigit() and len(text) < 9 else None
-
-
-def failure(status: int, headers: Mapping[str, str]) -> MirrorError:
-    """What an answer of upstream means that is neither one nor a refusal."""
+def failure(status: int, retry_after: int | None) -> MirrorError:
+    """What an answer of upstream means that is neither one nor a refusal; `retry_after` seconds it asked for."""
     if status == 508:
         return LoopDetected(
             "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "
             "to what is nearer to DataRobot"
         )
     if status == 504:
-        return UpstreamTimeout("upstream answered 504", retry_after=retry_after(headers) or 10)
-    if status == 503:
-        return Unavailable("upstream answered 503", retry_after=retry_after(headers) or 10)
+        return UpstreamTimeout("upstream answered 504", retry_after=retry_after or 10)
+    if status in {503, 511} or (status < 500 and passes(status)):
+        return Unavailable(f"upstream answered {status}", retry_after=retry_after or 10)
+    if passes(status):
+        return BadUpstream(f"upstream answered {status}", retry_after=retry_after)
     if status in FOLLOWED:
         return BadUpstream(f"upstream answered {status} elsewhere; set upstream.url to where it really is")
     return BadUpstream(f"upstream answered {status}, which makes no sense here")

@@ -9,10 +9,11 @@ import aiohttp
 from mirror.caller import Caller
 from mirror.errors import BadUpstream
 from mirror.metadata import MAX_BODY, ImageMetadata
-from mirror.source import Broken, Changed, Stream
-from mirror.upstream.client import ImageResponse, Upstream, failure, refused, retry_after
+from mirror.source import UNVOUCHED, Broken, Changed, Stream
+from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.line import reason
 from mirror.upstream.proxies import ProxyFailed
+from mirror.upstream.statuses import passes, retry_after
 
 PATIENCE = 4
 """How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
@@ -20,6 +21,11 @@ PATIENCE = 4
 So for a proxy that refuses and a certificate that is not trusted."""
 
 _LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
+_PAGES = re.compile(
+    r"(text|image|audio|video|font|multipart|message)/[!-~]+|application/([!-~]+\+)?(json|xml|(x-)?javascript)"
+)
+"""Media types of what a filter or a portal puts in the image's place. An archive may come as any other, or without."""
+
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -55,8 +61,7 @@ class ImageSource:
             except ProxyFailed as error:
                 raise Broken(str(error), definitive_after=PATIENCE if error.refused else None) from error
             except aiohttp.ClientConnectorCertificateError as error:
-                host = error.host.encode("ascii", "backslashreplace").decode()
-                raise Broken(f"{host}: {reason(error)}", definitive_after=PATIENCE) from error
+                raise Broken(f"{_ascii(error.host)}: {reason(error)}", definitive_after=PATIENCE) from error
             except _LINE_BROKE as error:
                 raise Broken(f"the line broke: {reason(error)}") from error
             yield stream
@@ -65,9 +70,8 @@ class ImageSource:
         answer = response.answer
         etag = _strong(answer.headers.get("ETag"))
         if answer.status == 200:
-            if answer.content_length not in {None, self._size}:
-                raise Changed(f"upstream offers {answer.content_length} bytes, metadata says {self._size}")
-            return Stream(0, etag, self._pieces(answer))
+            self._check_whole(response, offset)
+            return Stream(0, etag or (UNVOUCHED if answer.content_length is None else None), self._pieces(answer))
         if answer.status == 206 and offset:
             self._check_range(answer.headers.get("Content-Range", ""), offset)
             if validator and etag and validator != etag:
@@ -88,6 +92,31 @@ class ImageSource:
         except _LINE_BROKE as error:
             raise Broken(f"the line broke: {reason(error)}") from error
 
+    def _check_whole(self, response: ImageResponse, offset: int) -> None:
+        """Judge by its length and media type what claims to be the whole image.
+
+        | length | type | what it is |
+        | --- | --- | --- |
+        | the image's | any | the image, as far as can be told |
+        | none | an archive's, an unknown one, none | maybe the image; see UNVOUCHED |
+        | another | an archive's, an unknown one, none | another image: Changed |
+        | none, or another | a page's | a page in the image's place: Broken |
+
+        A page at a resume is a line that broke; one that is there from the beginning is soon said to be.
+        """
+        answer = response.answer
+        if answer.content_length == self._size:
+            return
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if _PAGES.fullmatch(media_type):
+            raise Broken(
+                f"{_ascii(response.host)} answered with something else ({media_type}) in the image's place: a proxy, a "
+                "filter or a portal on the way, if it is no mistake of upstream's",
+                definitive_after=None if offset or not self._resumable else PATIENCE,
+            )
+        if answer.content_length is not None:
+            raise Changed(f"upstream offers {answer.content_length} bytes, metadata says {self._size}")
+
     def _check_range(self, content_range: str, offset: int) -> None:
         match = _CONTENT_RANGE.fullmatch(content_range)
         if not match or int(match[1]) != offset or match[3] not in {"*", str(self._size)}:
@@ -95,21 +124,30 @@ class ImageSource:
 
     async def _refusal(self, response: ImageResponse, offset: int) -> Exception:
         status, headers = response.answer.status, response.answer.headers
+        wait = retry_after(headers)
         if response.redirected:
-            host = response.host.encode("ascii", "backslashreplace").decode()
-            said = f"the redirect target {host} answered {status}"
-            final = PATIENCE if status < 500 and status != 429 else None
-            return Broken(said, retry_after=retry_after(headers), definitive_after=final)
+            said = f"the redirect target {_ascii(response.host)} answered {status}"
+            if response.same_origin and status in {401, 403}:
+                said += (
+                    ": the credential was withheld, because no redirect is sent one, not even to upstream's own host; "
+                    "let upstream answer there without it (by a pre-signed URL), or set upstream.url to where it "
+                    "redirects to"
+                )
+            return Broken(said, retry_after=wait, definitive_after=None if passes(status) else PATIENCE)
         if status in {401, 403} and len(self._callers) > 1:
             del self._callers[0]
             return Broken(f"upstream answered {status}: trying another client's credential", retry_after=0)
         if status in {401, 403, 404} or (status == 429 and not offset):
-            return refused(status, await response.answer.content.read(MAX_BODY), headers)
+            return refused(status, await response.answer.content.read(MAX_BODY), headers, wait)
         if status == 508:
-            return failure(status, headers)
-        if status == 429 or status >= 500:
-            return Broken(f"upstream answered {status}", retry_after=retry_after(headers))
+            return failure(status, wait)
+        if passes(status):
+            return Broken(f"upstream answered {status}", retry_after=wait)
         return BadUpstream(f"upstream answered the image request with {status}, which makes no sense here")
+
+
+def _ascii(host: str) -> str:
+    return host.encode("ascii", "backslashreplace").decode()
 
 
 def _strong(etag: str | None) -> str | None:

@@ -6,10 +6,14 @@ taken from the environment here: a ~/.netrc stays unread.
 """
 
 import asyncio
+import math
 import os
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import aiohttp
 from aiohttp.connector import AddrInfoType
@@ -20,6 +24,19 @@ from mirror.config import Upstream as UpstreamConfig
 from mirror.errors import ConfigError
 from mirror.upstream.proxies import Proxies, Proxy, ProxyFailed
 from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy, forbidden, is_loopback
+
+
+class NoAnswer(aiohttp.ClientConnectionError):
+    """The connection ended before an answer's header came: whether the request was seen, nobody knows."""
+
+
+@dataclass(slots=True)
+class Way:
+    """How a request went: whether it was `connected`, over a connection that was `kept` from an earlier one."""
+
+    connected: bool = False
+    kept: bool = False
+
 
 _MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
 
@@ -46,6 +63,8 @@ class Line:
                 headers={"User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"},
                 max_line_size=_MAX_FIELD,
                 max_field_size=_MAX_FIELD,
+                middlewares=(_once,),
+                trace_configs=[_watched()],
             )
 
         self._api = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self._policy.upstream_socket))
@@ -65,36 +84,46 @@ class Line:
         *,
         elsewhere: bool = False,
         total: float | None = None,
+        way: Way | None = None,
     ) -> aiohttp.ClientResponse:
         """Send one request, to upstream or `elsewhere`, directly or through a proxy. `total` is seconds for it all.
 
-        Raises ProxyFailed, BadUpstream for a target that no proxy must be asked for, UnicodeError for a host that is
-        neither a name nor an address, and aiohttp's ClientError, TimeoutError or OSError for a broken line.
+        It goes onto the line once, whatever becomes of it; `way` learns how.
+
+        Raises NoAnswer, ProxyFailed, BadUpstream for a target that no proxy must be asked for, UnicodeError for a host
+        that is neither a name nor an address, and aiohttp's ClientError, TimeoutError or OSError for a broken line.
         """
         proxy = self._proxies.for_url(url)
+        way = way or Way()
         timeout = aiohttp.ClientTimeout(
             total=total,
             connect=None if proxy is None else self._config.connect_timeout,  # the proxy's own connecting is in it
             sock_connect=self._config.connect_timeout,
             sock_read=self._config.read_timeout if total is None else None,
+            ceil_threshold=math.inf,
         )
         if proxy is None:
             session = self._elsewhere if elsewhere else self._api
-            return await session.request(method, url, headers=headers, allow_redirects=False, timeout=timeout)
+            async with _connecting(way):
+                return await session.request(
+                    method, url, headers=headers, allow_redirects=False, timeout=timeout, trace_request_ctx=way
+                )
         if elsewhere:
             await self._judge_from_here(url)
         own = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
         tunnel = url.scheme == "https"
         try:
-            response = await self._proxied.request(
-                method,
-                url,
-                headers=headers if tunnel else {**headers, **own},
-                allow_redirects=False,
-                timeout=timeout,
-                proxy=proxy.url,
-                proxy_headers=own if tunnel else None,
-            )
+            async with _connecting(way):
+                response = await self._proxied.request(
+                    method,
+                    url,
+                    headers=headers if tunnel else {**headers, **own},
+                    allow_redirects=False,
+                    timeout=timeout,
+                    proxy=proxy.url,
+                    proxy_headers=own if tunnel else None,
+                    trace_request_ctx=way,
+                )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _blame(proxy, url, error) or error from None
         if response.status == 407 and not tunnel:
@@ -130,8 +159,49 @@ class Line:
             return []
 
 
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again by itself, unseen: that would spend a pre-signed URL that is good for one.
+
+    It does so on these two errors, and on no other (a test knows).
+    """
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise NoAnswer(reason(error)) from error
+
+
+@asynccontextmanager
+async def _connecting(way: Way) -> AsyncIterator[None]:
+    """Let who runs out of time before there is a connection say so, whichever of the timeouts it was."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise error if way.connected else aiohttp.ConnectionTimeoutError from None
+
+
+def _watched() -> aiohttp.TraceConfig:
+    """Tell a request's `Way`."""
+    watched = aiohttp.TraceConfig()
+
+    async def connected(_session: object, context: SimpleNamespace, _parameters: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.connected = True
+
+    async def reused(_session: object, context: SimpleNamespace, _parameters: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.connected = context.trace_request_ctx.kept = True
+
+    watched.on_connection_create_end.append(connected)
+    watched.on_connection_reuseconn.append(reused)
+    return watched
+
+
 def reason(error: BaseException) -> str:
     """Say in a few ASCII words what went wrong on the line, without URL, path or credential."""
+    if isinstance(error, NoAnswer):
+        return str(error)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name does not resolve"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

@@ -9,6 +9,7 @@ Where a proxy connects for us, `client.py` can only judge the addresses that a n
 
 import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -21,6 +22,9 @@ from mirror.errors import BadUpstream
 MAX_HOPS = 5
 
 FOLLOWED = frozenset({301, 302, 303, 307, 308})
+
+
+_AUTHORITY = re.compile(r"(?:((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)([^/?#]*))?(.*)", re.DOTALL)
 
 
 class ForbiddenAddress(OSError):
@@ -45,7 +49,7 @@ class RedirectPolicy:
         if hop > MAX_HOPS:
             raise BadUpstream(f"upstream redirects more than {MAX_HOPS} times")
         try:
-            target = current.join(URL(location, encoded=_is_encoded(location))).with_fragment(None)
+            target = current.join(URL(_encoded(location), encoded=True)).with_fragment(None)
             host = target.host
         except ValueError:
             raise not_a_url() from None
@@ -126,8 +130,17 @@ def _socket(addr_info: AddrInfoType) -> socket.socket:
     return socket.socket(family=family, type=kind, proto=protocol)
 
 
-def _is_encoded(location: str) -> bool:
-    return location.isascii() and location.isprintable() and " " not in location
+def _encoded(location: str) -> str:
+    """Percent-encode what no URL can have (blanks, controls, what is not ASCII), and leave all else as it came.
+
+    aiohttp has read the header's bytes as UTF-8, those that are none as surrogates: each is encoded by itself. A host
+    becomes its IDNA form. Raises ValueError when it has none.
+    """
+    start, authority, rest = _AUTHORITY.fullmatch(location).groups("")  # type: ignore[union-attr]  # anything matches
+    if not authority.isascii():
+        authority = URL(f"http://{authority}").raw_authority
+    octets = rest.encode("utf-8", "surrogateescape")
+    return start + authority + "".join(chr(octet) if 0x20 < octet < 0x7F else f"%{octet:02X}" for octet in octets)
 
 
 def _ascii(text: str) -> str:

@@ -5,6 +5,7 @@ import random
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,10 @@ BAD_METADATA = [
     (Fault("metadata", values={"created": "soon"}), "'created'"),
     (Fault("metadata", values={"filename": 7}), "'filename'"),
     (Fault("metadata", body='{"x": "' + "y" * (300 << 10) + '"}'), "longer than"),
+    (Fault("metadata", body='{"x": "' + "y" * (900 << 10) + '"}', encoding="gzip"), "longer than 262144 bytes once"),
+    (Fault("metadata", encoding="br"), "encoded as br, although none was asked for"),
+    (Fault("metadata", encoding="gzip", headers={"Content-Encoding": "deflate"}, body=""), "JSON"),
+    (Fault("metadata", headers={"Content-Encoding": "gzip"}), "called gzip, and is not"),
 ]
 
 
@@ -79,6 +84,29 @@ def test_an_upstream_that_fails_gives_the_status_that_says_so(
     with Download(mirror.metadata_url) as answer:
         assert answer.status == expected
         assert bool(answer.header("Retry-After")) == (expected in {503, 504})
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_metadata_that_comes_compressed_unasked_is_what_its_json_is(
+    mirror: MirrorProcess, simulator: Simulator, encoding: str
+) -> None:
+    for headers in ({}, {"Content-Encoding": None} if encoding == "gzip" else {}):
+        simulator.fault(Fault("metadata", encoding=encoding, headers=headers))
+        with Download(mirror.metadata_url) as answer:
+            assert (answer.status, answer.header("Content-Encoding")) == (200, "")
+            assert answer.read_all().body == simulator.metadata_body("first")
+    assert {asked.accept_encoding for asked in simulator.log() if asked.place == "metadata"} == {"identity"}
+
+
+@pytest.mark.parametrize("place", ["metadata", "image"])
+def test_a_refusal_that_comes_compressed_unasked_can_be_read(
+    mirror: MirrorProcess, simulator: Simulator, place: Any
+) -> None:
+    simulator.roll_over("hostile")
+    simulator.fault(Fault(place, status=404, encoding="gzip", body='{"message": "none here"}'))
+    with Download(mirror.metadata_url if place == "metadata" else mirror.image_url) as answer:
+        assert (answer.status, answer.read_all().body) == (404, b'{"message": "none here"}')
+    simulator.roll_over("first")
 
 
 def test_429_passes_through_with_its_retry_after(mirror: MirrorProcess, simulator: Simulator) -> None:

@@ -85,6 +85,19 @@ def test_a_download_shows_while_it_runs(simulator: Simulator, fresh_mirror: Fres
     eventually(lambda: metric(mirror, "active_downloads") == 0, what="its end")
 
 
+def test_cuts_are_counted_while_the_fill_runs(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
+    simulator.fault(Fault("store", cut_after=MIB), Fault("image", hold=True, resumed=True))
+    mirror = fresh_mirror()
+    with Download(mirror.image_url) as download:
+        simulator.wait_held()
+        assert metric(mirror, "fill_resumes_total") == 1
+        assert metric(mirror, "fills_total") == 0
+        simulator.release()
+        download.read_all()
+    eventually(lambda: metric(mirror, "fills_total") == 1, what="the fill's end")
+    assert metric(mirror, "fill_resumes_total") == 1
+
+
 def test_cuts_and_wrong_bytes_are_counted(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
     simulator.fault(Fault("store", times=2, cut_after=MIB))
     mirror = fresh_mirror()

@@ -8,9 +8,12 @@ from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 import pytest
 from aiohttp.connector import AddrInfoType
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from mirror.errors import BadUpstream
@@ -20,6 +23,7 @@ from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED
 from tests.support.fixtures import SIZE, Ask, Canary, FreshMirror
 from tests.support.processes import IMAGE, MirrorProcess
+from tests.support.s3.fixtures import TestBucket
 
 AT_ONCE = 5.0
 """Seconds: less than any timeout of the mirror's, more than a slow machine needs."""
@@ -278,6 +282,45 @@ def test_the_url_of_a_hop_is_kept_to_the_letter() -> None:
     assert str(policy.next_hop(URL("https://app.example.com/x"), signed, 1)) == signed
     with pytest.raises(BadUpstream):
         policy.next_hop(URL("https://app.example.com/x"), signed, 6)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
+def test_only_what_no_url_can_have_is_encoded_and_the_rest_kept_to_the_letter(value: str) -> None:
+    policy = RedirectPolicy(URL("https://app.example.com"), [])
+    location = f"https://store.example.com/a%2fb[c]+d%C3%a4?sig=a+b%2F{value.replace('#', '')}"
+    wanted = "".join(char if "!" <= char <= "~" else quote(char, safe="") for char in location)
+    assert str(policy.next_hop(URL("https://app.example.com/x"), location, 1)) == wanted
+
+
+def test_octets_that_are_no_utf_8_are_encoded_one_by_one_and_a_host_as_idna() -> None:
+    policy = RedirectPolicy(URL("https://app.example.com"), [])
+    header = "https://b\u00fccher.example/\u00e4?a=%2f".encode() + b"&b=\xff\xe4 "  # as aiohttp reads it:
+    hop = policy.next_hop(URL("https://app.example.com/x"), header.decode("utf-8", "surrogateescape"), 1)
+    assert str(hop) == "https://xn--bcher-kva.example/%C3%A4?a=%2f&b=%FF%E4%20"
+
+
+def test_a_location_with_raw_blanks_and_letters_is_asked_for_as_curl_does(
+    fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask
+) -> None:
+    raw = f"{simulator.store_url}/objects/first/p p-\u00e4.tar.gz?a=%2f+b&c=[d]~&e=f g\u00fc"
+    simulator.fault(Fault("image", redirect=raw, times=None))
+    ask(fresh_mirror({"upstream": {"fill_retry": "1s"}}).image_url)
+    sent = {asked.query for asked in simulator.log("store")}
+    assert sent == {"a=%2f+b&c=[d]~&e=f%20g%C3%BC"}
+
+
+def test_a_real_signature_survives_raw_blanks_and_letters(
+    fresh_mirror: FreshMirror, simulator: Simulator, bucket: TestBucket, ask: Ask
+) -> None:
+    key = "a b/\u00e4 [1]+(c)/image.tar.gz"
+    bucket.client.write(bucket.name, key, simulator.read("first"))
+    named = {"Bucket": bucket.name, "Key": key, "ResponseContentDisposition": 'attachment; filename="\u00fc x.tar"'}
+    signed = bucket.client.raw.generate_presigned_url("get_object", Params=named)
+    raw = signed.replace("%20", " ").replace("%C3%A4", "\u00e4").replace("%C3%BC", "\u00fc")
+    assert raw != signed
+    simulator.fault(Fault("image", redirect=raw, times=None))
+    answer = ask(fresh_mirror().image_url)
+    assert (answer.status, answer.body) == (200, simulator.read("first"))
 
 
 def test_an_expired_pre_signed_url_is_replaced_by_a_fresh_one(

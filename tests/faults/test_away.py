@@ -103,7 +103,7 @@ def silent() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("dead", "status", "seconds"),
-    [(refusing, 503, 0.0), (backlog_full, 503, CONNECT), (silent, 504, 2 * CONNECT)],
+    [(refusing, 503, 0.0), (backlog_full, 503, CONNECT), (silent, 503, CONNECT)],
     ids=["refused", "backlog full", "silent"],
 )
 def test_when_nothing_is_known_clients_are_told_soon_and_when_to_come_back(
@@ -114,7 +114,8 @@ def test_when_nothing_is_known_clients_are_told_soon_and_when_to_come_back(
             began = time.monotonic()
             answer = ask(url)
             assert time.monotonic() - began < seconds + SLOW_MACHINE
-            assert (answer.status, answer.header("Content-Type")) == (status, "application/json")
+            expected = 504 if dead is silent and url.endswith("/version/") else status  # which may take its time
+            assert (answer.status, answer.header("Content-Type")) == (expected, "application/json")
             assert int(answer.header("Retry-After")) > 0
             assert "upstream" in json.loads(answer.body)["message"]
 

@@ -12,7 +12,7 @@ from mirror import patience
 from mirror.errors import BadUpstream, NotFound
 from mirror.fill import Fill
 from mirror.metadata import ImageMetadata
-from mirror.source import Broken, Changed
+from mirror.source import UNVOUCHED, Broken, Changed
 from mirror.store.base import Body, Partial, StoredImage
 from mirror.store.disk import DiskStore
 from mirror.verdict import FillFailed, Reason, State
@@ -192,6 +192,90 @@ async def test_a_source_that_has_changed_fails_as_changed_and_what_is_there_is_t
         await again.run()
         assert again.state is State.PUBLISHED
         assert source.asked == [(3000, None)]
+
+
+pages = st.builds(
+    Opening,
+    image=st.binary(min_size=1, max_size=3000).map(lambda page: b"<html>" + page),
+    count=st.just(len(IMAGE)),
+    clean=st.just(True),
+    ranges=st.just(False),
+    etag=st.sampled_from([UNVOUCHED, '"page"']),
+)
+honest = st.builds(
+    Opening,
+    count=st.integers(0, len(IMAGE) - 1),
+    clean=st.booleans(),
+    ranges=st.booleans(),
+    etag=st.sampled_from(['"v1"', None, UNVOUCHED]),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(script=st.lists(st.one_of(pages, honest), max_size=6))
+def test_whatever_comes_in_the_images_place_nothing_is_built_on_it_and_nothing_counts_as_wrong_bytes(
+    script: list[Opening],
+) -> None:
+    async def scenario(root: Path) -> None:
+        async with disk_store(root) as store:
+            metadata = metadata_of(IMAGE)
+            source = ScriptedSource(IMAGE, script, if_range=True)
+            for _ in range(len(script) + 2):
+                fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
+                await fill.run()
+                if fill.state is State.PUBLISHED:
+                    break
+                assert fill.failure is not None
+                # What ends at the same byte twice, and has an ETag or these bytes, is an image that is too short.
+                short = any(act.clean and (act.image is None or act.etag != UNVOUCHED) for act in script)
+                assert fill.failure.reason is not Reason.WRONG_BYTES or short
+            assert fill.state is State.PUBLISHED
+            assert not list((root / "quarantine").iterdir())
+
+    with tempfile.TemporaryDirectory() as root:
+        asyncio.run(scenario(Path(root)))
+
+
+async def test_a_page_twice_leaves_no_partial_to_build_on(tmp_path: Path) -> None:
+    page = Opening(len(IMAGE), image=b"<html>", clean=True, ranges=False, etag=UNVOUCHED)
+    verdict, _ = await failed(tmp_path, page, page)
+    assert verdict.reason is Reason.CHANGED
+    assert not list((tmp_path / "partial").iterdir())
+
+
+async def test_after_kill_9_amid_a_page_nothing_is_built_on_it(tmp_path: Path) -> None:
+    metadata = metadata_of(IMAGE)
+    async with disk_store(tmp_path) as store:
+        page = Opening(len(IMAGE), image=b"<html>", ranges=False, etag=UNVOUCHED, hang=True)
+        fill = Fill(metadata, ScriptedSource(IMAGE, [page]), await journal_of(store, metadata), holdback=0, retry=60)
+        running = asyncio.create_task(fill.run())
+        await fill.available(5)
+        while fill.journal.validator is None:
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running})
+    assert (tmp_path / "partial" / metadata.hash).read_bytes() == b"<html>"
+    async with disk_store(tmp_path) as store:
+        source = ScriptedSource(IMAGE)
+        states = []
+        for _ in range(2):
+            fill = Fill(metadata, source, await journal_of(store, metadata), holdback=0, retry=60)
+            await fill.run()
+            states.append(fill.state)
+        assert states == [State.FAILED, State.PUBLISHED]
+        assert source.asked == [(0, None), (0, None)]
+        assert not list((tmp_path / "quarantine").iterdir())
+
+
+async def test_pages_at_a_resume_are_a_line_that_broke(tmp_path: Path) -> None:
+    async with disk_store(tmp_path) as store:
+        metadata = metadata_of(IMAGE)
+        page = Opening(len(IMAGE), image=b"<html>", clean=True, ranges=False, etag=UNVOUCHED)
+        source = ScriptedSource(IMAGE, [Opening(4000), page, page])
+        fill = Fill(metadata, source, await journal_of(store, metadata), holdback=HOLDBACK, retry=60)
+        await fill.run()
+        assert fill.state is State.PUBLISHED
+        assert source.asked == [(0, None)] + [(4000, '"v1"')] * 3
 
 
 async def test_upstreams_refusal_is_what_readers_without_a_byte_are_told(tmp_path: Path) -> None:
