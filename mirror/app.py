@@ -66,6 +66,8 @@ class Mirror:
         """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
+        if self.stores.bucket is not None and self.stores.bucket.full is not None:
+            said.append(self.stores.bucket.full)
         if store.trouble is not None and not said:
             said.append(store.trouble)
         if self.upstream is None and trouble.keys() == self.stores.places.keys() and not await self._disk_gives():
@@ -175,13 +177,23 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
             return Ready(lambda: None)
         return await upstream.prepare(config.upstream, Proxies.of(config.upstream, environ))
 
+    async def bucket(config: Config) -> Ready:
+        if (found := mirror.stores.bucket) is None:
+            return Ready(lambda: None)
+        try:
+            others = await found.find_anew()
+        except StoreUnavailable as error:  # of no concern to what else is read again
+            log.warning("SIGHUP: %s; what was found before stays in use", error, extra=event("bucket.unfound"))
+            return Ready(lambda: None)
+        return Ready(found.forget, ("the bucket's credentials",) if others else ())
+
     def take_up(config: Config) -> None:
         mirror.config = config
         mirror.stores.take_up(config.store)
         mirror.catalog.take_up(config.upstream)
         mirror.library.take_up(holdback=config.store.holdback, retry=config.upstream.fill_retry)
 
-    return mirror.access.prepare, own, asked, at_once(take_up)
+    return mirror.access.prepare, own, asked, bucket, at_once(take_up)
 
 
 def _forget_shown(config: Config) -> None:

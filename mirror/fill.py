@@ -200,7 +200,7 @@ class Fill:
     def _limit(self) -> int:
         """How far readers may be sent now. Raises the verdict when it went against the fill."""
         if self.failure is not None:
-            raise self.failure.with_traceback(None)  # or it would grow with every reader
+            raise self.failure.anew()
         if self.state is State.PUBLISHED:
             return self.metadata.size
         return max(0, min(self.position, self.metadata.size - self._holdback))
@@ -228,8 +228,8 @@ class Fill:
         self._moved()
 
     def _fail(self, verdict: FillFailed) -> None:
-        verdict.__cause__ = verdict.__context__ = None  # what they lead to would keep us, and our journal, in memory
-        self.failure = verdict.with_traceback(None)
+        self.failure = verdict.anew()  # what it leads to would keep us, and our journal, in memory
+        self._file = None
         self._enter(State.FAILED)
 
     async def _recover(self) -> None:

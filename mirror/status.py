@@ -95,8 +95,8 @@ class ImageLine:
 class Room:
     """How full a place is: `used` by the mirror, up to `limit`, where `free` are left on the file system.
 
-    `largest` is how large a new image may be, when all goes that may. Of a bucket none of these can be known: None.
-    `trouble` says in words what is wrong with the place.
+    `largest` is how large a new image may be, when all goes that may. Of a bucket only its bounds are known, if it has
+    any; else None. `trouble` says in words what is wrong with the place.
     """
 
     place: str

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.catalog import SharedNote
-from mirror.config import Config, Store
+from mirror.config import S3, Config, Store
 from mirror.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk import DiskStore
 
 if TYPE_CHECKING:
+    from mirror.store.s3.space import Bounds
     from mirror.store.s3.store import S3Store
     from mirror.store.tiered import TieredStore
 
@@ -50,7 +51,7 @@ class Stores:
             keep = functools.partial(evictable, keep=config.keep)
             self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
         if self.bucket is not None:
-            self.bucket.holdback = config.holdback
+            self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3))
 
     @asynccontextmanager
     async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:
@@ -79,12 +80,23 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
     from mirror.store.s3.store import opened as opened_bucket
     from mirror.store.tiered import TieredStore
 
-    async with opened_bucket(Bucket(config.store.s3), holdback=config.store.holdback) as bucket:
+    holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3)
+    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory, bounds=bounds) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket)
             yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
         else:
             yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))
+
+
+def _bounds(config: S3) -> "Bounds | None":
+    from mirror.store.s3.space import Bounds  # see `opened`
+
+    if config.max_size is None:
+        return None
+    keep = functools.partial(evictable, keep=config.keep)
+    # A client that was sent to the bucket reads there, unseen, for as long as its URL is valid.
+    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0)
 
 
 def disk_store(config: Config, pool: Executor) -> DiskStore:

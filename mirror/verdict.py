@@ -44,6 +44,18 @@ class FillFailed(Exception):
         self.reason = reason
         self.error = error
 
+    def anew(self) -> "FillFailed":
+        """Make the same verdict once more, for one more reader.
+
+        What was raised holds on to all that was under way then, the fill and its open file among that.
+        """
+        error = type(self.error).__new__(type(self.error), *self.error.args)
+        error.__dict__.update(self.error.__dict__)
+        if (cause := self.error.__cause__) is not None:
+            cause.__context__ = None
+            error.__cause__ = cause.with_traceback(None)
+        return FillFailed(self.reason, error)
+
 
 def verdict_on(error: Exception) -> FillFailed:
     """Put what ended a fill into the words of a verdict."""

@@ -73,15 +73,16 @@ async def _serve(
             _reporting(mirror, Telemetry(metrics, events, mirror.library, mirror.catalog)),
             client_listener(mirror, tls, passed, share_port=True),
         ):
-            told = [config]
+            told = config
 
             async def read(_: Config) -> Config:
-                return told[-1]
+                return told
 
             reload = Reload(config, read, mirror.parts)
 
             def hear(line: bytes) -> None:
-                told.append(_config(line))
+                nonlocal told
+                told = _config(line)
                 reload.ask()
 
             mirror.parts.append(at_once(lambda config: verbosity.take_up(config.log)))

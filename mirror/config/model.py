@@ -120,6 +120,8 @@ class S3(Section):
     presign_ttl: PresignDuration = 15 * MINUTE
     public_endpoint_url: OptionalUrl = None
     local_copy: Flag = True
+    max_size: OptionalSize = None
+    keep: Annotated[int, whole(0, 1_000_000)] = 3
 
 
 class Store(Section):
@@ -162,7 +164,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_bucket(self) -> Self:
-        for key in ("serve", "local_copy"):
+        for key in ("serve", "local_copy", "max_size", "keep"):
             if not self.store.s3.bucket and getattr(self.store.s3, key) != getattr(S3(), key):
                 raise _conflict(f"store.s3.{key}", "needs store.s3.bucket as well")
         return self

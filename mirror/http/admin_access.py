@@ -35,7 +35,7 @@ class AdminAccess:
         self._host = host
         public = urlsplit(public_url or "")
         self._public_host = public.hostname
-        self._public_origin = f"{public.scheme}://{public.netloc}" if public_url else None
+        self._public_origin = str(URL(public_url).origin()) if public_url else None  # as browsers say it
         self._from_elsewhere = not is_loopback(host) or (
             public.hostname is not None and not is_loopback(public.hostname)
         )

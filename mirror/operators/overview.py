@@ -1,6 +1,7 @@
 """How the whole mirror is, found out when somebody asks: its `Status`, and its metrics in Prometheus' format."""
 
 import asyncio
+import contextlib
 import logging
 import platform
 import time
@@ -163,8 +164,12 @@ class Overview:
         if stores.bucket is not None:
             where = self._mirror.config.store.s3.bucket or ""
             there = [info for info in images if "bucket" in info.places]
-            used = sum(info.metadata.size for info in there)
-            rooms.append(Room("bucket", where, used, len(there), trouble=trouble.get("bucket")))
+            used, limit, largest = sum(info.metadata.size for info in there), None, None
+            with contextlib.suppress(StoreUnavailable):  # which `trouble` says
+                if (bounded := await stores.bucket.use()) is not None:
+                    used, limit, largest = bounded.used, bounded.limit, bounded.largest
+            room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
+            rooms.append(room)
         return _Found(health, images, rooms)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:

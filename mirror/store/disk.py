@@ -14,10 +14,9 @@ What a crash left is cleared away (see `mirror.store.removal`); partials wait fo
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import secrets
+import tempfile
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
@@ -28,10 +27,10 @@ from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
 from mirror.store.base import Partial, Remote, Retention, StoredImage, StoredInfo, StoreUnavailable
-from mirror.store.durable import SUFFIX, sync_directory, write_durably
+from mirror.store.durable import sync_directory
 from mirror.store.layout import Layout
 from mirror.store.partial_file import PartialFile, lock
-from mirror.store.quarantine import remove, set_aside
+from mirror.store.quarantine import set_aside
 from mirror.store.recall import is_recalled, recall
 from mirror.store.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.shared_file import SharedFile
@@ -201,18 +200,12 @@ class DiskStore:
                 )
 
     def _probe(self) -> None:
-        """Do what a fill does from its first byte to its last step: write, make durable, move to where images are."""
         self._make_directories()  # the disk may have been mounted anew
-        name = f"probe.{secrets.token_hex(8)}{SUFFIX}"
-        file, directory = self._partial / name, self._images / name
-        try:
-            write_durably(file, b"pps-mirror")
-            directory.mkdir()
-            file.rename(directory / "image")
-        finally:
-            for path in (file, directory):
-                with contextlib.suppress(OSError):
-                    remove(path)
+        for room in (self._partial, self._images):  # where bytes come to, and where they get their name
+            with tempfile.TemporaryFile(dir=room) as file:
+                file.write(b"pps-mirror")
+                file.flush()
+                os.fsync(file.fileno())
 
     def _identify(self, image_hash: str) -> tuple[object, ...] | None:
         if not is_hash(image_hash) or (file := self._layout.file(image_hash)) is None or is_recalled(file):

@@ -84,10 +84,14 @@ class Layout:
 
     def current(self) -> str | None:
         """The hash that upstream named last; when it named none, that of the newest image."""
-        if named := self._named("current.json"):
+        if named := self.named():
             return named
         images = self.list()
         return images[0].metadata.hash if images else None
+
+    def named(self) -> str | None:
+        """The hash that upstream named last, as far as is noted here."""
+        return self._named("current.json")
 
     def shown(self) -> str | None:
         """The hash of what clients get until the current image is stored (see `mirror.rollover`)."""

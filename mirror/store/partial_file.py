@@ -50,7 +50,7 @@ class PartialFile:
     def __init__(
         self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool, images: Path, quarantine: Path
     ) -> None:
-        self.file: SharedFile = SharedFile(fd)
+        self.file: SharedFile = SharedFile(fd, recallable=False)
         self.position = 0 if ours else os.fstat(fd).st_size
         self.ours = ours
         self.published = False
@@ -111,8 +111,12 @@ class PartialFile:
         await self._run(self._remove)
 
     async def close(self) -> None:
-        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first."""
+        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first.
+
+        The file is closed when its last reader lets go of it, whatever still refers to us (a traceback, say).
+        """
         await self._run(self._unlock)
+        del self.file
         self._appender.shutdown(wait=False)
         self._flusher.shutdown(wait=False)
 
@@ -151,6 +155,7 @@ class PartialFile:
             self._unlock()
         if _is(self._images / self._metadata.hash / "image", file):
             self.published, self.position = True, self._metadata.size
+            self.file.recallable = True
             return False
         raise Lost("the process that received this image has put it away")
 
@@ -207,6 +212,7 @@ class PartialFile:
     def _publish(self) -> None:
         if not self._sealed:
             self._seal()
+        self.file.recallable = True
         try:
             self._name()
             self._note.remove()

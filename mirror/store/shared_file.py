@@ -33,11 +33,13 @@ SCRATCH = 128 << 10
 class SharedFile:
     """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it.
 
-    While it is open all processes can see that the file is read.
+    While it is open all processes can see that the file is read. Who reads along in a journal hears the fill's verdict,
+    and nothing before that: there it is not `recallable`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, recallable: bool = True) -> None:
         self.fd = fd
+        self.recallable = recallable
         self._segments: dict[int, mmap.mmap] = {}
         self._handed_out = 0
         self._recalled = False
@@ -51,6 +53,8 @@ class SharedFile:
 
     def recalled(self, *, surely: bool = False) -> bool:
         """Whether its bytes must not be sent any more, as it was at most LOOK seconds ago, or `surely` now."""
+        if not self.recallable:
+            return False
         now = time.monotonic()
         if surely or now - self._looked_at >= LOOK:
             self._looked_at = now

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,16 @@ class Collected:
 
     removals: tuple[Removal, ...]
     beyond: int
+
+
+def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] = ()) -> list[Removal]:
+    """Of what may go, in this order, as much as frees that many bytes; less than that when there is no more."""
+    plan = []
+    for removal in candidates:
+        if short > 0 and removal.size and removal.path not in without:
+            plan.append(removal)
+            short -= removal.size
+    return plan
 
 
 class Space:
@@ -154,12 +164,7 @@ class Space:
         for info in self._retention([info for info in images if info.metadata.hash in there], current, read):
             directory = self._layout.images / info.metadata.hash
             candidates.append(Removal(Kind.IMAGE, directory, info.metadata.size, "served least recently"))
-        plan = []
-        for removal in candidates:
-            if short > 0 and removal.size and removal.path not in without:
-                plan.append(removal)
-                short -= removal.size
-        return plan
+        return chosen(candidates, short, without)
 
     def _room(self, spare: str | None) -> _Room:
         layout = self._layout

@@ -2,7 +2,7 @@
 
 An image that is only in the bucket is brought to the disk by a fill whose source is the bucket. When the disk takes
 nothing the bucket is used as if there were no disk; when the bucket fails the disk goes on alone. What is evicted from
-the disk stays in the bucket.
+the disk stays in the bucket, and the other way round.
 """
 
 import hashlib
@@ -31,7 +31,6 @@ from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.store import S3Store
-from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +118,7 @@ class TieredStore:
     async def served(self, image_hash: str) -> None:
         """See `BlobStore.served`."""
         await self._disk.served(image_hash)
+        await self._bucket.served(image_hash)
 
     async def replenish(self, image_hash: str) -> None:
         """Bring an image that is on the disk into the bucket, if it is not there. Raises StoreUnavailable."""
@@ -146,6 +146,7 @@ class TieredPartial:
     def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
         self.course: Course = bucket.course(metadata, self)
         self._disk = disk
+        self.file = disk.file  # uploads go on reading from it when the disk's part is closed
 
     @property
     def position(self) -> int:
@@ -156,11 +157,6 @@ class TieredPartial:
     def validator(self) -> str | None:
         """See `Partial`."""
         return self._disk.validator
-
-    @property
-    def file(self) -> SharedFile:
-        """See `Partial.file`."""
-        return self._disk.file
 
     @property
     def ours(self) -> bool:
@@ -225,7 +221,7 @@ class TieredPartial:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.course.Readable`: from the page cache, as it was written just now."""
-        return os.preadv(self._disk.file.fd, [buffer], offset)
+        return os.preadv(self.file.fd, [buffer], offset)
 
 
 class _Readable:

@@ -49,7 +49,7 @@ class Site:
 
 @pytest.fixture(params=[False, True], ids=["prefix left", "prefix taken away"])
 def site(request: pytest.FixtureRequest, fresh_mirror: FreshMirror, tmp_path: Path, token_file: Path) -> Iterator[Site]:
-    mirror = fresh_mirror({"admin": {"token_file": str(token_file), "public_url": f"{PUBLIC}/pps-mirror"}})
+    mirror = fresh_mirror({"admin": {"token_file": str(token_file), "public_url": f"{PUBLIC}:443/pps-mirror"}})
     server = before_the_admin_listener(mirror.admin_port, stripping=request.param)
     with Nginx(tmp_path / "nginx", server) as nginx:
         yield Site(mirror, nginx)

@@ -80,10 +80,14 @@ def test_a_changed_file_is_verified_before_it_is_trusted_set_aside_and_fetched_a
     if restarted:
         mirror.stop()
         mirror.start()
-    assert_never_whole(fetch(mirror.image_url))
+    outcome = fetch(mirror.image_url)
     (aside,) = quarantined(mirror)
     assert aside.name.startswith(simulator.image_sha256("first"))
-    assert simulator.counters().image_requests == 0
+    if simulator.counters().image_requests:  # the scrub, which a start begins with what nobody verified, was quicker
+        assert restarted
+        assert_right(outcome, simulator)
+    else:
+        assert_never_whole(outcome)
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 1
     assert hashlib.sha256(path.read_bytes()).hexdigest() == simulator.image_sha256("first")

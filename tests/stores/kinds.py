@@ -120,13 +120,13 @@ class Kind:
         self._replicas = 0
 
     @asynccontextmanager
-    async def replica(self) -> AsyncIterator[Replica]:
-        """One more process that shares the store."""
+    async def replica(self, **s3: object) -> AsyncIterator[Replica]:
+        """One more process that shares the store; `s3` is more of that section."""
         self._replicas += 1
         path = self.directory / ("store" if self.bucket is None else f"store-{self._replicas}")
         store: dict[str, object] = {"path": str(path), "min_free": "1MiB", "holdback": HOLDBACK}
         if self.bucket is not None:
-            store["s3"] = {**self.bucket.section, "local_copy": self.name == "tiered"}
+            store["s3"] = {**self.bucket.section, "local_copy": self.name == "tiered", **s3}
         config = Config.model_validate({"store": store})
         async with AsyncExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8))

@@ -226,7 +226,9 @@ async def list_more_than_a_page(site: Site) -> object:
         pages.append(None)
         params["MaxKeys"] = 3
 
-    events = site.bucket._client.meta.events
+    await site.bucket.now()
+    assert site.bucket._clients._made is not None
+    events = site.bucket._clients._made.client.meta.events
     events.register("before-parameter-build.s3.ListObjectsV2", short)
     names = [f"list/{number}" for number in range(8)]
     for name in reversed([*names, "lisu", "lis"]):

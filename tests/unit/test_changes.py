@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {
     "server.tls_key": "other.pem",
     "admin.host": "127.0.0.2",
     "admin.port": 9001,
+    "admin.public_url": "http://127.0.0.1/pps-mirror",
     "upstream.url": "https://dr.example",
     "upstream.proxy": "http://proxy.example:3128",
     "upstream.max_rate": "5MB/s",

@@ -39,9 +39,13 @@ async def _conditions(bucket: Bucket, name: str) -> bool:
     try:
         if await _took(bucket, name, if_absent=True) or await _took(bucket, name, if_etag=f'"{"0" * 32}"'):
             return False
-        for bucket.quoted in (True, False):  # how this server wants them
-            if await _took(bucket, name, if_etag=etag):
-                return True
+        # How this server wants them: first as it was found before, since leases may be renewed meanwhile.
+        if await _took(bucket, name, if_etag=etag):
+            return True
+        bucket.quoted = not bucket.quoted
+        if await _took(bucket, name, if_etag=etag):
+            return True
+        bucket.quoted = not bucket.quoted
     except NotSupported:
         pass
     finally:

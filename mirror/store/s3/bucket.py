@@ -15,18 +15,14 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
+from mirror.store.s3.clients import Clients
 from mirror.store.s3.outage import Outage
 from mirror.store.s3.span import Span
 from mirror.store.s3.trouble import TROUBLE, BucketFailed, failed
-
-CONNECT_TIMEOUT = 5.0
-READ_TIMEOUT = 20.0
-"""Seconds to a connection, and between two bytes."""
 
 ANSWER = 15.0
 """Seconds for a request without a large body, with all its repetitions: clients may be waiting."""
@@ -34,8 +30,6 @@ ANSWER = 15.0
 SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
-CONNECTIONS = 1024
-"""Connections at a time: each download that streams from the bucket has one."""
 
 PIECE = 256 << 10
 LEAST_PIECE = 16 << 10
@@ -109,18 +103,12 @@ class Bucket:
         self.name = config.bucket
         self.quoted = True
         self._config = config
-        self._stack = AsyncExitStack()
-        self._client: Any = None
-        self._signer: Any = None
+        self._clients = Clients(config)
         self._reading = 0
         self._outage = Outage(self.name, self._attempt)
 
     async def __aenter__(self) -> Self:
-        """Open the client; the server is not asked yet."""
-        self._client = await self._stack.enter_async_context(self._make(self._config.endpoint_url))
-        self._signer = self._client
-        if self._config.public_endpoint_url:
-            self._signer = await self._stack.enter_async_context(self._make(self._config.public_endpoint_url))
+        """Nothing is looked for, and nobody asked, yet."""
         return self
 
     async def __aexit__(
@@ -128,7 +116,18 @@ class Bucket:
     ) -> None:
         """Close all connections."""
         await self._outage.close()
-        await self._stack.aclose()
+        await self._clients.close()
+
+    async def find_anew(self) -> bool:
+        """Look for credentials, region and CA anew; whether others are found. Changes nothing."""
+        try:
+            return await self._clients.find_anew()
+        except TROUBLE as error:
+            raise failed(error, self.name, "finding credentials") from error
+
+    def forget(self) -> None:
+        """Forget what was found before: whoever asks next finds it anew."""
+        self._clients.forget()
 
     async def credentials(self) -> str | None:
         """Where the credentials come from, in the words of AWS's libraries; None when there are none."""
@@ -143,13 +142,15 @@ class Bucket:
     async def head(self, name: str) -> Version | None:
         """The object's version; None when there is none."""
         async with self._asking("HeadObject", name=name):
-            return _version(await self._client.head_object(**self._object(name)))
+            return _version(await self._clients.ask("head_object", **self._object(name)))
         return None
 
     async def get(self, name: str) -> Answer | None:
         """A small object; None when there is none."""
-        async with self._asking("GetObject", name=name):
-            answer = await self._client.get_object(**self._object(name))
+        async with (
+            self._asking("GetObject", name=name),
+            self._clients.asked("get_object", **self._object(name)) as answer,
+        ):
             now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
             async with answer["Body"] as body:
                 return Answer(await body.read(), _version(answer), now)
@@ -161,7 +162,7 @@ class Bucket:
         if if_etag is not None:
             conditions = {"IfMatch": self.condition(if_etag)}
         async with self._asking("PutObject", seconds=_patience(data), absent=if_etag is not None):
-            answer = await self._client.put_object(**self._object(name), Body=_file(data), **conditions)
+            answer = await self._clients.ask("put_object", **self._object(name), Body=_file(data), **conditions)
             return str(answer["ETag"])
         raise ConditionFailed("PutObject")  # the object that was to have that ETag has gone
 
@@ -169,15 +170,15 @@ class Bucket:
         """Remove an object, if there is one. Some servers do not heed `if_etag`. Raises ConditionFailed."""
         condition = {"IfMatch": self.condition(if_etag)} if if_etag is not None else {}
         async with self._asking("DeleteObject"):
-            await self._client.delete_object(**self._object(name), **condition)
+            await self._clients.ask("delete_object", **self._object(name), **condition)
 
     async def list(self, beginning: str) -> AsyncIterator[Listed]:
         """All objects whose name begins so, in order."""
         token: dict[str, str] = {}
         while True:
             async with self._asking("ListBucket", absent=False):
-                page = await self._client.list_objects_v2(
-                    Bucket=self.name, Prefix=self._config.prefix + beginning, **token
+                page = await self._clients.ask(
+                    "list_objects_v2", Bucket=self.name, Prefix=self._config.prefix + beginning, **token
                 )
             for found in page.get("Contents", ()):
                 version = Version(found["ETag"], found["Size"], found["LastModified"])
@@ -189,7 +190,7 @@ class Bucket:
     async def now(self) -> datetime:
         """What time it is at the server; also shows that it answers and the bucket is there."""
         async with self._asking("ListBucket", absent=False):
-            page = await self._client.list_objects_v2(Bucket=self.name, Prefix=self._config.prefix, MaxKeys=1)
+            page = await self._clients.ask("list_objects_v2", Bucket=self.name, Prefix=self._config.prefix, MaxKeys=1)
             return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
         raise AssertionError
 
@@ -249,7 +250,7 @@ class Bucket:
             try:
                 async with self._asking("GetObject", name=name):
                     wanted = {**self._object(name), "Range": f"bytes={start}-{stop - 1}"}
-                    answer = await self._client.get_object(**wanted)
+                    answer = await stack.enter_async_context(self._clients.asked("get_object", **wanted))
                     body = await stack.enter_async_context(answer["Body"])
                     stack.enter_context(self._read_from())
                     first = await body.read(min(self._piece(), stop - start))
@@ -277,8 +278,8 @@ class Bucket:
     async def begin_upload(self, name: str) -> str:
         """Begin one; its id."""
         async with self._asking("CreateMultipartUpload", absent=False):
-            answer = await self._client.create_multipart_upload(
-                **self._object(name), ContentType="application/octet-stream"
+            answer = await self._clients.ask(
+                "create_multipart_upload", **self._object(name), ContentType="application/octet-stream"
             )
             return str(answer["UploadId"])
         raise AssertionError
@@ -290,7 +291,8 @@ class Bucket:
         """
         answer = None
         async with self._asking("UploadPartCopy", seconds=10 * ANSWER):
-            answer = await self._client.upload_part_copy(
+            answer = await self._clients.ask(
+                "upload_part_copy",
                 **self._object(name),
                 UploadId=upload,
                 PartNumber=number,
@@ -305,8 +307,8 @@ class Bucket:
         """Write part `number` (1 and up); its ETag. Raises Gone."""
         answer = None
         async with self._asking("UploadPart", seconds=_patience(data)):
-            answer = await self._client.upload_part(
-                **self._object(name), UploadId=upload, PartNumber=number, Body=_file(data)
+            answer = await self._clients.ask(
+                "upload_part", **self._object(name), UploadId=upload, PartNumber=number, Body=_file(data)
             )
         if answer is None:
             raise Gone("the upload is not there any more")
@@ -320,8 +322,8 @@ class Bucket:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         try:
             async with self._asking("CompleteMultipartUpload", seconds=10 * ANSWER):
-                await self._client.complete_multipart_upload(
-                    **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
+                await self._clients.ask(
+                    "complete_multipart_upload", **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
                 )
                 return
         except BucketFailed as error:
@@ -333,12 +335,14 @@ class Bucket:
     async def abort_upload(self, name: str, upload: str) -> None:
         """Give up an upload, if there is one."""
         async with self._asking("AbortMultipartUpload"):
-            await self._client.abort_multipart_upload(**self._object(name), UploadId=upload)
+            await self._clients.ask("abort_multipart_upload", **self._object(name), UploadId=upload)
 
     async def uploads(self, beginning: str) -> Sequence[Unfinished]:
         """The uploads of names that begin so: the first thousand."""
         async with self._asking("ListBucketMultipartUploads", absent=False):
-            page = await self._client.list_multipart_uploads(Bucket=self.name, Prefix=self._config.prefix + beginning)
+            page = await self._clients.ask(
+                "list_multipart_uploads", Bucket=self.name, Prefix=self._config.prefix + beginning
+            )
             return [
                 Unfinished(found["Key"].removeprefix(self._config.prefix), found["UploadId"], found["Initiated"])
                 for found in page.get("Uploads", ())
@@ -351,37 +355,14 @@ class Bucket:
     async def presign(self, name: str, seconds: float, disposition: str) -> str:
         """A URL with which anybody may GET the object for that long, at the public endpoint. It is a secret."""
         async with self._asking("signing", absent=False):
-            return str(
-                await self._signer.generate_presigned_url(
-                    "get_object",
-                    Params={**self._object(name), "ResponseContentDisposition": disposition},
-                    ExpiresIn=int(seconds),
-                )
-            )
+            parameters = {**self._object(name), "ResponseContentDisposition": disposition}
+            return await self._clients.presign("get_object", parameters, int(seconds))
         raise AssertionError
 
     # How it is asked
 
     def _object(self, name: str) -> Mapping[str, str]:
         return {"Bucket": self.name, "Key": self._config.prefix + name}
-
-    def _make(self, endpoint: str | None) -> Any:
-        config = AioConfig(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            max_pool_connections=CONNECTIONS,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            signature_version="s3v4",
-            # Servers that are not Amazon's seldom have a name for each bucket.
-            s3={"addressing_style": "path" if endpoint else "auto"},
-            # Older servers refuse the checksums of newer clients (Ceph 411, Swift 501, over https).
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            user_agent_extra="pps-mirror",
-        )
-        # A region must be named to sign; servers that are not Amazon's take any.
-        region = self._config.region or (None if not endpoint else _region() or "us-east-1")
-        return get_session().create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
     @asynccontextmanager
     async def _asking(
@@ -430,8 +411,3 @@ def _patience(data: bytes | Span) -> float:
 
 def _version(answer: Mapping[str, Any]) -> Version:
     return Version(str(answer["ETag"]), int(answer["ContentLength"]), answer["LastModified"])
-
-
-def _region() -> str | None:
-    region = get_session().get_config_variable("region")
-    return str(region) if region else None

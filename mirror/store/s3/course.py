@@ -14,7 +14,8 @@ from mirror.metadata import ImageMetadata
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, Gone, Version
 from mirror.store.s3.lease import Held, Lease
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.processes import Processes
+from mirror.store.s3.trouble import BucketFailed, NoRoom
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.versions import Versions
 
@@ -42,10 +43,9 @@ class Readable(Protocol):
 class Course:
     """The course of one image. `upload` is ours while we fetch it for all replicas.
 
-    `owners` are the fills that wrote the parts we have read, whole or not, by number. `keep` takes a task that outlives
-    the fill, and ends it when the mirror stops; `doubt` says that the server may be able to do less than it was.
-
-    The bucket is `needed` when the fill's bytes have no other place.
+    `owners` are the fills that wrote the parts we have read, whole or not, by number; the `lease` is to look at only.
+    `keep` takes a task that outlives the fill, and ends it when the mirror stops; `doubt` says that the server may be
+    able to do less than it was. The bucket is `needed` when the fill's bytes have no other place.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Course:
         journal: Readable | None,
         keep: Callable[[asyncio.Task[bool]], None],
         doubt: Callable[[], None],
+        processes: Processes,
+        reserve: Callable[[ImageMetadata], Awaitable[None]],
     ) -> None:
         self.bucket = bucket
         self.metadata = metadata
@@ -66,8 +68,11 @@ class Course:
         self.owners: dict[int, str] = {}
         self.needed = False
         self.doubt = doubt
+        self.lease = Lease(bucket, metadata.hash, processes)
         self._journal = journal
         self._keep = keep
+        self._processes = processes
+        self._reserve = reserve
         self._adopted: dict[int, tuple[str, str]] = {}
         self._object: Version | None = None
         self._settling: asyncio.Task[bool] | None = None
@@ -76,6 +81,11 @@ class Course:
     def carries(self) -> bool:
         """Whether what this fill receives can be brought into the bucket."""
         return self._journal is not None
+
+    @property
+    def reading(self) -> bool:
+        """Whether it reads the image's object."""
+        return self._object is not None
 
     @property
     def fetches(self) -> bool:
@@ -95,15 +105,20 @@ class Course:
             await upload.abandon()
 
     async def take(self, held: Held | None) -> bool:
-        """Become the one who fetches, and brings what arrives into the bucket. Raises BucketFailed."""
+        """Become the one who fetches, and brings what arrives into the bucket. Raises NoRoom, BucketFailed."""
         assert self._journal is not None  # noqa: S101 - it `carries`
-        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into)
+        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into, self._processes)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, self._adopted, validator):
             return False
         if await self.versions.usable(self.bucket, self.metadata) is not None:  # whoever had the lease has just ended
             await upload.withdraw()
             return False
+        try:
+            await self._reserve(self.metadata)
+        except NoRoom:
+            await upload.withdraw()
+            raise
         self.upload = upload
         upload.begin()
         self.moved()
@@ -153,13 +168,12 @@ class Course:
         return self._settling
 
     async def _settle(self) -> bool:
-        lease = Lease(self.bucket, self.metadata.hash)
         try:
             while not self.fetches:
                 await self.give_way()
                 if await self.versions.usable(self.bucket, self.metadata) is not None:
                     return True
-                held = await lease.look() if (await self.abilities()).conditions else None
+                held = await self.lease.look() if (await self.abilities()).conditions else None
                 if held is not None and not held.free:
                     await asyncio.sleep(SETTLE)
                 elif not self.carries:
@@ -201,6 +215,7 @@ class Course:
 
     async def close(self) -> None:
         """The fill has ended, or goes on without the bucket."""
+        self._object = None
         if self._settling is None:
             await self._end()
 

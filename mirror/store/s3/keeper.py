@@ -1,4 +1,4 @@
-"""What a replica does for a bucket from time to time: clear away what fills left, bring there what is missing.
+"""What a replica does for a bucket from time to time: clear away what fills left, evict, bring there what is missing.
 
 Every replica does it; that is no harm, and no replica is needed for it.
 """
@@ -44,7 +44,7 @@ class Keeper:
             await asyncio.sleep(pause * random.uniform(1.0, 1.5))  # noqa: S311 - not a secret
             pause = INTERVAL
             try:
-                for removal in (await self._bucket.collect(dry_run=False)).removals:
+                for removal in await self._bucket.clear_away(dry_run=False):
                     freed = format_size(removal.size)
                     log.info(
                         "removed %s %s of the bucket (%s): %s",
@@ -54,6 +54,7 @@ class Keeper:
                         removal.reason,
                         extra=event(f"{removal.kind}.removed"),
                     )
+                await self._bucket.evict(dry_run=False)
                 await self._replenish()
             except MirrorError as error:
                 log.debug("keeping the bucket pauses: %s", error)

@@ -1,16 +1,19 @@
 """Who of the replicas that share a bucket fetches an image: at most one, as far as the server heeds conditions.
 
-`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock. It
-also says how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a
-holder that lost it and does not know yet does no harm.
+`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock, or
+until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.processes`). It also says
+how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a holder
+that lost it and does not know yet does no harm.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from mirror.store.s3.bucket import Bucket, ConditionFailed
+from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.processes import Processes
+from mirror.store.s3.trouble import BucketFailed
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""
@@ -26,7 +29,7 @@ class LeaseNote:
 
     `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
     goes on. The lease is free when it was `released`, and when the fill `failed`: that says in words why its parts are
-    worth nothing.
+    worth nothing. `holder` is the process it is in, for those who can see whether that lives; `size` the image's bytes.
     """
 
     fill: str
@@ -36,6 +39,8 @@ class LeaseNote:
     validator: str | None = None
     released: bool = False
     failed: str | None = None
+    holder: str | None = None
+    size: int = 0
 
     def encode(self) -> bytes:
         """Write it as JSON; owners as runs."""
@@ -48,6 +53,8 @@ class LeaseNote:
             "validator": self.validator,
             "released": self.released,
             "failed": self.failed,
+            "holder": self.holder,
+            "size": self.size,
         }
         return json.dumps(fields).encode()
 
@@ -64,6 +71,8 @@ class LeaseNote:
                 validator=None if fields["validator"] is None else str(fields["validator"]),
                 released=bool(fields["released"]),
                 failed=None if fields["failed"] is None else str(fields["failed"]),
+                holder=None if fields.get("holder") is None else _identifier(fields["holder"]),
+                size=max(0, int(fields.get("size", 0))),
             )
         except (ValueError, KeyError, TypeError):
             return None
@@ -72,23 +81,30 @@ class LeaseNote:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds."""
+    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds.
+
+    `dead` when its holder is known to be.
+    """
 
     note: LeaseNote | None
     etag: str
     age: float
+    dead: bool = False
 
     @property
     def free(self) -> bool:
         """Whether it may be taken over."""
-        return self.note is None or self.note.released or self.note.failed is not None or self.age > LEASE
+        if self.note is None or self.note.released or self.note.failed is not None:
+            return True
+        return self.dead or self.age > LEASE
 
 
 class Lease:
-    """The lease of one image, as seen by one replica."""
+    """The lease of one image, as seen by one of the `processes` of a store."""
 
-    def __init__(self, bucket: Bucket, image_hash: str) -> None:
+    def __init__(self, bucket: Bucket, image_hash: str, processes: Processes) -> None:
         self._bucket = bucket
+        self._processes = processes
         self._name = f"leases/{image_hash}"
         self._etag: str | None = None
 
@@ -97,10 +113,13 @@ class Lease:
         if (answer := await self._bucket.get(self._name)) is None:
             return None
         age = (answer.now - answer.version.modified).total_seconds()
-        return Held(LeaseNote.decode(answer.data), answer.version.etag, age)
+        note = LeaseNote.decode(answer.data)
+        dead = note is not None and note.holder is not None and await self._processes.has_died(note.holder)
+        return Held(note, answer.version.etag, age, dead)
 
     async def take(self, note: LeaseNote, over: Held | None) -> bool:
         """Take the lease that is not there, or is as it was found `over`; False when another was first."""
+        note = replace(note, holder=await self._processes.ours())
         try:
             if over is None:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_absent=True)
@@ -108,22 +127,33 @@ class Lease:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_etag=over.etag)
         except ConditionFailed:
             return False
+        except NotSupported as error:  # it did when it was tried, and will be tried again
+            raise BucketFailed(f"the bucket {self._bucket.name} has no conditional writes any more") from error
         return True
 
     async def renew(self, note: LeaseNote) -> None:
         """Say how far we are, and keep the lease. Raises LeaseLost, BucketFailed."""
         if self._etag is None:
             raise LeaseLost
-        data = note.encode()
+        data = replace(note, holder=await self._processes.ours()).encode()
         try:
             self._etag = await self._bucket.put(self._name, data, if_etag=self._etag)
         except ConditionFailed:
-            # A write whose answer was lost is ours all the same.
-            answer = await self._bucket.get(self._name)
-            if answer is None or answer.data != data:
+            # A write whose answer was lost, or not waited for, is ours all the same.
+            held = await self.look()
+            if held is None or held.note is None or held.note.fill != note.fill:
                 self._etag = None
                 raise LeaseLost from None
-            self._etag = answer.version.etag
+            await self._renew_over(held, data)
+        except NotSupported:
+            raise LeaseLost from None
+
+    async def _renew_over(self, held: Held, data: bytes) -> None:
+        try:
+            self._etag = await self._bucket.put(self._name, data, if_etag=held.etag)
+        except ConditionFailed:
+            self._etag = None
+            raise LeaseLost from None
 
     async def remove(self) -> None:
         """Take it away, if we have it: there is nothing to fetch any more. Raises BucketFailed."""

@@ -18,8 +18,8 @@ from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
 from mirror.store.s3.course import Course
-from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.lease import LeaseNote
+from mirror.store.s3.trouble import BucketFailed, NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class BucketSource:
     def __init__(self, course: Course, upstream: Source) -> None:
         self._course = course
         self._upstream = upstream
-        self._lease = Lease(course.bucket, course.metadata.hash)
+        self._lease = course.lease
         self._vanished: LeaseNote | None = None
 
     @asynccontextmanager
@@ -61,6 +61,9 @@ class BucketSource:
                 first = await anext(place.pieces)
         except Gone:
             raise Elsewhere from None
+        except NoRoom as error:  # which has been said
+            log.debug("%s is not brought into the bucket: %s", self._course.metadata.hash, error)
+            place = None
         except BucketFailed as error:
             if error.code is not None:
                 self._course.doubt()

@@ -2,10 +2,12 @@
 
     images/<hash>, images/<hash>.json    the bytes, and upstream's metadata body
     pinned/<hash>                        there when the image is pinned
+    served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.space`)
     parts/, leases/                      while images arrive (see `mirror.store.s3.upload`)
 
 `images/<hash>` is there only when it was verified by whoever wrote it. That is no reason to trust it: bytes are hashed
-again until this process has verified that version of the object. Nothing is evicted from a bucket.
+again until this process has verified that version of the object. Nothing is evicted from a bucket that has no bounds
+(see `mirror.store.s3.space`).
 """
 
 import asyncio
@@ -31,16 +33,21 @@ from mirror.store.s3.bucket import ANSWER, Bucket, Gone, Version
 from mirror.store.s3.course import Course, Readable
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.source import BucketSource
+from mirror.store.s3.space import MARK, Bounds, BucketSpace
 from mirror.store.s3.trouble import BucketFailed, failed
 from mirror.store.s3.versions import Versions
-from mirror.store.space import Collected
+from mirror.store.space import Collected, Use
 from mirror.store.verification import Verdict, Verified
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 2.0
 """Seconds for which the version of an object need not be asked for again."""
+
+TRIED = 3600.0
+"""Seconds for which what the server can do need not be tried again: servers are upgraded, and moved."""
 
 PROBE = 0.8
 """Seconds for which whoever wants to know how the bucket is waits: orchestrators often wait no longer than one."""
@@ -50,13 +57,23 @@ STALE = timedelta(days=1)
 
 
 class S3Store:
-    """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back."""
+    """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back.
 
-    def __init__(self, bucket: Bucket, *, holdback: int) -> None:
+    In `directory` the processes of one host know one another. With `bounds` images are evicted for others.
+    """
+
+    def __init__(self, bucket: Bucket, *, holdback: int, directory: Path, bounds: Bounds | None = None) -> None:
         self.bucket = bucket
         self.versions = Versions()
         self.holdback = holdback
-        self._abilities: Abilities | None = None
+        self._directory = directory
+        self._processes = Processes(directory)
+        self._open: WeakSet[BucketImage] = WeakSet()
+        self._marked: TTLCache[str, None] = TTLCache(1024, MARK)
+        self._space: BucketSpace | None = None
+        self.take_up(holdback=holdback, bounds=bounds)
+        self._abilities: TTLCache[str, Abilities] = TTLCache(1, TRIED)
+        self._limits: tuple[str, ...] = ()
         self._finding_out = asyncio.Lock()
         self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
         self._metadata: LRUCache[str, ImageMetadata] = LRUCache(1024)
@@ -67,11 +84,33 @@ class S3Store:
         self._probing: asyncio.Task[None] | None = None
         self._trouble: BucketFailed | None = None
 
+    def take_up(self, *, holdback: int, bounds: Bounds | None) -> None:
+        """From now on these are the bounds."""
+        self.holdback = holdback
+        self._space = None
+        if bounds is not None:
+            self._space = BucketSpace(
+                *(self.bucket, bounds, self._processes, self._directory),
+                images=self.list,
+                versions=self._versions,
+                read=self._read,
+            )
+
     async def close(self) -> None:
         """End what goes on in the background; another replica can go on with it."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._processes.close()
+
+    @property
+    def full(self) -> str | None:
+        """Why there was no room for an image, if that is so still."""
+        return self._space.full if self._space is not None else None
+
+    async def use(self) -> Use | None:
+        """How full it is; None when it has no bounds. Raises BucketFailed."""
+        return await self._space.use() if self._space is not None else None
 
     @property
     def busy(self) -> bool:
@@ -84,17 +123,27 @@ class S3Store:
             await asyncio.wait(list(self._tasks))
 
     async def abilities(self) -> Abilities:
-        """What the server can do, found out once. Raises BucketFailed."""
+        """What the server can do, as it was tried lately. Raises BucketFailed."""
         async with self._finding_out:
-            if self._abilities is None:
-                self._abilities = await find_out(self.bucket)
-                for missing in self._abilities.missing:
+            if (found := self._abilities.get(self.bucket.name)) is None:
+                found = self._abilities[self.bucket.name] = await find_out(self.bucket)
+                for missing in found.missing if found.missing != self._limits else ():
                     log.warning("the bucket %s: %s", self.bucket.name, missing, extra=event("bucket.limited"))
-            return self._abilities
+                self._limits = found.missing
+            return found
+
+    async def find_anew(self) -> bool:
+        """Look for credentials, region and CA anew; whether others are found. Raises BucketFailed, changing nothing."""
+        return await self.bucket.find_anew()
+
+    def forget(self) -> None:
+        """Forget what was found before, and what the server can do: whoever asks next finds it anew."""
+        self.bucket.forget()
+        self._abilities.clear()
 
     def _doubt(self) -> None:
         """Find out anew what the server can do, for it has refused something."""
-        self._abilities = None
+        self._abilities.clear()
 
     # What a BlobStore does
 
@@ -141,7 +190,9 @@ class S3Store:
             task.add_done_callback(_seen)
             return task
 
-        return BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verify)
+        image = BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verify)
+        self._open.add(image)
+        return image
 
     async def begin(self, metadata: ImageMetadata) -> Partial | Body:
         """See `BlobStore.begin`."""
@@ -154,6 +205,8 @@ class S3Store:
                 await self.bucket.now()  # that there is no image may also mean that there is no bucket any more
         except TimeoutError as error:
             raise failed(error, self.bucket.name, "GetObject") from error
+        if self._space is not None:
+            await self._space.expect(metadata)
 
         async def sure() -> None:
             version = await self.versions.usable(self.bucket, metadata)
@@ -164,7 +217,17 @@ class S3Store:
 
     def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
-        course = Course(self.bucket, metadata, self.versions, self.abilities, journal, self.keep, self._doubt)
+        course = Course(
+            self.bucket,
+            metadata,
+            self.versions,
+            self.abilities,
+            journal,
+            self.keep,
+            self._doubt,
+            self._processes,
+            self._reserve,
+        )
         self._courses.add(course)
         return course
 
@@ -181,16 +244,22 @@ class S3Store:
         """See `BlobStore.list`."""
         versions = await self._versions()
         pinned = {listed.name.removeprefix("pinned/") async for listed in self.bucket.list("pinned/")}
+        served = {}
+        if self._space is not None:
+            served = {
+                each.name.removeprefix("served/"): each.version.modified async for each in self.bucket.list("served/")
+            }
         found = []
         for image_hash, version in versions.items():
             metadata = await self._described(image_hash)
             if metadata is not None and metadata.size == version.size:
-                found.append(self._info(metadata, version, pinned=image_hash in pinned))
+                found.append(self._info(metadata, version, pinned=image_hash in pinned, served=served.get(image_hash)))
         return newest_first(found)
 
     async def served(self, image_hash: str) -> None:
-        """See `BlobStore.served`: remembered while this process lives."""
+        """See `BlobStore.served`: remembered while this process lives, or by all replicas when images are evicted."""
         self._served[image_hash] = datetime.now(UTC)
+        await self._mark(image_hash)
 
     # What keeps it
 
@@ -236,12 +305,23 @@ class S3Store:
 
     async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
         """Remove an image, for all replicas; downloads that run are cut."""
-        for name in (f"images/{image_hash}", f"images/{image_hash}.json", f"pinned/{image_hash}"):
+        for name in (
+            f"images/{image_hash}",
+            f"images/{image_hash}.json",
+            f"pinned/{image_hash}",
+            f"served/{image_hash}",
+        ):
             await self.bucket.delete(name)
         self._found.pop(image_hash, None)
         return True
 
     async def collect(self, *, dry_run: bool) -> Collected:
+        """Clear away what nobody will miss, and evict down to the bounds. Raises BucketFailed."""
+        removals = await self.clear_away(dry_run=dry_run)
+        evicted, beyond = await self.evict(dry_run=dry_run, without=removals if dry_run else ())
+        return Collected((*removals, *evicted), beyond)
+
+    async def clear_away(self, *, dry_run: bool) -> Sequence[Removal]:
         """Remove what fills have left that did not end well, a day after they last wrote something."""
         removals = []
         async for removal, remove in self._leftovers(await self.bucket.now() - STALE):
@@ -250,7 +330,16 @@ class S3Store:
                 await remove
             else:
                 remove.close()
-        return Collected(tuple(removals), 0)
+        return removals
+
+    async def evict(self, *, dry_run: bool, without: Sequence[Removal] = ()) -> tuple[Sequence[Removal], int]:
+        """Evict down to the bounds, if there are any; what went, and bytes that are still beyond them."""
+        if self._space is None:
+            return (), 0
+        conditions = (await self.abilities()).conditions
+        evicted = await self._space.collect(dry_run=dry_run, conditions=conditions, without=without)
+        self._found.clear()
+        return evicted
 
     async def location(self, image_hash: str, seconds: float, disposition: str) -> str | None:
         """A URL with which anybody may read the image for that long, a secret; None when it is not in the bucket."""
@@ -293,6 +382,43 @@ class S3Store:
                     Kind.LEFTOVER, Path(listed.name), listed.version.size, "a lease of more than a day ago"
                 )
                 yield removal, self._delete([listed.name])
+        async for removal in self._old_marks(before):
+            yield removal, self._delete([str(removal.path)])
+
+    async def _old_marks(self, before: datetime) -> AsyncIterator[Removal]:
+        if self._space is None:
+            return
+        there = await self._versions()
+        async for listed in self.bucket.list("served/"):
+            if listed.version.modified < before and listed.name.removeprefix("served/") not in there:
+                yield Removal(Kind.LEFTOVER, Path(listed.name), listed.version.size, "of an image that has gone")
+
+    async def _reserve(self, metadata: ImageMetadata) -> None:
+        """Make room for an image that we fetch for all replicas. Raises NoRoom, BucketFailed."""
+        if self._space is not None:
+            await self._space.reserve(metadata, conditions=(await self.abilities()).conditions)
+            self._found.clear()
+
+    def _read(self) -> set[str]:
+        """The images that are read here now."""
+        brought = {course.metadata.hash for course in self._courses if course.reading}
+        return brought | {image.metadata.hash for image in self._open}
+
+    async def mark(self) -> None:
+        """Tell other replicas again and again what is read here, so that they do not evict it."""
+        while True:
+            await asyncio.sleep(MARK)
+            for image_hash in self._read() if self._space is not None else ():
+                await self._mark(image_hash)
+
+    async def _mark(self, image_hash: str) -> None:
+        if self._space is not None and image_hash not in self._marked:
+            self._marked[image_hash] = None
+            try:
+                await self.bucket.put(f"served/{image_hash}", b"")
+            except BucketFailed as error:
+                del self._marked[image_hash]
+                log.debug("that %s is served cannot be noted: %s", image_hash, error)
 
     async def _delete(self, names: Sequence[str]) -> None:
         for name in names:
@@ -332,11 +458,12 @@ class S3Store:
         self._metadata[image_hash] = metadata
         return metadata
 
-    def _info(self, metadata: ImageMetadata, version: Version, *, pinned: bool) -> StoredInfo:
+    def _info(self, metadata: ImageMetadata, version: Version, *, pinned: bool, served: datetime | None) -> StoredInfo:
+        times = [time for time in (self._served.get(metadata.hash), served) if time is not None]
         return StoredInfo(
             metadata,
             stored_at=version.modified,
-            last_served_at=self._served.get(metadata.hash),
+            last_served_at=max(times, default=None),
             pinned=pinned,
             places=("bucket",),
         )
@@ -383,11 +510,16 @@ def _seen(task: "asyncio.Task[bool]") -> None:
 
 
 @asynccontextmanager
-async def opened(bucket: Bucket, *, holdback: int) -> AsyncIterator[S3Store]:
+async def opened(
+    bucket: Bucket, *, holdback: int, directory: Path, bounds: Bounds | None = None
+) -> AsyncIterator[S3Store]:
     """Open a bucket as a store; what goes on in the background ends with the context."""
     async with bucket:
-        store = S3Store(bucket, holdback=holdback)
+        store = S3Store(bucket, holdback=holdback, directory=directory, bounds=bounds)
+        marking = asyncio.create_task(store.mark(), name="mark what is read")
         try:
             yield store
         finally:
+            marking.cancel()
+            await asyncio.gather(marking, return_exceptions=True)
             await store.close()

@@ -1,6 +1,7 @@
 """What is wrong with a bucket, in words for who has to mend it. No credential and no signature is named."""
 
 import errno
+import ssl
 
 import aiohttp
 from botocore import exceptions as boto
@@ -33,6 +34,25 @@ _WORDS = {
     "301": "the bucket is in another region; set store.s3.region",
 }
 
+_FOUND = (
+    *(
+        boto.NoCredentialsError,
+        boto.PartialCredentialsError,
+        boto.CredentialRetrievalError,
+        boto.MetadataRetrievalError,
+    ),
+    *(boto.ProfileNotFound, boto.ConfigParseError, boto.NoRegionError, boto.SSLError, boto.SSOError),
+    *(boto.TokenRetrievalError, boto.NoAuthTokenError),
+)
+_FOUND_CODES = frozenset(
+    {
+        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "UnrecognizedClientException"),
+        *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"),
+        *("AccessDenied", "AccessDeniedException", "401", "403"),
+        *("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
+    }
+)
+
 
 class BucketFailed(StoreUnavailable):
     """The bucket gave no usable answer. `code` is S3's own word for that, or None when nothing answered."""
@@ -42,6 +62,19 @@ class BucketFailed(StoreUnavailable):
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NoRoom(BucketFailed):
+    """The bucket has no room for an image below `store.s3.max_size`, and nothing may be evicted for it."""
+
+    passes = False
+
+
+def is_of_what_was_found(error: Exception) -> bool:
+    """Whether it may be that our credentials, our region or our CA are not what they were when we looked."""
+    if isinstance(error, boto.ClientError):
+        return str(error.response.get("Error", {}).get("Code", "")) in _FOUND_CODES
+    return isinstance(error, _FOUND) or _is_of_ca(error)
 
 
 def failed(error: Exception, bucket: str, operation: str) -> BucketFailed:
@@ -58,28 +91,44 @@ def failed(error: Exception, bucket: str, operation: str) -> BucketFailed:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, _FOUND):
+        return _said_of_found(error)
     match error:
-        case boto.NoCredentialsError() | boto.PartialCredentialsError() | boto.CredentialRetrievalError():
-            return (
-                "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the role "
-                "of the machine or service account"
-            )
-        case boto.ProfileNotFound():
-            return "the profile that AWS_PROFILE names does not exist"
-        case boto.NoRegionError():
-            return "no region is known; set store.s3.region"
-        case boto.SSLError():
-            return "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA"
         case boto.ReadTimeoutError() | boto.ConnectTimeoutError() | TimeoutError():
             return "the server does not answer"
         case boto.EndpointConnectionError() | aiohttp.ClientConnectorError() | boto.ProxyConnectionError():
             return "the server cannot be reached"
         case OSError(errno=number) if number is not None:
             return f"the connection failed ({errno.errorcode.get(number, number)})"
+        case boto.HTTPClientError() if _is_of_ca(error):
+            return "AWS_CA_BUNDLE names a file that cannot be read, or that has no certificate"
         case boto.HTTPClientError(kwargs={"error": Exception() as inner}):
             return f"the connection broke ({type(inner).__name__})"
         case _:
             return f"the connection broke ({type(error).__name__})"
+
+
+def _is_of_ca(error: Exception) -> bool:
+    """Whether our CA file could not be used; it is read when the first connection is made."""
+    inner = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else None
+    return isinstance(inner, FileNotFoundError | PermissionError | IsADirectoryError | ssl.SSLError)
+
+
+def _said_of_found(error: Exception) -> str:
+    match error:
+        case boto.ProfileNotFound():
+            return "the profile that AWS_PROFILE names does not exist"
+        case boto.ConfigParseError():
+            return "the file of AWS's credentials or configuration cannot be read; look for what is wrong in it"
+        case boto.NoRegionError():
+            return "no region is known; set store.s3.region"
+        case boto.SSLError():
+            return "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA"
+        case _:
+            return (
+                "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the role "
+                "of the machine or service account"
+            )
 
 
 def _plain(code: str) -> str:

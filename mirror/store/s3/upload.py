@@ -19,6 +19,7 @@ from mirror.store.s3 import parts
 from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
+from mirror.store.s3.processes import Processes
 from mirror.store.s3.span import ReadInto, Span
 from mirror.store.s3.trouble import BucketFailed
 
@@ -49,7 +50,14 @@ class Upload:
     `read_into` gives bytes up to the position that `advance` was last called with, until their part is `landed`.
     """
 
-    def __init__(self, bucket: Bucket, metadata: ImageMetadata, abilities: Abilities, read_into: ReadInto) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        metadata: ImageMetadata,
+        abilities: Abilities,
+        read_into: ReadInto,
+        processes: Processes,
+    ) -> None:
         self.fill = secrets.token_hex(8)
         self.lost = False
         self.part_size = parts.part_size(metadata.size)
@@ -58,7 +66,7 @@ class Upload:
         self._abilities = abilities
         self._read_into = read_into
         self._image = f"images/{metadata.hash}"
-        self._lease = Lease(bucket, metadata.hash) if abilities.conditions else None
+        self._lease = Lease(bucket, metadata.hash, processes) if abilities.conditions else None
         self._adopted: Mapping[int, tuple[str, str]] = {}
         self._validator: str | None = None
         self._position = 0
@@ -261,7 +269,7 @@ class Upload:
         position = self._reached()
         numbers = range(parts.count(position, self.part_size))
         owners = tuple(self._adopted[number][0] if number in self._adopted else self.fill for number in numbers)
-        return LeaseNote(self.fill, self.part_size, position, owners, self._validator)
+        return LeaseNote(self.fill, self.part_size, position, owners, self._validator, size=self._metadata.size)
 
     async def _complete(self) -> None:
         assert self._upload is not None  # noqa: S101 - there is a part, and it was copied

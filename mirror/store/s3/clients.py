@@ -1,0 +1,246 @@
+"""The client of AWS's libraries that a bucket is asked with, made anew when what it was made of may have changed.
+
+Those libraries find a key, a role, a region and a CA once, when a client is made. A key is rotated, a role comes up
+later than we do: so whoever is refused looks anew, and asks once more when there is something else to be found. The old
+client is closed when the last who uses it is done.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+from botocore.exceptions import NoCredentialsError
+
+from mirror.config import S3
+from mirror.log import event
+from mirror.store.s3.trouble import TROUBLE, is_of_what_was_found
+
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 20.0
+"""Seconds to a connection, and between two bytes."""
+
+CONNECTIONS = 1024
+"""Connections at a time: each download that streams from the bucket has one."""
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks for other credentials, however many are refused."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """An access key with its secret, and the token of a session."""
+
+    access: str
+    secret: str
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What AWS's libraries find for us now: `ca` is the file of a private CA, and which file that is."""
+
+    keys: _Keys | None
+    region: str | None
+    ca: tuple[object, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Made:
+    """A client, and one that signs for the public endpoint; how many use them, and whether they are the last to."""
+
+    found: _Found
+    client: Any
+    signer: Any
+    stack: AsyncExitStack
+    users: int = 0
+    retired: bool = False
+
+
+class Clients:
+    """Makes clients of `config`, the first of them when somebody asks. Every method raises what botocore raises."""
+
+    def __init__(self, config: S3) -> None:
+        self._config = config
+        self._made: _Made | None = None
+        self._old: set[_Made] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        self._looked = float("-inf")
+        self._failure: Exception | None = None
+
+    async def close(self) -> None:
+        """Close all connections, also those in use."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        made = [*self._old, *([self._made] if self._made else [])]
+        self._made = None
+        self._old.clear()
+        for each in made:
+            await each.stack.aclose()
+
+    @asynccontextmanager
+    async def asked(self, operation: str, **parameters: Any) -> AsyncIterator[Any]:
+        """Ask the server; the body of its answer can be read inside, with the client that asked."""
+        async with AsyncExitStack() as stack:
+            made = await stack.enter_async_context(self._used())
+            try:
+                answer = await _ask(made, operation, parameters)
+            except TROUBLE as error:
+                if not is_of_what_was_found(error) or not await self._found_other_than(made):
+                    raise
+                made = await stack.enter_async_context(self._used())
+                answer = await _ask(made, operation, parameters)
+            yield answer
+
+    async def ask(self, operation: str, **parameters: Any) -> Any:
+        """Ask the server; its answer, which has no body."""
+        async with self.asked(operation, **parameters) as answer:
+            return answer
+
+    async def presign(self, method: str, parameters: dict[str, Any], seconds: int) -> str:
+        """A URL at the public endpoint that allows this to whoever has it."""
+        async with self._used() as made:
+            return str(await made.signer.generate_presigned_url(method, Params=parameters, ExpiresIn=seconds))
+
+    async def find_anew(self) -> bool:
+        """Look what there is to be found now; whether it is something else than before. Nothing is changed.
+
+        Raises NoCredentialsError when there are none where there were some.
+        """
+        found, before = await self._find(get_session()), self._made
+        if found.keys is None and before is not None and before.found.keys is not None:
+            raise NoCredentialsError
+        return before is None or before.found != found
+
+    def forget(self) -> None:
+        """Forget what was found: whoever asks next finds it anew. The old client is closed when nobody uses it."""
+        old, self._made, self._failure, self._looked = self._made, None, None, float("-inf")
+        if old is not None:
+            self._retire(old)
+
+    @asynccontextmanager
+    async def _used(self) -> AsyncIterator[_Made]:
+        """The client of now, which stays open meanwhile."""
+        made = self._made or await self._first()
+        made.users += 1
+        try:
+            yield made
+        finally:
+            made.users -= 1
+            await self._close_if_done(made)
+
+    async def _first(self) -> _Made:
+        async with self._turn:
+            if self._made is None:
+                if self._failure is not None and not self._may_look():
+                    raise self._failure.with_traceback(None)
+                self._failure = None
+                try:
+                    self._made = await self._make()
+                except TROUBLE as error:
+                    self._failure = error
+                    raise
+            return self._made
+
+    async def _found_other_than(self, made: _Made) -> bool:
+        """Whether there is another client now than `made`, which was refused; looking for one if it is time to."""
+        async with self._turn:
+            if self._made is not made:  # somebody who was refused as well was quicker
+                return True
+            if not self._may_look():
+                return False
+            session = get_session()
+            with suppress(*TROUBLE):
+                found = await self._find(session)
+                if found == made.found or found.keys is None:
+                    return False
+                self._exchange(await self._make(session))
+                return True
+            return False
+
+    def _may_look(self) -> bool:
+        """Whether it is time to look anew; then we do."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked < LOOK_AGAIN:
+            return False
+        self._looked = now
+        return True
+
+    def _exchange(self, made: _Made) -> None:
+        old, self._made, self._failure = self._made, made, None
+        if old is None:
+            return
+        if old.found != made.found:
+            log.info("the bucket is asked with other credentials from now on", extra=event("bucket.renewed"))
+        self._retire(old)
+
+    def _retire(self, old: _Made) -> None:
+        old.retired = True
+        self._old.add(old)
+        closing = asyncio.create_task(self._close_if_done(old), name="close a client of the bucket")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def _close_if_done(self, made: _Made) -> None:
+        if made.retired and not made.users and made in self._old:
+            self._old.discard(made)
+            await made.stack.aclose()
+
+    async def _make(self, session: AioSession | None = None) -> _Made:
+        session = session or get_session()
+        found = await self._find(session)
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(self._client(session, self._config.endpoint_url, found))
+            signer = client
+            if public := self._config.public_endpoint_url:
+                signer = await stack.enter_async_context(self._client(session, public, found))
+            return _Made(found, client, signer, stack.pop_all())
+
+    async def _find(self, session: AioSession) -> _Found:
+        credentials = await session.get_credentials()
+        frozen = await credentials.get_frozen_credentials() if credentials is not None else None
+        keys = _Keys(frozen.access_key, frozen.secret_key, frozen.token) if frozen is not None else None
+        region = self._config.region or session.get_config_variable("region")
+        ca = session.get_config_variable("ca_bundle")
+        return _Found(keys, region, _identity(ca) if ca else ())
+
+    def _client(self, session: AioSession, endpoint: str | None, found: _Found) -> Any:
+        config = AioConfig(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            max_pool_connections=CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            signature_version="s3v4",
+            # Servers that are not Amazon's seldom have a name for each bucket.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # Older servers refuse the checksums of newer clients (Ceph 411, Swift 501, over https).
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            user_agent_extra="pps-mirror",
+        )
+        # A region must be named to sign; servers that are not Amazon's take any.
+        region = found.region or ("us-east-1" if endpoint else None)
+        return session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+async def _ask(made: _Made, operation: str, parameters: dict[str, Any]) -> Any:
+    if isinstance(body := parameters.get("Body"), io.IOBase):
+        body.seek(0)  # it may have been sent before
+    return await getattr(made.client, operation)(**parameters)
+
+
+def _identity(path: str) -> tuple[object, ...]:
+    """Which file that is. One that cannot be seen is said by the client that is made with it."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return (path,)
+    return path, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size

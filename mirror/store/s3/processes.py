@@ -1,0 +1,96 @@
+"""Which of the processes that worked on this store have died, so that a restart need not wait for its own dead lease.
+
+    processes/<id>    locked by the process of that id while it lives
+
+A lease names the process that holds it. It is dead when its file lies here and nobody has it locked. A copy of the
+directory, on this machine or another, must not say so of a process that lives: the file tells which file of which boot
+it is, and a copy is another. Where that cannot be known, the lease runs out as any other.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+
+from mirror.store.durable import SUFFIX
+
+LONGEST = 60.0
+"""Seconds after which no lease of a process that died is valid any more."""
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Processes:
+    """The processes of the store whose directory is `root`; it need not be there."""
+
+    def __init__(self, root: Path) -> None:
+        self._place = root / "processes"
+        self._name: str | None = None
+        self._fd: int | None = None
+        self._began = time.monotonic()
+
+    async def ours(self) -> str | None:
+        """The id of this process; None when the directory takes no file."""
+        if self._name is None:
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().run_in_executor(None, self._make)
+        return self._name
+
+    async def has_died(self, name: str) -> bool:
+        """Whether the process of that id worked here, and is no more."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._is_dead, name)
+
+    def close(self) -> None:
+        """Take our file away, and those of processes that died before us."""
+        if self._fd is None or self._name is None:
+            return
+        with contextlib.suppress(OSError):
+            (self._place / self._name).unlink(missing_ok=True)
+            if time.monotonic() - self._began > LONGEST:
+                for path in self._place.iterdir():
+                    if self._is_dead(path.name):
+                        path.unlink(missing_ok=True)
+            self._place.rmdir()  # fails while there are others
+        os.close(self._fd)
+        self._fd = self._name = None
+
+    def _make(self) -> None:
+        if self._name is not None:
+            return
+        self._place.mkdir(parents=True, exist_ok=True)
+        name = secrets.token_hex(16)
+        path = self._place / f"{name}{SUFFIX}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(fd, _identity(fd))
+            path.rename(self._place / name)
+        except OSError:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        self._fd, self._name = fd, name
+
+    def _is_dead(self, name: str) -> bool:
+        try:
+            fd = os.open(self._place / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            if os.read(fd, 200) != _identity(fd):
+                return False
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+def _identity(fd: int) -> bytes:
+    """Which file that is, in which boot of this machine."""
+    stat = os.fstat(fd)
+    return f"{_BOOT.read_text().strip()} {stat.st_dev} {stat.st_ino}\n".encode()
