@@ -8,8 +8,8 @@ import asyncio
 import hashlib
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -23,7 +23,7 @@ from mirror.metrics import Metrics
 from mirror.shared_notes import SharedNotes
 from mirror.source import Counted, NoSource, Origin
 from mirror.status import StoreState
-from mirror.store.base import BlobStore, Body, Partial, StoredInfo, StoreUnavailable, Unnamed
+from mirror.store.base import BlobStore, Body, Cut, Partial, Remote, StoredInfo, StoreUnavailable, Unnamed
 from mirror.store.window import Window
 from mirror.units import format_duration, format_size
 from mirror.upstream.client import Upstream
@@ -36,6 +36,14 @@ log = logging.getLogger(__name__)
 WINDOWS = 4
 """Images passed through at a time, at most: each takes memory (see `mirror.store.window.SIZE`)."""
 
+READY = 20.0
+"""Seconds in which a store gives the first bytes of what it has, or the image is had another way: clients wait."""
+
+AHEAD = 5.0
+"""The same for a place that is nearer than the fill that runs."""
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks whether a store that failed is well again, when nobody asks it for anything."""
 
 _OUTCOMES = {
     Reason.WRONG_BYTES: "wrong_bytes",
@@ -65,9 +73,9 @@ class Opened:
     found: Found
     fill: Fill | None = None
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Be one of the fill's clients meanwhile."""
+    @asynccontextmanager
+    async def attached(self) -> AsyncIterator[None]:
+        """Be one of the fill's clients meanwhile, and the reader of the body."""
         if self.fill is not None:
             self.fill.clients += 1
         try:
@@ -75,6 +83,13 @@ class Opened:
         finally:
             if self.fill is not None:
                 self.fill.clients -= 1
+            if isinstance(self.body, Remote):
+                await self.body.close()
+
+    async def answered(self) -> None:
+        """Wait until bytes are clearly coming. Raises FillFailed."""
+        if self.fill is not None and self.body is self.fill:
+            await self.fill.answered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +133,8 @@ class Library:
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self._state = StoreState()
         self._unreadable = False
+        self._over: Callable[[], Awaitable[object]] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._nameless: StoreUnavailable | None = None
         self._wrong = WrongBytes(wrong or shared_wrong_bytes())
 
@@ -140,19 +157,27 @@ class Library:
         try:
             return await self._store.has(image_hash)
         except StoreUnavailable as error:
-            self._failed(error)
+            self._failed(error, over=lambda: self._readable(image_hash))
             return False
 
-    async def stored(self, image_hash: str) -> Body | None:
-        """The stored image of that hash. Begins nothing. A store that fails has none."""
+    async def stored(self, image_hash: str, span: tuple[int, int] | None = None) -> Body | None:
+        """The stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
+
+        A store that fails, or does not give them in time, has none.
+        """
         try:
-            image = await self._store.open(image_hash)
-        except StoreUnavailable as error:
-            self._failed(error)
+            async with asyncio.timeout(READY):
+                image = await self._store.open(image_hash)
+                if isinstance(image, Remote) and span is not None:
+                    await image.ready(*span)
+        except Cut as error:
+            log.debug("%s is stored no more: %s", image_hash, error)
+            return None
+        except (StoreUnavailable, TimeoutError) as error:
+            self._failed(_words(error), over=lambda: self._readable(image_hash))
             self._unreadable = True
             return None
-        if self._unreadable:  # what failed has come back; whether it takes images the next fill will show
-            self._unreadable = False
+        if self._unreadable:  # whether it takes images as well the next fill will show
             self._recovered("the store can be read again")
         return image
 
@@ -167,23 +192,45 @@ class Library:
         self._own_task(self._store.served(image_hash), f"served {image_hash}")
 
     async def open(
-        self, metadata: ImageMetadata, caller: Caller, start: int = 0, *, pass_through: bool = True
+        self,
+        metadata: ImageMetadata,
+        caller: Caller,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pass_through: bool = True,
     ) -> Opened:
         """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
 
-        A fill may show the caller's credential to upstream. Raises NotFound (there is no upstream), BadUpstream
-        (upstream's bytes were wrong too often), StoreUnavailable (the store fails, and this image must not be passed
-        through, or too much is already).
+        With `stop` the bytes up to there will be read at once, so the first of them are looked for; a range that a fill
+        has not reached comes from where the fill's bytes do, if it can be had there. A fill may show the caller's
+        credential to upstream. Raises NotFound (there is no upstream), BadUpstream (upstream's bytes were wrong too
+        often), StoreUnavailable (the store fails, and this image must not be passed through, or too much is already).
         """
-        if opened := await self._find(metadata, caller, start):
+        span = None if stop is None else (start, stop)
+        opened = await self._opened(metadata, caller, start, span, pass_through=pass_through)
+        if opened.fill is not None and span is not None and start > opened.fill.position:
+            return await self._ahead(opened, opened.fill, span) or opened
+        return opened
+
+    async def _opened(
+        self,
+        metadata: ImageMetadata,
+        caller: Caller,
+        start: int,
+        span: tuple[int, int] | None,
+        *,
+        pass_through: bool,
+    ) -> Opened:
+        if opened := await self._find(metadata, caller, start, span):
             return opened
         async with self._beginning:
-            if opened := await self._find(metadata, caller, start):  # somebody else began it while we waited
+            if opened := await self._find(metadata, caller, start, span):  # somebody else began it while we waited
                 return opened
             if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
-            journal = await self._begin(metadata, pass_through=pass_through)
+            journal = await self._begin(metadata, span, pass_through=pass_through)
             if not isinstance(journal, Partial):
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
@@ -235,14 +282,29 @@ class Library:
             failed = event("fill.not_begun", image=metadata.hash)
             log.warning("%s cannot be brought here now: %s", metadata.hash, error, extra=failed)
 
-    async def _find(self, metadata: ImageMetadata, caller: Caller, start: int) -> Opened | None:
+    async def _find(
+        self, metadata: ImageMetadata, caller: Caller, start: int, span: tuple[int, int] | None
+    ) -> Opened | None:
         running = self._fills.get(metadata.hash)
         if running and running.fill.state is not State.PUBLISHED and running.fill.reaches(start):
             running.source.offer(caller)
             return Opened(running.fill, _how(running.fill, Found.JOINED), running.fill)
-        if image := await self.stored(metadata.hash):
+        if image := await self.stored(metadata.hash, span):
             return Opened(image, Found.STORED)
         return None
+
+    async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
+        """The bytes of `span`, which the fill has not reached, from where they can be had now; None if they cannot."""
+        try:
+            async with asyncio.timeout(AHEAD):
+                image = await self._store.ahead(fill.metadata.hash, fill.ended)
+                if image is None:
+                    return None
+                await image.ready(*span)
+        except (StoreUnavailable, Cut, TimeoutError) as error:
+            log.debug("%s has to wait for its fill: %s", fill.metadata.hash, error)
+            return None
+        return Opened(image, Found.STORED, fill)
 
     async def _holds(self, image_hash: str) -> bool:
         """Whether the store has such an image, maybe one that has to be verified anew."""
@@ -255,13 +317,21 @@ class Library:
         source.offer(caller)
         return source
 
-    async def _begin(self, metadata: ImageMetadata, *, pass_through: bool) -> Partial | Body:
+    async def _begin(
+        self, metadata: ImageMetadata, span: tuple[int, int] | None, *, pass_through: bool
+    ) -> Partial | Body:
         try:
             journal = await self._store.begin(metadata)
-        except StoreUnavailable as error:
+            if isinstance(journal, Remote) and span is not None:
+                async with asyncio.timeout(READY):
+                    await journal.ready(*span)
+        except (StoreUnavailable, Cut, TimeoutError) as error:
+            trouble = _words(error)
             if not pass_through:
-                raise
-            self._failed(error)
+                raise trouble from error
+            self._failed(trouble, over=self._store.probe if _passes(error) else None)
+            if self._upstream is None:
+                raise trouble from error
             return self._window(metadata)
         self._recovered("the store takes images again")
         return journal
@@ -279,7 +349,8 @@ class Library:
         wanted = fill.metadata.size - journal.position
         if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
             return journal
-        self._failed(StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}"))
+        over = self._store.probe if journal.file is None else None  # it lies in a bucket
+        self._failed(StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}"), over=over)
         return self._window(fill.metadata, journal.position, journal.digest())
 
     def _recovered(self, words: str) -> None:
@@ -287,8 +358,10 @@ class Library:
         if self._state.trouble is not None and left is None:
             log.info("%s", words, extra=event("store.recovered"))
         self._state = StoreState(left, datetime.now(UTC))
+        self._unreadable, self._over = False, None
 
-    def _failed(self, error: StoreUnavailable) -> None:
+    def _failed(self, error: StoreUnavailable, over: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Say that the store fails, until it does what is asked of it, or `over` does not raise any more."""
         if self._state.trouble is None:
             log.error(
                 "%s; until it is well again images are passed through and not stored",
@@ -296,6 +369,30 @@ class Library:
                 extra=event("store.failing"),
             )
         self._state = StoreState(error.message, datetime.now(UTC))
+        self._over = over
+        if over is not None and (self._watching is None or self._watching.done()):
+            self._watching = self._own_task(self._watch(), "watch the store")
+
+    async def _watch(self) -> None:
+        while (over := self._over) is not None:
+            await asyncio.sleep(LOOK_AGAIN)
+            try:
+                async with asyncio.timeout(READY):
+                    await over()
+            except (StoreUnavailable, Cut, TimeoutError) as error:
+                log.debug("the store fails still: %s", error)
+            else:
+                if over is self._over:
+                    self._recovered("the store is well again")
+
+    async def _readable(self, image_hash: str) -> None:
+        """Read a byte of a stored image, if it is there. Raises StoreUnavailable, Cut."""
+        image = await self._store.open(image_hash)
+        if isinstance(image, Remote):
+            try:
+                await image.ready(0, 1)
+            finally:
+                await image.close()
 
     def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
         if len(self._windows) >= WINDOWS:
@@ -390,6 +487,18 @@ def _outcome(fill: Fill) -> str:
 
 def _resumed(resumes: int) -> str:
     return f", resumed {resumes} time{'' if resumes == 1 else 's'}" if resumes else ""
+
+
+def _passes(error: Exception) -> bool:
+    return not isinstance(error, StoreUnavailable) or error.passes
+
+
+def _words(error: Exception) -> StoreUnavailable:
+    if isinstance(error, StoreUnavailable):
+        return error
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable("the mirror's store does not give the first bytes of an image in time")
+    return StoreUnavailable(f"the mirror's store fails: {error}")
 
 
 def _how(fill: Fill, found: Found) -> Found:

@@ -28,7 +28,9 @@ from mirror.verdict import FillFailed, Reason
 IMAGES = "/mirror/v1/images/"
 
 FIRST_BYTE = 30.0
-"""Seconds a client waits for upstream to answer before it is told to come back; the fill goes on."""
+LEAST_WAIT = 5.0
+"""Seconds a client waits for an answer before it is told to come back, and at least for upstream after its store has
+taken most of them; the fill goes on."""
 
 PASSED_AT_ONCE = 16
 """Requests that are passed through at once: whoever reaches the mirror may send them, and upstream is to be spared."""
@@ -189,9 +191,12 @@ class ClientApi:
             self._library.serving(metadata.hash)
             return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
         outside = self._access.outside(caller)
-        opened = await self._library.open(metadata, outside, selection.start if isinstance(selection, Part) else 0)
-        with opened.attached():
-            await self._answered(opened)
+        start, stop = (selection.start, selection.stop) if isinstance(selection, Part) else (0, metadata.size)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + FIRST_BYTE
+        opened = await self._library.open(metadata, outside, start, stop)
+        async with opened.attached():
+            await self._answered(opened, max(deadline, clock() + LEAST_WAIT))
             self._library.serving(metadata.hash)
             found = _found(opened)
             status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
@@ -200,12 +205,10 @@ class ClientApi:
             await self._sender.send(request, response, opened.body, start, stop)
         return response
 
-    async def _answered(self, opened: Opened) -> None:
-        if opened.fill is None:
-            return
+    async def _answered(self, opened: Opened, deadline: float) -> None:
         try:
-            async with asyncio.timeout(FIRST_BYTE):
-                await opened.fill.answered()
+            async with asyncio.timeout_at(deadline):
+                await opened.answered()
         except TimeoutError:
             raise Unavailable("upstream is slow to answer; the mirror goes on asking, come back soon") from None
 
@@ -234,12 +237,13 @@ class ClientApi:
 
 def _found(opened: Opened) -> Found:
     """How the image was come by, now that it is known where the fill gets its bytes."""
-    if opened.fill is not None:
-        if opened.fill.passes_through:
+    fill = opened.fill
+    if fill is not None and opened.body is fill:
+        if fill.passes_through:
             return Found.PASSED
-        if opened.fill.origin is Origin.STORE:
+        if fill.origin is Origin.STORE:
             return Found.STORED
-        if opened.fill.origin is Origin.REPLICA:
+        if fill.origin is Origin.REPLICA:
             return Found.JOINED
     return opened.found
 

@@ -5,7 +5,7 @@ has one appender, any number of readers, and either gets its name (published) or
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,9 @@ from which sending takes a quarter less CPU."""
 
 class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
+
+    passes = False
+    """Whether `BlobStore.probe` shows when it is over."""
 
 
 class Corrupt(Exception):
@@ -77,6 +80,17 @@ class Body(Protocol):
 
         Raises FillFailed, or Cut.
         """
+
+
+@runtime_checkable
+class Remote(Body, Protocol):
+    """A body whose bytes are fetched for one reader, from where they may not be had."""
+
+    async def ready(self, start: int, stop: int) -> None:
+        """Have the first of the bytes [start, stop) at hand, for `pieces`. Raises StoreUnavailable, Cut."""
+
+    async def close(self) -> None:
+        """Let go of what was at hand: its reader has left."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -221,6 +235,13 @@ class BlobStore(Protocol):
 
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """Where the fill into that journal gets its bytes: from `upstream`, or from where the store has them nearer."""
+
+    async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
+        """The image from where a fill that runs gets its bytes, for a reader that would have to wait for the fill.
+
+        None when it does not lie there whole. Its last bytes wait until `published` returns; that raises FillFailed.
+        Raises StoreUnavailable.
+        """
 
     async def make_room(self, wanted: int) -> bool:
         """Try to free that many bytes for a fill that found the store full; whether there is room now."""

@@ -18,7 +18,7 @@ import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -26,7 +26,7 @@ from typing import ParamSpec, TypeVar
 from mirror.log import event
 from mirror.metadata import ImageMetadata, is_hash
 from mirror.source import Source
-from mirror.store.base import Partial, Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Partial, Remote, Retention, StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.durable import sync_directory
 from mirror.store.layout import Layout
 from mirror.store.partial_file import PartialFile, lock
@@ -103,6 +103,10 @@ class DiskStore:
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """See `BlobStore.source`: there is no nearer place."""
         return upstream
+
+    async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
+        """See `BlobStore.ahead`: there is no such place."""
+        return None
 
     async def make_room(self, wanted: int) -> bool:
         """See `BlobStore.make_room`. It evicts nothing when it may not evict enough."""

@@ -8,14 +8,24 @@ the disk stays in the bucket, and the other way round.
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from mirror.log import event
 from mirror.metadata import ImageMetadata
 from mirror.source import Source
-from mirror.store.base import Body, Partial, Reader, StoredImage, StoredInfo, StoreUnavailable, Unnamed, newest_first
+from mirror.store.base import (
+    Body,
+    Partial,
+    Reader,
+    Remote,
+    StoredImage,
+    StoredInfo,
+    StoreUnavailable,
+    Unnamed,
+    newest_first,
+)
 from mirror.store.disk import DiskStore
 from mirror.store.partial_file import PartialFile
 from mirror.store.s3.course import Course
@@ -78,6 +88,10 @@ class TieredStore:
         if isinstance(journal, TieredPartial):
             return BucketSource(journal.course, upstream)
         return self._bucket.source(metadata, journal, upstream)
+
+    async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
+        """See `BlobStore.ahead`: the bucket."""
+        return await self._bucket.ahead(image_hash, published)
 
     async def make_room(self, wanted: int) -> bool:
         """See `BlobStore.make_room`."""
@@ -180,8 +194,10 @@ class TieredPartial:
         try:
             await self._disk.publish()
         except Unnamed:
+            self.course.right()
             self.course.settle()  # it is as right there as here
             raise
+        self.course.right()
         self.course.settle()
 
     async def quarantine(self) -> None:

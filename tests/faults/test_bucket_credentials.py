@@ -32,7 +32,7 @@ MIB = 1 << 20
 SIZE = 12 * MIB
 NEVER = 1e6
 CONSTANTS = {
-    "mirror.store.s3.bucket:SPARED": 1.0,
+    "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.clients:LOOK_AGAIN": 0.5,
     "mirror.store.s3.parts:PART": 5 * MIB,
 }

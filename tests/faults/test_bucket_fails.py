@@ -25,7 +25,7 @@ from tests.support.s3.weed import Weed
 MIB = 1 << 20
 SIZE = 12 * MIB
 CONSTANTS = {
-    "mirror.store.s3.bucket:SPARED": 1.0,
+    "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
     "mirror.store.s3.keeper:FIRST": 0.5,
     "mirror.store.s3.keeper:INTERVAL": 0.5,
@@ -166,6 +166,8 @@ def test_a_bucket_that_fails_is_done_without_until_it_is_well(
     with replicas.make(local_copy=local_copy) as mirror:
         eventually(lambda: words in health(mirror).degraded, what="word of it")
         replicas.assert_right(fetch(mirror.image_url), STORED if local_copy else BYPASS)
+        if local_copy:
+            eventually(lambda: "cannot get its name in the bucket" in mirror.log(), what="the end of the upload")
         said = len(loud(mirror))
         for _ in range(3):
             replicas.assert_right(fetch(mirror.image_url), HIT if local_copy else BYPASS)
@@ -321,12 +323,13 @@ def test_what_is_done_to_the_object_during_a_download_ends_it_with_the_right_byt
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(replicas.arrived)
         front.rate = 4 * MIB
-        front.trouble(Trouble("GET", "/images/[0-9a-f]{64}$", times=1, cut_after=3 * MIB))
+        image = "/images/[0-9a-f]{64}$"
+        front.trouble(Trouble("GET", image, times=1, cut_after=3 * MIB), Trouble("GET", image, close=True))
         with Download(mirror.image_url) as download:
             assert download.header("Cache-Status") == HIT
             download.read(MIB)
             deed(replicas)
-            front.rate = None
+            front.clear()
             download.read_all()
             assert download.ended == "reset"
             assert replicas.simulator.read("first").startswith(download.body)

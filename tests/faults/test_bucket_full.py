@@ -23,7 +23,7 @@ SIZE = 6 * MIB
 ROOM = 20 * MIB
 NAMES = [f"image{number}" for number in range(6)]
 CONSTANTS = {
-    "mirror.store.s3.bucket:SPARED": 1.0,
+    "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
     "mirror.store.s3.keeper:FIRST": 0.5,
     "mirror.store.s3.keeper:INTERVAL": 0.5,

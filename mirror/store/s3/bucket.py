@@ -7,8 +7,8 @@ import asyncio
 import io
 import itertools
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiobotocore.session import get_session
-from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
+from botocore.exceptions import ClientError
 
 from mirror.config import S3
 from mirror.store.s3.clients import Clients
+from mirror.store.s3.outage import Outage
 from mirror.store.s3.span import Span
 from mirror.store.s3.trouble import TROUBLE, BucketFailed, failed
 
@@ -29,9 +30,6 @@ ANSWER = 15.0
 SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
-SPARED = 5.0
-"""Seconds, or as long as it took to find out, for which a server that does not answer, cannot be reached or is
-overloaded is not asked again, so that not every client has to wait."""
 
 PIECE = 256 << 10
 LEAST_PIECE = 16 << 10
@@ -45,8 +43,6 @@ _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _CONDITION = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
 _UNSUPPORTED = frozenset({"501", "NotImplemented"})
 _SHORTER = frozenset({"416", "InvalidRange"})
-_OVERLOADED = frozenset({502, 503, 504})
-_AWAY = (TimeoutError, EndpointConnectionError, ConnectTimeoutError)
 
 
 class ConditionFailed(Exception):
@@ -109,7 +105,7 @@ class Bucket:
         self._config = config
         self._clients = Clients(config)
         self._reading = 0
-        self._spared: tuple[float, BucketFailed] | None = None
+        self._outage = Outage(self.name, self._attempt)
 
     async def __aenter__(self) -> Self:
         """Nothing is looked for, and nobody asked, yet."""
@@ -119,6 +115,7 @@ class Bucket:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close all connections."""
+        await self._outage.close()
         await self._clients.close()
 
     async def find_anew(self) -> bool:
@@ -144,13 +141,16 @@ class Bucket:
 
     async def head(self, name: str) -> Version | None:
         """The object's version; None when there is none."""
-        async with self._asking("HeadObject"):
+        async with self._asking("HeadObject", name=name):
             return _version(await self._clients.ask("head_object", **self._object(name)))
         return None
 
     async def get(self, name: str) -> Answer | None:
         """A small object; None when there is none."""
-        async with self._asking("GetObject"), self._clients.asked("get_object", **self._object(name)) as answer:
+        async with (
+            self._asking("GetObject", name=name),
+            self._clients.asked("get_object", **self._object(name)) as answer,
+        ):
             now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
             async with answer["Body"] as body:
                 return Answer(await body.read(), _version(answer), now)
@@ -208,26 +208,28 @@ class Bucket:
         etag: str | None = None,
         *,
         patience: float = PATIENCE,
+        eager: bool = False,
         seen: Callable[[str], None] = lambda _: None,
     ) -> AsyncGenerator[bytes, None]:
         """Give the bytes [start, stop) of an object, going on where a connection broke, in the version `etag`.
 
         Without one it is the version that is there first; `seen` is told. Raises Gone, and BucketFailed when there is
-        no byte for `patience` seconds.
+        no byte for `patience` seconds; for who is `eager` for the first one, at once when there will be none.
         """
         clock = asyncio.get_running_loop().time
         progressed = clock()
         for attempt in itertools.count():
             try:
-                async with self._opened(name, start, stop) as (found, body):
+                async with self._opened(name, start, stop) as (found, piece, body):
                     if etag is not None and found != etag:
                         raise Gone(f"{name} is another version now")
                     if etag is None:
                         seen(etag := found)
-                    while start < stop and (piece := await body.read(min(self._piece(), stop - start))):
+                    while piece:
                         start += len(piece)
-                        progressed, attempt = clock(), 0
+                        progressed, attempt, eager = clock(), 0, False
                         yield piece
+                        piece = await body.read(min(self._piece(), stop - start)) if start < stop else b""
             except TROUBLE as error:
                 trouble = failed(error, self.name, "GetObject")
             except BucketFailed as error:
@@ -236,29 +238,37 @@ class Bucket:
                 trouble = BucketFailed(f"the bucket {self.name} cannot be used: {name} ends early")
             if start >= stop:
                 return
-            if clock() - progressed > patience:
+            if clock() - progressed > patience or (eager and (self._outage.lasts or trouble.code)):
                 raise trouble
             await asyncio.sleep(min(5.0, 0.1 * 2.0 ** min(attempt, 6)) * random.uniform(0.5, 1.0))  # noqa: S311
 
     @asynccontextmanager
-    async def _opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, Any]]:
-        wanted = {**self._object(name), "Range": f"bytes={start}-{stop - 1}"}
+    async def _opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, bytes, Any]]:
+        """The object's ETag, its first bytes, which show that it can be read, and what the others are read from."""
         async with AsyncExitStack() as stack:
-            answer = None
+            body = None
             try:
-                async with self._asking("GetObject"):
+                async with self._asking("GetObject", name=name):
+                    wanted = {**self._object(name), "Range": f"bytes={start}-{stop - 1}"}
                     answer = await stack.enter_async_context(self._clients.asked("get_object", **wanted))
+                    body = await stack.enter_async_context(answer["Body"])
+                    stack.enter_context(self._read_from())
+                    first = await body.read(min(self._piece(), stop - start))
             except BucketFailed as error:
                 if error.code not in _SHORTER:
                     raise
-            if answer is None:
+            if body is None:
                 raise Gone(f"{name} is not there any more")
-            body = await stack.enter_async_context(answer["Body"])
-            self._reading += 1
-            try:
-                yield str(answer["ETag"]), body
-            finally:
-                self._reading -= 1
+            yield str(answer["ETag"]), first, body
+
+    @contextmanager
+    def _read_from(self) -> Iterator[None]:
+        """Be one of those who read, and share the memory."""
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
 
     def _piece(self) -> int:
         return max(LEAST_PIECE, min(PIECE, READING // self._reading))
@@ -355,31 +365,39 @@ class Bucket:
         return {"Bucket": self.name, "Key": self._config.prefix + name}
 
     @asynccontextmanager
-    async def _asking(self, operation: str, *, seconds: float = ANSWER, absent: bool = True) -> AsyncIterator[None]:
-        """Give a failure its words. What is not there is passed over when that may be (`absent`)."""
-        clock = asyncio.get_running_loop().time
-        if self._spared is not None and clock() < self._spared[0]:
-            raise BucketFailed(self._spared[1].message)  # a new one: a traceback grows with each who raises it
-        began = clock()
+    async def _asking(
+        self, operation: str, *, seconds: float | None = None, absent: bool = True, name: str | None = None
+    ) -> AsyncIterator[None]:
+        """Give a failure its words. What is not there is passed over when that may be (`absent`).
+
+        `name` is the object that is read. Nobody waits for a server that is away.
+        """
+        question = self._outage.begin(operation)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(ANSWER if seconds is None else seconds):
                 yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+            self._outage.answered(question)
+        except TROUBLE as error:
+            trouble = failed(error, self.name, operation)
+            self._outage.failed(question, error, trouble, name)
+            code = str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
             if code in _CONDITION:
                 raise ConditionFailed(operation) from error
             if code in _UNSUPPORTED:
                 raise NotSupported(operation) from error
             if code not in _ABSENT or not absent:
-                trouble = failed(error, self.name, operation)
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _OVERLOADED:
-                    self._spared = clock() + SPARED, trouble
                 raise trouble from error
-        except TROUBLE as error:
-            trouble = failed(error, self.name, operation)
-            if isinstance(error, _AWAY):
-                self._spared = clock() + max(SPARED, clock() - began), trouble
-            raise trouble from error
+        finally:
+            self._outage.dropped(question)
+
+    async def _attempt(self, name: str | None) -> None:
+        """See whether the server is there; an object must be readable, if it is there at all."""
+        if name is None:
+            await self.now()
+            return
+        with suppress(Gone):
+            async with self._opened(name, 0, 1):
+                pass
 
 
 def _file(data: bytes | Span) -> io.IOBase:

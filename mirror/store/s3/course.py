@@ -44,7 +44,8 @@ class Course:
     """The course of one image. `upload` is ours while we fetch it for all replicas.
 
     `owners` are the fills that wrote the parts we have read, whole or not, by number; the `lease` is to look at only.
-    `keep` takes a task that outlives the fill, and ends it when the mirror stops.
+    `keep` takes a task that outlives the fill, and ends it when the mirror stops; `doubt` says that the server may be
+    able to do less than it was. The bucket is `needed` when the fill's bytes have no other place.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Course:
         abilities: Callable[[], Awaitable[Abilities]],
         journal: Readable | None,
         keep: Callable[[asyncio.Task[bool]], None],
+        doubt: Callable[[], None],
         processes: Processes,
         reserve: Callable[[ImageMetadata], Awaitable[None]],
     ) -> None:
@@ -64,6 +66,8 @@ class Course:
         self.abilities = abilities
         self.upload: Upload | None = None
         self.owners: dict[int, str] = {}
+        self.needed = False
+        self.doubt = doubt
         self.lease = Lease(bucket, metadata.hash, processes)
         self._journal = journal
         self._keep = keep
@@ -94,7 +98,7 @@ class Course:
         return self.upload is not None and self.upload.lost
 
     async def give_way(self) -> None:
-        """Stop the upload of a fill that was superseded. What it wrote may be of use to others."""
+        """Stop the upload. What it wrote may be of use to others, and to our own readers."""
         if self.upload is not None:
             upload, self.upload = self.upload, None
             self._adopted |= upload.landed_parts
@@ -138,8 +142,9 @@ class Course:
         return fill in self.owners.values()
 
     def reads_object(self, offset: int, version: Version) -> None:
-        """Note that bytes come from the image's object."""
-        self._object = version if offset == 0 else None
+        """Note that bytes come from the image's object, from `offset` on."""
+        # Read on where it broke, it is still that version of which all bytes are ours.
+        self._object = version if offset == 0 or version == self._object else None
 
     def reads_elsewhere(self) -> None:
         """Note that they do not."""
@@ -149,6 +154,8 @@ class Course:
         """The id of the fill that wrote part `number`, as far as that is in the bucket."""
         if self.upload is not None and (fill := self.upload.holds(number)) is not None:
             return fill
+        if number in self._adopted:
+            return self._adopted[number][0]
         return self.owners.get(number)
 
     def settle(self) -> asyncio.Task[bool]:
@@ -188,6 +195,11 @@ class Course:
             await self._end()
         return True
 
+    def right(self) -> None:
+        """All is verified and stored; with it the image's object, if all bytes came from there."""
+        if self._object is not None:
+            self.versions.trust(self.metadata.hash, self._object)
+
     async def wrong(self) -> None:
         """The bytes were not the image."""
         if self._object is not None:
@@ -215,6 +227,4 @@ class Course:
 
     async def _end(self) -> None:
         self._journal = None
-        if self.upload is not None:
-            upload, self.upload = self.upload, None
-            await upload.abandon()
+        await self.give_way()

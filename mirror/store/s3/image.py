@@ -1,4 +1,4 @@
-"""A stored image that is streamed from the bucket, with nothing of it on the disk.
+"""An image that is streamed from the bucket to one reader.
 
 Until this process has read all bytes of that version of the object, and they were right, the last of them are held
 back: a whole read is hashed as it goes; one of a part waits for a verification in the background.
@@ -6,7 +6,9 @@ back: a whole read is hashed as it goes; one of a part waits for a verification 
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 
 from mirror.metadata import ImageMetadata
 from mirror.store.base import Cut
@@ -15,9 +17,20 @@ from mirror.store.s3.trouble import BucketFailed
 from mirror.store.s3.versions import Versions
 from mirror.store.shared_file import SharedFile
 
+WRONG = "the bucket has other bytes under this hash"
+
+
+@dataclass(frozen=True, slots=True)
+class _AtHand:
+    """The `first` bytes of `span`, and where the others come from."""
+
+    span: tuple[int, int]
+    first: bytes
+    stream: AsyncGenerator[bytes, None]
+
 
 class BucketImage:
-    """A `Body`. `verify` reads the object once for all who wait for that; the last `holdback` bytes do."""
+    """A `Remote`. `verify` begins to verify the object, once for all; the last `holdback` bytes wait for that."""
 
     def __init__(
         self,
@@ -27,7 +40,7 @@ class BucketImage:
         versions: Versions,
         *,
         holdback: int,
-        verify: Callable[[], Awaitable[bool]],
+        verify: Callable[[], asyncio.Task[bool]],
     ) -> None:
         self.metadata = metadata
         self._bucket = bucket
@@ -35,6 +48,23 @@ class BucketImage:
         self._versions = versions
         self._held = max(0, metadata.size - holdback)
         self._verify = verify
+        self._at_hand: _AtHand | None = None
+
+    async def ready(self, start: int, stop: int) -> None:
+        """See `Remote.ready`."""
+        if start < self._held and not self._trusted and not self._is_all(start, stop):
+            stop = min(stop, self._held)
+        stream = self._bucket.read(self._name, start, stop, self._version.etag, eager=True)
+        try:
+            self._at_hand = _AtHand((start, stop), await anext(stream), stream)
+        except Gone as error:
+            raise Cut(f"it cannot be had: {error}") from error
+
+    async def close(self) -> None:
+        """See `Remote.close`."""
+        if self._at_hand is not None:
+            at_hand, self._at_hand = self._at_hand, None
+            await at_hand.stream.aclose()
 
     async def available(self, offset: int) -> int:
         """See `Body.available`."""
@@ -46,47 +76,75 @@ class BucketImage:
 
     async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """See `Body.pieces`."""
+        if self._trusted:
+            given = self._read(start, stop)
+        elif self._is_all(start, stop):
+            given = self._hashed()
+        else:
+            given = self._part(start, stop)
         try:
-            if self._versions.trusted(self.metadata.hash, self._version):
-                given = self._read(start, stop)
-            elif start == 0 and stop == self.metadata.size:
-                given = self._hashed()
-            else:
-                given = self._part(start, stop)
-            async for piece in given:
-                yield piece
+            async with aclosing(given):
+                async for piece in given:
+                    if self._versions.distrusted(self.metadata.hash, self._version):  # others have read all of it
+                        raise Cut(WRONG)
+                    yield piece
         except (Gone, BucketFailed) as error:
             raise Cut(f"the rest cannot be had: {error}") from error
 
-    def _read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        return self._bucket.read(f"images/{self.metadata.hash}", start, stop, self._version.etag)
+    @property
+    def _name(self) -> str:
+        return f"images/{self.metadata.hash}"
+
+    @property
+    def _trusted(self) -> bool:
+        return self._versions.trusted(self.metadata.hash, self._version)
+
+    def _is_all(self, start: int, stop: int) -> bool:
+        return start == 0 and stop == self.metadata.size
+
+    async def _read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """The bytes [start, stop), beginning with those at hand."""
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is not None and at_hand.span != (start, stop):  # verified meanwhile: it may be read to its end
+            await at_hand.stream.aclose()
+            at_hand = None
+        stream = at_hand.stream if at_hand else self._bucket.read(self._name, start, stop, self._version.etag)
+        async with aclosing(stream):
+            if at_hand is not None:
+                yield at_hand.first
+            async for piece in stream:
+                yield piece
 
     async def _hashed(self) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
         digest = hashlib.sha256()
         position, last = 0, []
-        async for piece in self._read(0, self.metadata.size):
-            await loop.run_in_executor(None, digest.update, piece)
-            given = piece[: max(0, self._held - position)]
-            position += len(piece)
-            if given:
-                yield given
-            if len(given) < len(piece):
-                last.append(piece[len(given) :])
+        async with aclosing(self._read(0, self.metadata.size)) as pieces:
+            async for piece in pieces:
+                await loop.run_in_executor(None, digest.update, piece)
+                given = piece[: max(0, self._held - position)]
+                position += len(piece)
+                if given:
+                    yield given
+                if len(given) < len(piece):
+                    last.append(piece[len(given) :])
         if digest.hexdigest() != self.metadata.hash:
             self._versions.distrust(self.metadata.hash, self._version)
-            raise Cut(f"the bucket has other bytes under this hash: their sha256 is {digest.hexdigest()}")
+            raise Cut(f"{WRONG}: their sha256 is {digest.hexdigest()}")
         self._versions.trust(self.metadata.hash, self._version)
         for piece in last:
             yield piece
 
     async def _part(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        verifying = asyncio.ensure_future(self._verify())
+        verified = self._verify()
         if start < self._held:
-            async for piece in self._read(start, min(stop, self._held)):
-                yield piece
+            async with aclosing(self._read(start, min(stop, self._held))) as pieces:
+                async for piece in pieces:
+                    yield piece
         if stop > self._held:
-            if not await verifying:
-                raise Cut("the bucket has other bytes under this hash")
-            async for piece in self._read(max(start, self._held), stop):
-                yield piece
+            await self.close()  # nothing is read while we wait
+            if not await asyncio.shield(verified):
+                raise Cut(WRONG)
+            async with aclosing(self._read(max(start, self._held), stop)) as pieces:
+                async for piece in pieces:
+                    yield piece

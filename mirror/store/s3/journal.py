@@ -10,7 +10,7 @@ import errno
 import hashlib
 import logging
 import mmap
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from mirror.metadata import ImageMetadata
 from mirror.store.base import Cut, check
@@ -46,6 +46,7 @@ class PartsJournal:
         sure: Callable[[], Awaitable[None]],
     ) -> None:
         self.course = course(metadata, self)
+        self.course.needed = True
         self.position = 0
         self.validator: str | None = None
         self.part_size = parts.part_size(metadata.size)
@@ -116,6 +117,11 @@ class PartsJournal:
         number, first = divmod(start, self.part_size)
         return self._parts[number][first : first + stop - start]
 
+    def rest(self, start: int) -> Iterator[bytes]:
+        """All bytes from `start` on, which are in memory."""
+        for number, first, last in parts.spans(start, self.metadata.size, self.part_size):
+            yield self._parts[number][first:last]
+
     def near(self, offset: int) -> bool:
         """Whether the byte at `offset` is in memory."""
         return offset // self.part_size in self._parts and offset < self.position
@@ -169,13 +175,16 @@ class PartsReader:
         self.position = position
         self._journal = journal
         self._borrowed = False
+        self._digest = hashlib.sha256() if position == 0 else None
         self._stream: AsyncGenerator[bytes, None] | None = None
 
     async def take(self, stop: int) -> bytes:
         """Take bytes up to `stop` at most, at least one; they are there. Raises Cut."""
-        journal = self._journal
-        if self._borrowed and stop == journal.metadata.size:
-            piece = await self._borrow(stop)  # to its end: its last bytes wait until the object is known to be right
+        journal, size = self._journal, self._journal.metadata.size
+        if self._borrowed and stop == size and self.position < (last := size - PIECE):
+            stop = last  # its last bytes wait until it is known that what it borrowed was right
+        if self._borrowed and stop == size and not self._had_right():
+            piece = await self._borrow(stop)
         elif journal.near(self.position):
             await self.leave()
             end = min(stop, self.position + PIECE, (self.position // journal.part_size + 1) * journal.part_size)
@@ -183,7 +192,18 @@ class PartsReader:
         else:
             piece = await self._borrow(stop)
         self.position += len(piece)
+        if self._digest is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._digest.update, piece)
         return piece
+
+    def _had_right(self) -> bool:
+        """Whether all it has had, and the rest, which is in memory, are the image, whatever the bucket makes of it."""
+        if self._digest is None or not self._journal.near(self.position):
+            return False
+        digest = self._digest.copy()
+        for piece in self._journal.rest(self.position):
+            digest.update(piece)
+        return digest.hexdigest() == self._journal.metadata.hash
 
     async def leave(self) -> None:
         """Let go of a connection to the bucket."""

@@ -6,6 +6,7 @@ each replica asks for itself.
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -53,13 +54,21 @@ class BucketSource:
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
         """See `Source.open`. Waits while another replica that fetches has not got beyond `offset`."""
-        alone = False
+        alone, first = False, b""
         try:
             place = await self._choose(offset, validator)
+            if place is not None:  # what cannot be read is as good as not there
+                first = await anext(place.pieces)
+        except Gone:
+            raise Elsewhere from None
         except NoRoom as error:  # which has been said
             log.debug("%s is not brought into the bucket: %s", self._course.metadata.hash, error)
             place = None
         except BucketFailed as error:
+            if error.code is not None:
+                self._course.doubt()
+            if self._course.needed and self._course.carries and offset == 0:  # nothing would be stored
+                raise OSError(errno.EIO, str(error)) from error
             level = logging.WARNING if self._course.carries else logging.DEBUG  # that the store failed was said then
             log.log(
                 level,
@@ -71,7 +80,7 @@ class BucketSource:
             place, alone = None, True
         if place is not None:
             async with aclosing(place.pieces):
-                yield Stream(offset, place.validator, _translated(place.pieces), place.origin)
+                yield Stream(offset, place.validator, _translated(first, place.pieces), place.origin)
             return
         self._course.reads_elsewhere()
         async with self._upstream.open(offset, validator) as stream:
@@ -131,7 +140,7 @@ class BucketSource:
         course = self._course
         course.reads_object(offset, version)
         name = f"images/{course.metadata.hash}"
-        async for piece in course.bucket.read(name, offset, version.size, version.etag, patience=PATIENCE):
+        async for piece in course.bucket.read(name, offset, version.size, version.etag, patience=PATIENCE, eager=True):
             yield piece
 
     async def _follow(self, offset: int, note: LeaseNote | None) -> AsyncGenerator[bytes, None]:
@@ -197,9 +206,10 @@ class _Steps:
         self._number = number
 
 
-async def _translated(pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def _translated(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """What goes wrong in the bucket, as a fill understands it."""
     try:
+        yield first
         async for piece in pieces:
             yield piece
     except Gone:

@@ -13,7 +13,7 @@ again until this process has verified that version of the object. Nothing is evi
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,14 +29,14 @@ from mirror.source import Source
 from mirror.store.base import Body, Partial, StoredInfo, newest_first
 from mirror.store.removal import Kind, Removal
 from mirror.store.s3.abilities import Abilities, find_out
-from mirror.store.s3.bucket import Bucket, Gone, Version
+from mirror.store.s3.bucket import ANSWER, Bucket, Gone, Version
 from mirror.store.s3.course import Course, Readable
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
 from mirror.store.s3.processes import Processes
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.space import MARK, Bounds, BucketSpace
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.trouble import BucketFailed, failed
 from mirror.store.s3.versions import Versions
 from mirror.store.space import Collected, Use
 from mirror.store.verification import Verdict, Verified
@@ -141,6 +141,10 @@ class S3Store:
         self.bucket.forget()
         self._abilities.clear()
 
+    def _doubt(self) -> None:
+        """Find out anew what the server can do, for it has refused something."""
+        self._abilities.clear()
+
     # What a BlobStore does
 
     async def probe(self) -> None:
@@ -171,6 +175,10 @@ class S3Store:
 
     async def open(self, image_hash: str) -> BucketImage | None:
         """See `BlobStore.open`."""
+        return await self.ahead(image_hash, None)
+
+    async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]] | None) -> BucketImage | None:
+        """See `BlobStore.ahead`."""
         if not is_hash(image_hash):
             return None
         version = self._found.get(image_hash)
@@ -180,13 +188,28 @@ class S3Store:
             return None
         if version.size != metadata.size or self.versions.distrusted(image_hash, version):
             return None
-        return self._image(metadata, version)
+
+        def verify() -> asyncio.Task[bool]:
+            task = asyncio.create_task(self._verified(metadata, version, published), name=f"verify {image_hash}")
+            self.keep(task)
+            task.add_done_callback(_seen)
+            return task
+
+        image = BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verify)
+        self._open.add(image)
+        return image
 
     async def begin(self, metadata: ImageMetadata) -> Partial | Body:
         """See `BlobStore.begin`."""
         await self.abilities()
-        if image := await self.open(metadata.hash):
-            return image
+        self._found.pop(metadata.hash, None)
+        try:
+            async with asyncio.timeout(ANSWER):
+                if image := await self.open(metadata.hash):
+                    return image
+                await self.bucket.now()  # that there is no image may also mean that there is no bucket any more
+        except TimeoutError as error:
+            raise failed(error, self.bucket.name, "GetObject") from error
         if self._space is not None:
             await self._space.expect(metadata)
 
@@ -200,7 +223,15 @@ class S3Store:
     def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
         course = Course(
-            self.bucket, metadata, self.versions, self.abilities, journal, self.keep, self._processes, self._reserve
+            self.bucket,
+            metadata,
+            self.versions,
+            self.abilities,
+            journal,
+            self.keep,
+            self._doubt,
+            self._processes,
+            self._reserve,
         )
         self._courses.add(course)
         return course
@@ -442,16 +473,15 @@ class S3Store:
             places=("bucket",),
         )
 
-    def _image(self, metadata: ImageMetadata, version: Version) -> BucketImage:
-        async def verified() -> bool:
-            return await self._verified(metadata, version)
+    async def _verified(
+        self, metadata: ImageMetadata, version: Version, published: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """Read the object once for all who wait; whether it is right. Raises BucketFailed.
 
-        image = BucketImage(self.bucket, metadata, version, self.versions, holdback=self.holdback, verify=verified)
-        self._open.add(image)
-        return image
-
-    async def _verified(self, metadata: ImageMetadata, version: Version) -> bool:
-        """Read the object once for all who wait; whether it is right. Raises BucketFailed."""
+        Not before it is `published`, for it is being read until then. Raises FillFailed when it will not be.
+        """
+        if published is not None:
+            await published()
         if self.versions.trusted(metadata.hash, version):
             return True
         if (task := self._verifying.get(metadata.hash)) is None:
@@ -460,6 +490,7 @@ class S3Store:
             )
             self.keep(task)
             task.add_done_callback(lambda _: self._verifying.pop(metadata.hash, None))
+            task.add_done_callback(_seen)
         await asyncio.shield(task)
         return self.versions.trusted(metadata.hash, version)
 
@@ -475,6 +506,12 @@ class S3Store:
         """Own a task that goes on in the background."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _seen(task: "asyncio.Task[bool]") -> None:
+    """What it raises is of interest to who waits for it, if there is anybody."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager

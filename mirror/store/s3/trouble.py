@@ -57,6 +57,8 @@ _FOUND_CODES = frozenset(
 class BucketFailed(StoreUnavailable):
     """The bucket gave no usable answer. `code` is S3's own word for that, or None when nothing answered."""
 
+    passes = True
+
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code

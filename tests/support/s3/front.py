@@ -77,6 +77,7 @@ class Front:
         self._client: S3Client = server.client()
         self._troubles: list[list[Any]] = []
         self._turn = threading.Lock()
+        self._came: list[tuple[str, str]] = []
         self._asked: list[Asked] = []
         self._released = threading.Event()
         self._connections: set[socket.socket] = set()
@@ -111,6 +112,14 @@ class Front:
                 for asked in self._asked
                 if re.fullmatch(method or ".*", asked.method) and re.search(path, unquote(asked.path))
             ]
+
+    def came(self, method: str = "", path: str = "") -> int:
+        """How many requests so far match, answered or not."""
+        with self._turn:
+            return sum(
+                re.fullmatch(method or ".*", asked) is not None and re.search(path, unquote(about)) is not None
+                for asked, about in self._came
+            )
 
     def secrets(self) -> set[str]:
         """The signatures and session tokens of all requests that were answered."""
@@ -181,6 +190,7 @@ class Front:
 
     def _take(self, request: "_Handler") -> tuple[Trouble, threading.Event]:
         with self._turn:
+            self._came.append((request.command, request.path))
             for entry in self._troubles:
                 trouble, times = entry
                 if times != 0 and trouble.matches(request):

@@ -1,0 +1,86 @@
+"""Whether the bucket's server is there: when it is not, nobody waits for it until it is back.
+
+It counts as away when what is read gets no answer, or that the server is overloaded, and when it cannot be reached.
+That a write takes too long shows nothing: on a thin line it may.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
+
+from mirror.breaker import Breaker, Question
+from mirror.log import event
+from mirror.store.s3.trouble import BucketFailed
+
+SPARED = 5.0
+"""Seconds between two attempts to find out whether a server that is away is back. They are made in the background."""
+
+_READING = frozenset({"HeadObject", "GetObject", "ListBucket", "ListBucketMultipartUploads"})
+_UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError)
+_OVERLOADED = frozenset({502, 503, 504})
+
+log = logging.getLogger(__name__)
+
+
+class Outage:
+    """Of the server of the bucket `name`. `attempt` asks it, for the object that could not be had if it was one."""
+
+    def __init__(self, name: str, attempt: Callable[[str | None], Awaitable[None]]) -> None:
+        self._name = name
+        self._attempt = attempt
+        self._breaker: Breaker[str] = Breaker(time.monotonic, lambda _: SPARED)
+        self._trying: asyncio.Task[None] | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the server is away, as far as is known."""
+        return self._breaker.away is not None
+
+    async def close(self) -> None:
+        """Try no more."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
+
+    def begin(self, operation: str) -> Question:
+        """Ask the server something, if it is not away or that is to be found out. Raises BucketFailed."""
+        if not self.lasts or asyncio.current_task() is self._trying:
+            question = self._breaker.ask(operation)
+            if question is not None:
+                return question
+        raise BucketFailed(self._breaker.away or "")
+
+    def answered(self, question: Question) -> None:
+        """It answered."""
+        if self._breaker.answered(question):
+            log.info("the bucket %s answers again", self._name, extra=event("bucket.back"))
+
+    def failed(self, question: Question, error: Exception, trouble: BucketFailed, name: str | None) -> None:
+        """It raised `error`, which is in words `trouble`, when it was asked for the object `name`, or for none."""
+        reading = question.kind in _READING or question.trial
+        if isinstance(error, ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            away = status in _OVERLOADED and reading
+            if not away:
+                self.answered(question)
+        else:
+            away = isinstance(error, _UNREACHABLE) or (isinstance(error, TimeoutError) and reading) or question.trial
+        if away and self._breaker.failed(question, trouble.message):
+            log.warning("%s; nobody waits for it until it answers again", trouble, extra=event("bucket.away"))
+            if self._trying is None or self._trying.done():
+                self._trying = asyncio.create_task(self._try(name), name=f"try the bucket {self._name}")
+
+    def dropped(self, question: Question) -> None:
+        """All is known of it that will be."""
+        self._breaker.dropped(question)
+
+    async def _try(self, name: str | None) -> None:
+        while self.lasts:
+            await asyncio.sleep(self._breaker.wait)
+            try:
+                await self._attempt(name)
+            except BucketFailed as error:
+                log.debug("the bucket was tried: %s", error)

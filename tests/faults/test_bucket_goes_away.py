@@ -1,0 +1,183 @@
+"""A bucket that hangs or goes, when images are nowhere else: clients bear no more than finding that out, once."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mirror.simulator.client import TOKEN, ImageSpec, Simulator
+from tests.faults.test_bucket_fails import (
+    BYPASS,
+    CONSTANTS,
+    HIT,
+    MIB,
+    STORED,
+    WELL,
+    Replicas,
+    health,
+    mend,
+    replicas,
+    shared_simulator,
+)
+from tests.support.downloads import Download, fetch
+from tests.support.forked import ForkedMirror
+from tests.support.processes import eventually
+from tests.support.s3.fixtures import TestBucket
+from tests.support.s3.front import Front, Trouble
+
+OBJECT = "/images/[0-9a-f]{64}$"
+
+QUICK = {
+    **CONSTANTS,
+    "mirror.store.s3.bucket:ANSWER": 8.0,
+    "mirror.store.s3.store:ANSWER": 8.0,
+    "mirror.store.s3.outage:SPARED": 0.01,
+    "mirror.library:LOOK_AGAIN": 0.2,
+}
+REMEMBERING = {**QUICK, "mirror.store.s3.store:REMEMBERED": 1000.0}
+"""What the bucket said of an object once is believed: it goes within that time."""
+
+__all__ = ["replicas", "shared_simulator"]
+
+AWAY: Mapping[str, Callable[[Front], None]] = {
+    "hangs": lambda front: front.trouble(Trouble(stall=True)),
+    "hangs at bytes": lambda front: front.trouble(Trouble("GET", OBJECT, stall=True)),
+    "unreachable": Front.refuse,
+    "overloaded": lambda front: front.trouble(Trouble(status=503, code="SlowDown")),
+    "refuses bytes": lambda front: front.trouble(Trouble("GET", OBJECT, status=403, code="AccessDenied")),
+}
+goes = pytest.mark.parametrize("go", AWAY.values(), ids=AWAY)
+
+
+def warm(replicas: Replicas, constants: Mapping[str, float], *, upstream: bool = True) -> ForkedMirror:
+    """A mirror that runs, and has just served the image from the bucket."""
+    with replicas.make("filler", local_copy=False) as filler:
+        replicas.assert_right(fetch(filler.image_url), STORED)
+        eventually(replicas.arrived)
+        eventually(lambda: "current.json" in replicas.bucket.names())
+    mirror = replicas.make(local_copy=False, upstream=upstream)
+    mirror.constants = constants
+    mirror.start()
+    replicas.assert_right(fetch(mirror.image_url), HIT)
+    eventually(lambda: health(mirror) == WELL)
+    return mirror
+
+
+@goes
+def test_a_hit_whose_bucket_gives_no_byte_is_passed_through(
+    replicas: Replicas, front: Front, go: Callable[[Front], None]
+) -> None:
+    with warm(replicas, REMEMBERING) as mirror:
+        go(front)
+        replicas.assert_right(fetch(mirror.image_url), BYPASS)
+        with Download(mirror.image_url, headers={"Authorization": "Bearer " + TOKEN, "Range": "bytes=-100"}) as part:
+            part.read_all()
+            assert (part.status, part.ended, part.header("Cache-Status")) == (206, "complete", BYPASS)
+            assert part.body == replicas.simulator.read("first")[-100:]
+
+
+@goes
+def test_without_upstream_it_is_503_that_says_when_to_come_back(
+    replicas: Replicas, front: Front, go: Callable[[Front], None]
+) -> None:
+    with warm(replicas, REMEMBERING, upstream=False) as mirror:
+        go(front)
+        for _ in range(2):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(mirror.image_url, timeout=30)
+            assert refused.value.code == 503
+            assert int(refused.value.headers["Retry-After"]) > 0
+            assert "bucket" in json.load(refused.value)["message"]
+
+
+def test_while_a_bucket_hangs_no_request_asks_it_and_when_it_is_back_that_is_found_out_without_one(
+    replicas: Replicas, front: Front
+) -> None:
+    with warm(replicas, QUICK) as mirror:
+        eventually(lambda: fetch(mirror.image_url).cache_status == HIT)
+        front.trouble(Trouble(stall=True))
+        replicas.assert_right(fetch(mirror.image_url), BYPASS)  # found it out
+        asked = front.came("HEAD")
+        tried = front.came("GET", OBJECT)
+        with ThreadPoolExecutor(8) as pool:
+            for outcome in pool.map(lambda _: fetch(mirror.image_url), range(16)):
+                replicas.assert_right(outcome, BYPASS)
+        assert front.came("HEAD") == asked
+        eventually(lambda: front.came("GET", OBJECT) > tried + 1, what="attempts in the background")
+        assert "does not answer" in health(mirror).degraded
+        assert mirror.log().count("nobody waits for it until it answers again") == 1
+
+        mend(front)
+        eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
+        replicas.assert_right(fetch(mirror.image_url), HIT)
+        assert mirror.log().count("answers again") == 2  # it was said once, and is said in the first line
+
+
+def test_what_hangs_while_the_rest_is_quick_makes_nobody_believe_that_the_bucket_is_away(
+    replicas: Replicas, front: Front
+) -> None:
+    with warm(replicas, QUICK) as mirror:
+        front.trouble(Trouble("PUT", stall=True))
+        replicas.simulator.roll_over("second")
+        assert fetch(mirror.image_url).ended == "complete"
+        replicas.simulator.roll_over("first")
+        for _ in range(3):
+            replicas.assert_right(fetch(mirror.image_url), HIT)
+        assert "nobody waits for it" not in mirror.log()
+
+
+def test_a_bucket_that_is_deleted_under_a_mirror_stores_nothing_and_that_is_said(
+    replicas: Replicas, bucket: TestBucket
+) -> None:
+    with warm(replicas, QUICK) as mirror:
+        bucket.client.remove_bucket(bucket.name)
+        eventually(lambda: fetch(mirror.image_url).cache_status != HIT, what="an end to what is remembered")
+        for _ in range(2):
+            replicas.assert_right(fetch(mirror.image_url), BYPASS)
+        assert "there is no such bucket" in health(mirror).degraded
+        bucket.client.make_bucket(bucket.name)
+        eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
+        replicas.assert_right(fetch(mirror.image_url), STORED)
+        eventually(replicas.arrived)
+
+
+def test_a_bucket_that_takes_nothing_any_more_stores_nothing_and_that_is_said(replicas: Replicas, front: Front) -> None:
+    with replicas.make(local_copy=False) as mirror:
+        mirror.kill()
+        mirror.constants = QUICK
+        mirror.start()
+        eventually(lambda: health(mirror) == WELL)
+        front.trouble(Trouble("PUT", status=403, code="AccessDenied"))
+        for _ in range(2):
+            replicas.assert_right(fetch(mirror.image_url), BYPASS)
+        assert "do not allow PutObject" in health(mirror).degraded
+        front.clear()
+        eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
+        replicas.assert_right(fetch(mirror.image_url), STORED)
+        eventually(replicas.arrived)
+
+
+def test_verified_bytes_reach_a_slow_client_though_the_bucket_never_makes_one_object_of_them(
+    tmp_path: Path, bucket: TestBucket, front: Front
+) -> None:
+    size = 48 * MIB  # of which memory has the last 15: it reads what is before from the bucket
+    with Simulator.start([ImageSpec("large", size=size)]) as simulator:
+        replicas = Replicas(tmp_path, front, bucket, simulator)
+        mirror = replicas.make(local_copy=False)
+        mirror.constants = {**QUICK, "mirror.store.s3.bucket:ANSWER": 15.0, "mirror.store.s3.journal:PUBLISHING": 0.5}
+        with mirror:
+            front.trouble(Trouble("POST", "uploadId=", status=403, code="AccessDenied"))
+            with Download(mirror.image_url) as slow:
+                slow.read(MIB)
+                eventually(lambda: "cannot be brought into the bucket now" in mirror.log(), 120, "the refusal")
+                slow.read_all()
+                assert slow.ended == "complete"
+                assert slow.body == simulator.read("large")
+            assert front.asked("GET", "/parts/")
+            assert not bucket.names("images/") or simulator.image_sha256("large") not in "".join(
+                name for name in bucket.names("images/") if not name.endswith(".json")
+            )
