@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "store.holdback": "64KB",
     "store.s3.bucket": "other-bucket",
     "store.s3.region": "other",
+    "store.s3.max_size": "60GiB",
     "store.s3.serve": "redirect",
     "store.s3.local_copy": "false",
     "store.s3.endpoint_url": "https://s3.example",
