@@ -17,10 +17,11 @@ install: $(VENV)/run.ok     ## pps-mirror in .venv/bin
 test: $(VENV)/dev.ok        ## the whole suite (ARGS: passed on to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/dev.ok       ## format, lint, types, tests
+check: $(VENV)/dev.ok      ## format, lint, types, direction of imports, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest $(ARGS)
 
 test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift, each a real one (needs root)

@@ -305,7 +305,7 @@ class Mirror(Cache):
                 ca_file=self._upstream_ca.cert if self.origin.scheme == "https" else "",
             )
         )
-        return [sys.executable, "-m", "mirror.cli", "serve", "-c", str(config)]
+        return [sys.executable, "-m", "mirror.cli.main", "serve", "-c", str(config)]
 
     def is_ready(self) -> bool:
         """Ask `GET /readyz` of the admin listener."""

@@ -1,6 +1,6 @@
-"""What `make docs` does beyond MkDocs: README.md becomes a page too, and the example configuration lies beside it.
+"""What `make docs` does beyond MkDocs: what stands above docs/ becomes pages too, as does the example configuration.
 
-Both stand above docs/, where MkDocs does not look; links to and from them are turned on the way.
+MkDocs does not look there; links to and from these files are turned on the way.
 """
 
 import re
@@ -10,19 +10,30 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-PAGE = "reference.md"
+PAGES = {"README.md": "reference.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "reporting.md"}
+"""The page that each file becomes."""
+
 EXAMPLE = "config.example.toml"
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add what stands above docs/."""
     root = Path(config.config_file_path).parent
-    readme = re.sub(r"\]\(docs/", "](", (root / "README.md").read_text())
-    files.append(File.generated(config, PAGE, content=readme))
+    for name, page in PAGES.items():
+        text = re.sub(r"\]\(docs/", "](", (root / name).read_text())
+        files.append(File.generated(config, page, content=_turned(text, "")))
     files.append(File.generated(config, EXAMPLE, abs_src_path=str(root / EXAMPLE)))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Have links to the README lead to its page."""
-    return markdown.replace("](../README.md", f"]({PAGE}").replace(f"](../{EXAMPLE}", f"]({EXAMPLE}")
+    """Have links to what stands above docs/ lead to its page."""
+    up = "../" * page.file.src_uri.count("/")
+    return _turned(markdown, f"{up}../").replace(f"]({up}../{EXAMPLE}", f"]({up}{EXAMPLE}")
+
+
+def _turned(markdown: str, above: str) -> str:
+    up = above.removesuffix("../")
+    for name, page in PAGES.items():
+        markdown = markdown.replace(f"]({above}{name}", f"]({up}{page}")
+    return markdown

@@ -11,8 +11,8 @@ from pathlib import Path
 from argparse_manpage.manpage import Manpage
 
 from mirror import __version__
-from mirror.arguments import EPILOG, build_parser
-from mirror.commands.examples import EXAMPLES
+from mirror.cli.examples import EXAMPLES
+from mirror.cli.parser import EPILOG, build_parser
 
 
 def page() -> str:

@@ -1,1 +1,4 @@
-"""Images that are carried across an air gap: written to media, and taken from them."""
+"""Images that are carried across an air gap: written to media as bundles, found on them, checked, imported.
+
+Never trusts a medium. May import `wiring` and all folders below it.
+"""

@@ -11,9 +11,9 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from mirror.bundle.layout import BadBundle
-from mirror.errors import MirrorError
-from mirror.store.durable import sync_directory
+from mirror.bundle.format import BadBundle
+from mirror.common.files import sync_directory
+from mirror.model.errors import MirrorError
 
 PART = ".part"
 """Ending of a file that is not yet whole and read back."""

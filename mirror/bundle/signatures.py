@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirror.bundle.layout import SIGNATURE, SUMS, BadBundle
-from mirror.errors import MirrorError, UsageError
-from mirror.log import plain
-from mirror.scratch import need_temporary_files
+from mirror.bundle.format import SIGNATURE, SUMS, BadBundle
+from mirror.common.log import plain
+from mirror.common.temporary_files import need_temporary_files
+from mirror.model.errors import MirrorError, UsageError
 
 NAMESPACE = "bundle@pps-mirror"
 

@@ -2,12 +2,12 @@
 
 Whoever holds a `Config` may rely on it: values are parsed and normalised, do not contradict each other, and an empty
 text is None. Every problem is one `ConfigError` whose text is one line that a person can act on and that never quotes
-what may be a secret. Nothing here touches the network or the store.
+what may be a secret. It never touches the network or the store, and imports `common` and `model` only.
 """
 
 from mirror.config.changes import RESTART, Changes
-from mirror.config.loading import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token
-from mirror.config.model import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
+from mirror.config.loader import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token
+from mirror.config.schema import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
 
 __all__ = [
     "FILE_VARIABLE",

@@ -7,8 +7,8 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from mirror.config.model import KEYS, Config, Section
-from mirror.errors import ConfigError
+from mirror.config.schema import KEYS, Config, Section
+from mirror.model.errors import ConfigError
 
 _S = TypeVar("_S", bound=Section)
 

@@ -1,1 +1,4 @@
-"""What a request meets: routes, conditionals and ranges, sending, errors."""
+"""What a request meets: the port, routes, conditionals and ranges, sending bytes, errors, the status page.
+
+Never knows where bytes lie. May import `admin` and all folders below it.
+"""

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, NotFound, Unauthorized
-from mirror.http.admin_access import AdminAccess
+from mirror.admin.actions import Operator
+from mirror.admin.overview import Overview
+from mirror.http.admin_auth import AdminAccess
 from mirror.http.errors import JSON, error_response, message_response
+from mirror.http.listener import finish_headers
 from mirror.http.page import Page
-from mirror.http.server import finish_headers
-from mirror.operators.operating import Operator
-from mirror.operators.overview import Overview
-from mirror.status import Done, Health, Status, as_json
+from mirror.model.errors import MirrorError, NotFound, Unauthorized
+from mirror.model.status import Done, Health, Status, as_json
 
 PUSH_SECONDS = 1.0
 """Seconds between two looks whether there is something to push."""

@@ -6,24 +6,24 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
-from mirror import loop
-from mirror.access import Access
-from mirror.caller import Caller
-from mirror.catalog import Catalog, Current, Freshness
-from mirror.errors import BadRequest, MirrorError, NotFound, Unavailable
-from mirror.hosts import unmapped
+from mirror.access.policies import Access
+from mirror.common.hosts import unmapped
+from mirror.common.limiter import Turnstile
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.image_response import bodied, bodiless, redirection
-from mirror.http.sending import Sender
-from mirror.http.server import finish_headers
-from mirror.library import Found, Library, Opened
-from mirror.listing import describe
-from mirror.metadata import ImageMetadata, is_hash
-from mirror.source import Origin
-from mirror.turnstile import Turnstile
+from mirror.http.listener import finish_headers
+from mirror.http.send import Sender
+from mirror.images.catalog import Catalog, Current, Freshness
+from mirror.images.describe import describe
+from mirror.images.library import Found, Library, Opened
+from mirror.images.outcome import FillFailed, Reason
+from mirror.model.caller import Caller
+from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable
+from mirror.model.metadata import ImageMetadata, is_hash
+from mirror.model.source import Origin
+from mirror.upstream import loop_detection as loop
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
-from mirror.verdict import FillFailed, Reason
 
 IMAGES = "/mirror/v1/images/"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from multidict import CIMultiDict
 
-from mirror.errors import MirrorError, Unauthorized, UpstreamRefused
+from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
 
 JSON = "application/json"
 

@@ -1,4 +1,4 @@
-"""An image as a response: its headers, and the part of it that was asked for. `mirror.http.sending` moves the bytes."""
+"""An image as a response: its headers, and the part of it that was asked for. `mirror.http.send` moves the bytes."""
 
 import re
 from base64 import b64encode
@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from mirror.http.conditional import NotModified, Part, PreconditionFailed, Selection, Unsatisfiable
 from mirror.http.errors import message_response
-from mirror.metadata import ImageMetadata
+from mirror.model.metadata import ImageMetadata
 
 
 def image_headers(metadata: ImageMetadata, cache_status: str) -> CIMultiDict[str]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mirror.config import Server
-from mirror.errors import ConfigError
-from mirror.reloadable import Ready
+from mirror.config.reloadable import Ready
+from mirror.model.errors import ConfigError
 
 
 class ServerTls:

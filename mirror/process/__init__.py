@@ -1,1 +1,4 @@
-"""What a process is to the system that runs it: signals, its service manager, processes of its own."""
+"""Being a process: signals, systemd, standard streams, descriptors, reloading, worker processes.
+
+Never knows what the process serves. May import `images` and all folders below it.
+"""

@@ -9,12 +9,12 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from mirror.common.log import event
 from mirror.config import Changes, Config
-from mirror.errors import ConfigError
-from mirror.log import event
+from mirror.config.reloadable import Part
+from mirror.model.errors import ConfigError
 from mirror.process.signals import on_signal
 from mirror.process.systemd import ServiceManager
-from mirror.reloadable import Part
 
 log = logging.getLogger(__name__)
 

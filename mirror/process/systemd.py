@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mirror.errors import ConfigError
-from mirror.log import event
+from mirror.common.log import event
+from mirror.model.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """Several processes that serve clients from one port and one store, and the one that keeps them running.
 
 Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
-`mirror.store.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
+`mirror.store.disk.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
 tells the worker that nobody keeps it any more. Another line on it is a configuration that holds from then on. It says
 `ready` on its standard output once it serves, and from then on how it is, a line each second (see
-`mirror.operators.telemetry`), by which its keeper knows that it is not frozen.
+`mirror.admin.worker_report`), by which its keeper knows that it is not frozen.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 
+from mirror.common.log import event
 from mirror.config import Config
-from mirror.errors import ConfigError
-from mirror.log import event
+from mirror.model.errors import ConfigError
 
 RESTART = (0.1, 10.0)
 """Seconds before a worker that died is replaced, the first time in a row and at most."""
@@ -192,7 +192,7 @@ class Workers:
     async def _run(self, number: int, started: asyncio.Event) -> int:
         """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "mirror.worker", self._name, *map(str, self._descriptors)),
+            *(sys.executable, "-P", "-m", "mirror.serve.worker", self._name, *map(str, self._descriptors)),
             pass_fds=self._descriptors,
             stdin=PIPE,
             stdout=PIPE,

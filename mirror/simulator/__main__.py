@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mirror.common.units import parse_rate
 from mirror.simulator.images import ImageSpec
 from mirror.simulator.server import run
 from mirror.simulator.setup import Setup
-from mirror.units import parse_rate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from mirror.errors import Unavailable
-from mirror.metadata import ImageMetadata
-from mirror.source import Source
+from mirror.model.errors import Unavailable
+from mirror.model.metadata import ImageMetadata
+from mirror.model.source import Source
 from mirror.store.shared_file import SharedFile
 
 BLOCK = 2 << 20
@@ -137,7 +137,7 @@ def newest_first(images: Iterable[StoredInfo]) -> Sequence[StoredInfo]:
 
 
 class Retention(Protocol):
-    """Says which of some images may be evicted, the first to go first (see `mirror.retention`)."""
+    """Says which of some images may be evicted, the first to go first (see `mirror.images.retention`)."""
 
     def __call__(
         self, images: Sequence[StoredInfo], current: str | None, read: Collection[str]
@@ -150,7 +150,7 @@ class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
     `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there. A journal
-    without a file is a `mirror.store.window.Window`. While it is not `ours` another process appends to it.
+    without a file is a `mirror.store.memory.Window`. While it is not `ours` another process appends to it.
     """
 
     @property

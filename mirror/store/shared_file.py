@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 
-from mirror.store.readers import announce
+from mirror.store.read_locks import announce
 from mirror.store.recall import is_recalled
 
 SEGMENT = 256 << 20

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
-from mirror.log import event
-from mirror.metadata import ImageMetadata
-from mirror.source import Source
+from mirror.common.log import event
+from mirror.model.metadata import ImageMetadata
+from mirror.model.source import Source
 from mirror.store.base import (
     Body,
     Partial,
@@ -26,9 +26,9 @@ from mirror.store.base import (
     Unnamed,
     newest_first,
 )
-from mirror.store.disk import DiskStore
-from mirror.store.partial_file import PartialFile
-from mirror.store.s3.course import Course
+from mirror.store.disk.partial_file import PartialFile
+from mirror.store.disk.store import DiskStore
+from mirror.store.s3.coordinator import Course
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.store import S3Store
 
@@ -220,7 +220,7 @@ class TieredPartial:
         await self.course.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """See `mirror.store.s3.course.Readable`: from the page cache, as it was written just now."""
+        """See `mirror.store.s3.coordinator.Readable`: from the page cache, as it was written just now."""
         return os.preadv(self.file.fd, [buffer], offset)
 
 
@@ -234,7 +234,7 @@ class _Readable:
         self._file = image.file
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """See `mirror.store.s3.course.Readable`."""
+        """See `mirror.store.s3.coordinator.Readable`."""
         return os.preadv(self._file.fd, [buffer], offset)
 
 

@@ -15,17 +15,17 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from mirror import loop
-from mirror.caller import Caller
+from mirror.common.log import event
+from mirror.common.metrics import Metrics
+from mirror.common.units import format_duration
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
-from mirror.log import event
-from mirror.metadata import MAX_BODY, ImageMetadata
-from mirror.metrics import Metrics
-from mirror.reloadable import Ready
-from mirror.units import format_duration
+from mirror.config.reloadable import Ready
+from mirror.model.caller import Caller
+from mirror.model.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.model.metadata import MAX_BODY, ImageMetadata
+from mirror.upstream import loop_detection as loop
+from mirror.upstream.connection import Line, NoAnswer, Way, reason
 from mirror.upstream.encoding import decoded
-from mirror.upstream.line import Line, NoAnswer, Way, reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
 from mirror.upstream.statuses import passes, retry_after
@@ -65,8 +65,9 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
-    `name` is that of the mirror which asks, by which loops are found (`mirror.loop`); who serves nobody has none.
-    `image` is the path of the image, below which its metadata is: another one than DataRobot's at a mirror only.
+    `name` is that of the mirror which asks, by which loops are found (`mirror.upstream.loop_detection`); who serves
+    nobody has none. `image` is the path of the image, below which its metadata is: another one than DataRobot's at a
+    mirror only.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Mapping
 
-from mirror.errors import BadUpstream
+from mirror.model.errors import BadUpstream
 
 _GZIP = b"\x1f\x8b"
 _ANY_HEADER = zlib.MAX_WBITS | 32  # gzip's or zlib's

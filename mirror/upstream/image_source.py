@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from mirror.caller import Caller
-from mirror.errors import BadUpstream
-from mirror.metadata import MAX_BODY, ImageMetadata
-from mirror.source import UNVOUCHED, Broken, Changed, Stream
+from mirror.model.caller import Caller
+from mirror.model.errors import BadUpstream
+from mirror.model.metadata import MAX_BODY, ImageMetadata
+from mirror.model.source import UNVOUCHED, Broken, Changed, Stream
 from mirror.upstream.client import ImageResponse, Upstream, failure, refused
-from mirror.upstream.line import reason
+from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
 from mirror.upstream.statuses import passes, retry_after
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from yarl import URL
 
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, ConfigError, MirrorError, Unavailable
+from mirror.model.errors import BadUpstream, ConfigError, MirrorError, Unavailable
 
 _PORT = re.compile(r"([^:\[\]]*|\[[^\[\]]*\]):(\d{1,5})")  # an address with colons has brackets before a port
 

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from aiohttp.connector import AddrInfoType
 from yarl import URL
 
-from mirror.errors import BadUpstream
+from mirror.model.errors import BadUpstream
 
 MAX_HOPS = 5
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
 
-from mirror import http_date
+from mirror.common import http_date
 
 
 class Meaning(Enum):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from mirror.operators.history import INTERVAL, KEPT
+from mirror.admin.traffic_history import INTERVAL, KEPT
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.admin import CHANGING, ask_admin
 from tests.support.downloads import Download, fetch

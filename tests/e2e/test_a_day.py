@@ -49,7 +49,7 @@ def test_a_sites_day(tmp_path: Path) -> None:
     }
     with Simulator.start(images) as upstream:
         mirror = ForkedMirror(tmp_path, upstream.api_url, sections, {"DATAROBOT_API_TOKEN": TOKEN})
-        mirror.constants = {"mirror.prefetch:FIRST": 0.0, "mirror.prefetch:TICK": 0.1}
+        mirror.constants = {"mirror.images.prefetch:FIRST": 0.0, "mirror.images.prefetch:TICK": 0.1}
         mirror.set_clock("2026-11-23T12:00:00")
         with mirror:
             hashes = {name: upstream.image_sha256(name) for name in ("v1", "v2", "v3")}

@@ -54,7 +54,7 @@ def answered(host: str, port: int) -> bytes:
 
 
 def checked(mirror: MirrorProcess) -> str:
-    command = [sys.executable, "-m", "mirror.cli", "check", "-c", str(mirror.config_file)]
+    command = [sys.executable, "-m", "mirror.cli.main", "check", "-c", str(mirror.config_file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return next(line for line in done.stdout.splitlines() if " server " in line)
 

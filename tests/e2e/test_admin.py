@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.operators.telemetry import INTERVAL
+from mirror.admin.worker_report import INTERVAL
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import CHANGING, actions_of, ask_admin, pushed, status_of
 from tests.support.downloads import Download

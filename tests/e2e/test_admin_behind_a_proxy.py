@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.http.guesses import FROM_ONE
+from mirror.http.token_guesses import FROM_ONE
 from tests.support.admin import CHANGING, Answer, ask_admin, metric
 from tests.support.downloads import fetch
 from tests.support.fixtures import Canary, FreshMirror

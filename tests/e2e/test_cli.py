@@ -20,7 +20,7 @@ from tests.support.certificates import certificate
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
-COMMAND = [sys.executable, "-m", "mirror.cli"]
+COMMAND = [sys.executable, "-m", "mirror.cli.main"]
 
 
 @pytest.fixture

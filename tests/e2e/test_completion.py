@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.arguments import build_parser
-from mirror.commands.examples import EXAMPLES
+from mirror.cli.examples import EXAMPLES
+from mirror.cli.parser import build_parser
 from tests.e2e.test_cli import run
 from tests.support.needs import needs
 

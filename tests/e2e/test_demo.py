@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.demo import Download, Round, verdict
+from mirror.cli.demo import Download, Round, verdict
 from tests.support.needs import needs
 from tests.support.processes import eventually, free_port
 
-DEMO = [sys.executable, "-m", "mirror.cli", "demo", "--size", "8MiB", "--rate", "40MB/s"]
+DEMO = [sys.executable, "-m", "mirror.cli.main", "demo", "--size", "8MiB", "--rate", "40MB/s"]
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from mirror.commands.diagnosis import proxying
-from mirror.commands.diagnosis.case import Case
-from mirror.commands.diagnosis.credential import beside
-from mirror.commands.diagnosis.directory import mount_of
-from mirror.commands.diagnosis.proxying import useless
-from mirror.commands.findings import Finding
+from mirror.cli.doctor import proxy as proxying
+from mirror.cli.doctor.case import Case
+from mirror.cli.doctor.proxy import useless
+from mirror.cli.doctor.store import mount_of
+from mirror.cli.doctor.token import beside
+from mirror.cli.findings import Finding
 from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.archive import DockerArchive
@@ -71,7 +71,7 @@ class Doctor:
 
     def run(self, mirror: MirrorProcess, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "mirror.cli", "doctor", "-c", mirror.config_file, *arguments],
+            [sys.executable, "-m", "mirror.cli.main", "doctor", "-c", mirror.config_file, *arguments],
             env=clean_environment() | environ,
             capture_output=True,
             text=True,
@@ -670,8 +670,8 @@ def test_what_hangs_is_given_up_and_said_and_the_rest_is_examined(configured: Co
     mirror = configured(token_file=str(pipe))
     program = f"""
 import sys
-from mirror.cli import main
-from mirror.commands.diagnosis import case
+from mirror.cli.main import main
+from mirror.cli.doctor import case
 case.LIMIT = 2.0
 sys.exit(main(["doctor", "-c", {str(mirror.config_file)!r}]))
 """

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mirror.http import heads
+from mirror.http import head_limits as heads
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED
 from tests.support.processes import METADATA, MirrorProcess

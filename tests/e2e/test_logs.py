@@ -215,7 +215,7 @@ def test_a_worker_that_starts_later_debugs_as_the_others_do(fresh_mirror: FreshM
 def start_on_a_terminal(mirror: MirrorProcess, *arguments: str, **environ: str) -> str:
     """What serve draws on a terminal until it says that it serves, and when it is ended then."""
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "mirror.cli", "serve", "-c", str(mirror.config_file), *arguments]
+    command = [sys.executable, "-m", "mirror.cli.main", "serve", "-c", str(mirror.config_file), *arguments]
     kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TERM"}}
     process = subprocess.Popen(command, stdout=end, stderr=end, env=kept | environ)
     os.close(end)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.examples import EXAMPLES
+from mirror.cli.examples import EXAMPLES
 from tests.support.needs import needs
 
 ROOT = Path(__file__).parents[2]

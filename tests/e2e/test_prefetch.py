@@ -17,7 +17,7 @@ from tests.support.processes import MirrorProcess, eventually
 
 MIB = 1 << 20
 SIZE = 8 * MIB
-QUICK = {"mirror.prefetch:FIRST": 0.0, "mirror.prefetch:TICK": 0.1}
+QUICK = {"mirror.images.prefetch:FIRST": 0.0, "mirror.images.prefetch:TICK": 0.1}
 OWN = {"DATAROBOT_API_TOKEN": TOKEN}
 
 

@@ -42,7 +42,7 @@ def mirror(fresh_mirror: FreshMirror, simulator: Simulator, token_file: str) -> 
 
 def begin(mirror: MirrorProcess, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["env", "--default-signal=INT", sys.executable, "-m", "mirror.cli", "pull", "-c", mirror.config_file],
+        ["env", "--default-signal=INT", sys.executable, "-m", "mirror.cli.main", "pull", "-c", mirror.config_file],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from mirror.errors import BadUpstream
+from mirror.model.errors import BadUpstream
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy
 from tests.support.certificates import certificate

@@ -23,7 +23,7 @@ def test_a_time_zone_that_is_not_installed_is_said_at_the_start_and_by_check_and
     assert mirror.stop() == 0
     for command in ("check", "doctor"):
         ran = subprocess.run(
-            [sys.executable, "-m", "mirror.cli", command, "--json", "-c", str(mirror.config_file)],
+            [sys.executable, "-m", "mirror.cli.main", command, "--json", "-c", str(mirror.config_file)],
             env=mirror.environ,
             capture_output=True,
             timeout=120,

@@ -186,7 +186,7 @@ def test_a_bad_list_stops_the_start_and_fails_check_with_a_line_that_names_file_
     mirror = MirrorProcess(tmp_path, simulator.api_url, sections)
     for command, status in (("serve", 2), ("check", 1)):
         done = subprocess.run(
-            [sys.executable, "-m", "mirror.cli", command, "-c", str(mirror.config_file)],
+            [sys.executable, "-m", "mirror.cli.main", command, "-c", str(mirror.config_file)],
             capture_output=True,
             text=True,
             timeout=60,

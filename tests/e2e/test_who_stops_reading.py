@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli import _COMMANDS
+from mirror.cli.main import _COMMANDS
 from mirror.simulator.client import ImageSpec, Simulator
 
-COMMAND = [sys.executable, "-m", "mirror.cli"]
+COMMAND = [sys.executable, "-m", "mirror.cli.main"]
 
 
 @pytest.fixture(scope="module")

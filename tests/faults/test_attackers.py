@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mirror.access import STRANGERS
+from mirror.access.policies import STRANGERS
 from mirror.http.client_api import PASSED_AT_ONCE
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from tests.support.downloads import Download, at_once, fetch

@@ -147,7 +147,7 @@ def reload(mirror: ForkedMirror) -> str:
 
 def check(mirror: ForkedMirror) -> str:
     """What `pps-mirror check` says of the bucket."""
-    command = [sys.executable, "-m", "mirror.cli", "check", "-c", str(mirror.config_file)]
+    command = [sys.executable, "-m", "mirror.cli.main", "check", "-c", str(mirror.config_file)]
     done = subprocess.run(command, env=mirror.environ, capture_output=True, text=True, timeout=60, check=False)
     (line,) = [line for line in done.stdout.splitlines() if " bucket " in f" {line} "]
     return line

@@ -27,8 +27,8 @@ SIZE = 12 * MIB
 CONSTANTS = {
     "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.keeper:FIRST": 0.5,
-    "mirror.store.s3.keeper:INTERVAL": 0.5,
+    "mirror.store.s3.maintenance:FIRST": 0.5,
+    "mirror.store.s3.maintenance:INTERVAL": 0.5,
 }
 
 HIT = "pps-mirror; hit"

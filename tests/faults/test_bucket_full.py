@@ -25,10 +25,10 @@ NAMES = [f"image{number}" for number in range(6)]
 CONSTANTS = {
     "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.keeper:FIRST": 0.5,
-    "mirror.store.s3.keeper:INTERVAL": 0.5,
-    "mirror.store.s3.space:LATELY": 0.0,
-    "mirror.operators.overview:BUCKET_FRESH": 0.2,
+    "mirror.store.s3.maintenance:FIRST": 0.5,
+    "mirror.store.s3.maintenance:INTERVAL": 0.5,
+    "mirror.store.s3.room:LATELY": 0.0,
+    "mirror.admin.overview:BUCKET_FRESH": 0.2,
 }
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
@@ -54,7 +54,7 @@ def make(directory: Path, bucket: TestBucket, simulator: Simulator, *, local_cop
 
 def run(mirror: ForkedMirror, *words: str) -> str:
     """What a command says on that mirror's configuration; it must succeed."""
-    command = [sys.executable, "-m", "mirror.cli", *words, "-c", str(mirror.config_file)]
+    command = [sys.executable, "-m", "mirror.cli.main", *words, "-c", str(mirror.config_file)]
     done = subprocess.run(command, env=mirror.environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

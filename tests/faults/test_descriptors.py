@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.descriptors import EACH, LEAST, RESERVE, Room
-from mirror.http.accepting import Acceptor
-from mirror.http.binding import listening
+from mirror.http.accept import Acceptor
+from mirror.http.bind import listening
+from mirror.process.descriptors import EACH, LEAST, RESERVE, Room
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin
 from tests.support.downloads import Download, fetch
@@ -90,7 +90,7 @@ def test_too_few_to_run_at_all_is_one_line_and_status_2(tmp_path: Path, simulato
 
 def test_check_says_how_many_connections_the_limit_is_enough_for(tmp_path: Path, simulator: Simulator) -> None:
     mirror = limited(tmp_path, simulator, LIMIT)
-    command = [*mirror.through, sys.executable, "-m", "mirror.cli", "check", "-c", str(mirror.config_file)]
+    command = [*mirror.through, sys.executable, "-m", "mirror.cli.main", "check", "-c", str(mirror.config_file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert f"server.max_connections = 4096, but {LIMIT} files may be open at once" in done.stdout
 

@@ -173,7 +173,7 @@ def test_a_wrong_pair_stops_the_start_with_one_line_that_names_it(
     sections = {"server": {"tls_cert": str(cert), "tls_key": str(key)}}
     mirror = MirrorProcess(tmp_path / "mirror", simulator.api_url, sections)
     done = subprocess.run(
-        [sys.executable, "-m", "mirror.cli", "serve", "-c", str(mirror.config_file)],
+        [sys.executable, "-m", "mirror.cli.main", "serve", "-c", str(mirror.config_file)],
         capture_output=True,
         text=True,
         timeout=60,

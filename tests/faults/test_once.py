@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 
 from mirror.simulator.client import Fault, Simulator
-from mirror.upstream import line
-from mirror.upstream.line import NoAnswer
+from mirror.upstream import connection as line
+from mirror.upstream.connection import NoAnswer
 from tests.support.admin import metric
 from tests.support.downloads import AUTHORIZED, fetch
 from tests.support.fixtures import Ask

@@ -21,7 +21,7 @@ import pytest
 from yarl import URL
 
 from mirror.config import Upstream
-from mirror.errors import ConfigError
+from mirror.model.errors import ConfigError
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from mirror.upstream.proxies import Proxies, excepted
 from tests.support.certificates import certificate
@@ -446,7 +446,7 @@ def test_a_redirect_to_a_host_with_such_a_certificate_is_one_too(
 def pps_mirror(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.run(
-        [sys.executable, "-m", "mirror.cli", *arguments],
+        [sys.executable, "-m", "mirror.cli.main", *arguments],
         env=clean | environ,
         capture_output=True,
         text=True,

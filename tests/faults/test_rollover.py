@@ -358,7 +358,7 @@ def test_what_pull_brings_is_shown_at_once(started: Started, simulator: Simulato
     assert fetch(mirror.image_url).ended == "complete"
     simulator.roll_over("second")
     environ = {"DATAROBOT_API_TOKEN": TOKEN}
-    command = [sys.executable, "-m", "mirror.cli", "pull", "-c", str(mirror.config_file)]
+    command = [sys.executable, "-m", "mirror.cli.main", "pull", "-c", str(mirror.config_file)]
     subprocess.run(command, env=environ, check=True, capture_output=True)
     eventually(lambda: hit(mirror, simulator, "second"))
     assert "upstream has a new image" not in mirror.log()
@@ -390,7 +390,7 @@ def test_ls_says_of_the_last_image_that_it_is_current_while_the_new_one_is_on_it
     mirror = started(WHEN_STORED)
     pending(mirror, simulator)
     simulator.wait_held()
-    command = [sys.executable, "-m", "mirror.cli", "ls", "--json", "-c", str(mirror.config_file)]
+    command = [sys.executable, "-m", "mirror.cli.main", "ls", "--json", "-c", str(mirror.config_file)]
     said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert [(each["hash"], each["current"]) for each in said] == [(simulator.image_sha256("first"), True)]
 

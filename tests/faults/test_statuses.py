@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mirror.caller import Caller
 from mirror.config import Upstream as UpstreamConfig
-from mirror.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
-from mirror.metadata import ImageMetadata
+from mirror.model.caller import Caller
+from mirror.model.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.model.metadata import ImageMetadata
+from mirror.model.source import Broken, Changed
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from mirror.source import Broken, Changed
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import PATIENCE, ImageSource
 from mirror.upstream.proxies import Proxies

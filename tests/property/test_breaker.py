@@ -5,7 +5,7 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from mirror.breaker import Breaker, Question
+from mirror.common.circuit_breaker import Breaker, Question
 
 KINDS = ["read", "list"]
 LEAST = 5.0

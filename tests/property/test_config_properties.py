@@ -8,9 +8,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mirror.config import KEYS, Config, load, load_token
-from mirror.errors import ConfigError
-from mirror.units import (
+from mirror.common.units import (
     MAX_DURATION,
     format_duration,
     format_size,
@@ -19,6 +17,8 @@ from mirror.units import (
     parse_size,
     parse_window,
 )
+from mirror.config import KEYS, Config, load, load_token
+from mirror.model.errors import ConfigError
 
 SIZE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}

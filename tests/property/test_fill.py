@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror import patience
-from mirror.errors import BadUpstream, NotFound
-from mirror.fill import Fill
-from mirror.metadata import ImageMetadata
-from mirror.source import UNVOUCHED, Broken, Changed
+from mirror.images import retry as patience
+from mirror.images.fill import Fill
+from mirror.images.outcome import FillFailed, Reason, State
+from mirror.model.errors import BadUpstream, NotFound
+from mirror.model.metadata import ImageMetadata
+from mirror.model.source import UNVOUCHED, Broken, Changed
 from mirror.store.base import Body, Partial, StoredImage
-from mirror.store.disk import DiskStore
-from mirror.verdict import FillFailed, Reason, State
+from mirror.store.disk.store import DiskStore
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 
 IMAGE = bytes(range(256)) * 40 + b"the end"

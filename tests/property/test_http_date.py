@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.http_date import parse
+from mirror.common.http_date import parse
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

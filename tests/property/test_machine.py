@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from multidict import CIMultiDict
 
-from mirror import patience
-from mirror.caller import Caller, Own
-from mirror.errors import MirrorError
-from mirror.library import Library
-from mirror.store import partial_file
-from mirror.store.disk import DiskStore
+from mirror.images import retry as patience
+from mirror.images.library import Library
+from mirror.images.outcome import FillFailed, Reason
+from mirror.model.caller import Caller, Own
+from mirror.model.errors import MirrorError
+from mirror.store.disk import partial_file
+from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import ImageResponse, Upstream
 from mirror.upstream.throttle import Throttle
-from mirror.verdict import FillFailed, Reason
 from tests.support.scripted import metadata_of
 
 HOLDBACK = 2000

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.config import Config
-from mirror.fill import Fill
-from mirror.metadata import ImageMetadata
+from mirror.images.fill import Fill
+from mirror.images.outcome import FillFailed
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Body, Partial
-from mirror.stores import Stores, opened
-from mirror.verdict import FillFailed
+from mirror.wiring.stores import Stores, opened
 from tests.support.s3.fixtures import TestBucket
 from tests.support.scripted import Opening, ScriptedSource, metadata_of
 

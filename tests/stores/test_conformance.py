@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from mirror import patience
-from mirror.metadata import ImageMetadata
+from mirror.images import retry as patience
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
-from mirror.store.s3 import course, lease, parts, source, upload
+from mirror.store.disk.verification import Verdict
+from mirror.store.s3 import coordinator as course
+from mirror.store.s3 import lease, parts, source, upload
 from mirror.store.s3 import store as s3_store
-from mirror.store.verification import Verdict
 from tests.stores.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import TestBucket, make_bucket
 from tests.support.s3.server import S3Server

@@ -14,12 +14,12 @@ from typing import cast
 
 import pytest
 
-from mirror.caller import Caller, Own
-from mirror.errors import MirrorError
-from mirror.library import Library
-from mirror.store.disk import DiskStore
+from mirror.images.library import Library
+from mirror.images.outcome import FillFailed
+from mirror.model.caller import Caller, Own
+from mirror.model.errors import MirrorError
+from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
-from mirror.verdict import FillFailed
 from tests.property.test_machine import HOLDBACK, METADATA, SIZES, Fate, ScriptedUpstream
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mirror.metadata import ImageMetadata
-from mirror.store.appender import Appender
+from mirror.common.files import write_durably
+from mirror.images.appender import Appender
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import BLOCK, Corrupt, Lost, StoredImage, StoreUnavailable
-from mirror.store.disk import DiskStore
-from mirror.store.durable import write_durably
-from mirror.store.partial_file import PartialFile
+from mirror.store.disk.partial_file import PartialFile
+from mirror.store.disk.store import DiskStore
 from tests.support.scripted import disk_store, metadata_of
 
 IMAGE = bytes(range(256)) * 5000

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.retention import evictable
+from mirror.images.retention import evictable
 from mirror.store.base import StoredInfo, newest_first
 from tests.support.scripted import metadata_of
 

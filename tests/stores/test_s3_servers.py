@@ -21,10 +21,10 @@ import pytest_asyncio
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
-from mirror.store.s3.abilities import find_out
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
-from mirror.store.s3.span import Span
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.byte_range import Span
+from mirror.store.s3.capabilities import find_out
+from mirror.store.s3.errors import BucketFailed
 from tests.support.s3.fixtures import KIND, SERVERS, TestBucket, make_bucket
 from tests.support.s3.server import S3Server, credentials
 

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from mirror.scrub import Scrubber
+from mirror.images.scrub import Scrubber
 from tests.stores.test_disk import put
 from tests.support.scripted import disk_store
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mirror.metadata import ImageMetadata
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import StoredImage, StoreUnavailable
-from mirror.store.disk import DiskStore
-from mirror.store.partial_file import PartialFile, lock
-from mirror.store.readers import is_read
-from mirror.store.removal import Kind
+from mirror.store.disk.partial_file import PartialFile, lock
+from mirror.store.disk.removal import Kind
+from mirror.store.disk.store import DiskStore
+from mirror.store.read_locks import is_read
 from tests.support.scripted import disk_store, metadata_of
 
 SIZE = 100_000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.store.disk import DiskStore
-from mirror.store.verification import STEP, Verdict
+from mirror.store.disk.store import DiskStore
+from mirror.store.disk.verification import STEP, Verdict
 from tests.stores.test_disk import put
 from tests.support.scripted import disk_store
 

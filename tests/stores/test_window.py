@@ -5,9 +5,9 @@ import hashlib
 
 import pytest
 
-from mirror.store import window as window_module
+from mirror.store import memory as window_module
 from mirror.store.base import Corrupt, FellBehind
-from mirror.store.window import Abandoned, Window
+from mirror.store.memory import Abandoned, Window
 from tests.support.scripted import metadata_of
 
 SIZE = 1000

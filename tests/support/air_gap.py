@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mirror.store.trust import Identity, trust
+from mirror.store.disk.verified_marker import Identity, trust
 from tests.e2e.test_cli import lay_out, run
 
 

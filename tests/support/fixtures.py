@@ -80,7 +80,7 @@ class Canary:
 
 
 def _written_by_a_mirror(directory: Path) -> Iterator[Path]:
-    yield directory / "mirror.log"
+    yield directory / "mirror.common.log"
     if (seen := directory / "seen").exists():
         yield seen
     yield from directory.glob("core*")
@@ -114,10 +114,10 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
         canary.hide(*server.secrets)
     for front in (each for each in used if isinstance(each, Front)):
         canary.hide(*front.secrets())
-    mirrors = {log.parent for log in tmp_path.rglob("mirror.log")}
+    mirrors = {log.parent for log in tmp_path.rglob("mirror.common.log")}
     mirrors |= {each.log_file.parent for each in used if isinstance(each, MirrorProcess)}
     canary.assert_nothing_leaked(mirrors)
-    for log in (directory / "mirror.log" for directory in mirrors):
+    for log in (directory / "mirror.common.log" for directory in mirrors):
         assert not log.exists() or "Traceback" not in log.read_text(), "the mirror's log has a traceback"
 
 

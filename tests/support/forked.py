@@ -21,7 +21,7 @@ from typing import Any, Self
 from tests.support.processes import START_SECONDS, MirrorProcess, eventually
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["mirror.cli", "tests.support.forked"])
+_FORKSERVER.set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -151,7 +151,8 @@ def _serve(
     os.environ.update(environ)
     if steps is not None:
         _Watched(Path(store), steps).interpose()
-    from mirror import cli, schedule
+    from mirror.cli import main as cli
+    from mirror.common import schedule
 
     if clock is not None:
         schedule.now = lambda: datetime.fromisoformat(clock.read_text())

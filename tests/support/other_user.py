@@ -18,7 +18,7 @@ del sys.argv[1:3]
 os.setgroups([])
 os.setresgid(gid, gid, gid)
 os.setresuid(uid, uid, uid)
-sys.exit(mirror.cli.main())
+sys.exit(mirror.cli.main.main())
 """
 """Everything is imported first: the interpreter may lie where only root can read it."""
 

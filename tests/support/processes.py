@@ -55,7 +55,7 @@ class MirrorProcess:
     ) -> None:
         self.port, self.admin_port = free_ports(2)
         self.store = directory / "store"
-        self.log_file = directory / "mirror.log"
+        self.log_file = directory / "mirror.common.log"
         self.config_file = directory / "config.toml"
         self.scheme = "https" if sections and "tls_cert" in sections.get("server", {}) else "http"
         tables: dict[str, dict[str, Any]] = {
@@ -115,7 +115,7 @@ class MirrorProcess:
         """Start it, by the command `through` if there is one, and wait until it says that it is ready."""
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.through, sys.executable, "-m", "mirror.cli", "serve", "-c", str(self.config_file)],
+                [*self.through, sys.executable, "-m", "mirror.cli.main", "serve", "-c", str(self.config_file)],
                 stdout=log,
                 stderr=log,
                 env=self.environ,

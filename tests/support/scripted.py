@@ -9,10 +9,10 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from mirror.metadata import ImageMetadata
-from mirror.retention import evictable
-from mirror.source import Broken, Stream
-from mirror.store.disk import DiskStore
+from mirror.images.retention import evictable
+from mirror.model.metadata import ImageMetadata
+from mirror.model.source import Broken, Stream
+from mirror.store.disk.store import DiskStore
 
 
 def metadata_of(image: bytes, name: str = "image.tar.gz") -> ImageMetadata:
@@ -60,7 +60,7 @@ class ScriptedSource:
 
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
-        """See `mirror.source.Source.open`."""
+        """See `mirror.model.source.Source.open`."""
         self.asked.append((offset, validator))
         act = self.script.pop(0) if self.script else Opening(len(self.image), clean=True)
         if act.error is not None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.layout import (
+from mirror.bundle.format import (
     FAT32,
     BadBundle,
     Listed,
@@ -20,9 +20,9 @@ from mirror.bundle.layout import (
     volumes,
     write_sums,
 )
-from mirror.bundle.leaflet import leaflet
 from mirror.bundle.medium import MediumFile
-from mirror.errors import MirrorError, UsageError
+from mirror.bundle.readme import leaflet
+from mirror.model.errors import MirrorError, UsageError
 from tests.support.scripted import metadata_of
 
 IMAGE = metadata_of(b"an image of some bytes")

@@ -24,12 +24,14 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize("place", ["mirror.log", "seen", "core.4711", "store/current.json", "store/partial/x.json"])
+@pytest.mark.parametrize(
+    "place", ["mirror.common.log", "seen", "core.4711", "store/current.json", "store/partial/x.json"]
+)
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=list(LEAKS))
 def test_a_secret_is_found_wherever_a_mirror_may_have_left_it(tmp_path: Path, leak: str, place: str) -> None:
     directory = tmp_path / "of-a-mirror"
     (directory / "store" / "partial").mkdir(parents=True)
-    (directory / "mirror.log").write_text("nothing")
+    (directory / "mirror.common.log").write_text("nothing")
     watching = Canary()
     watching.hide("a-token-of-its-own", SIGNATURE)
     watching.assert_nothing_leaked({directory})

@@ -8,7 +8,7 @@ import pytest
 
 from mirror.config import KEYS, RESTART, Changes, Config, load
 from mirror.config.changes import given, value_of
-from mirror.errors import ConfigError
+from mirror.model.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mirror.commands import check as checks
-from mirror.commands.findings import Finding
+from mirror.cli import check as checks
+from mirror.cli.findings import Finding
 from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate

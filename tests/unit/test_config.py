@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mirror.config import FILE_VARIABLE, KEYS, PREFIX, Config, load, load_token
 from mirror.config.changes import value_of
-from mirror.errors import ConfigError
+from mirror.model.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 

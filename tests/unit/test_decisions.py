@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.clock import Clock
-from mirror.decisions import REMEMBERED, Book, Decisions
+from mirror.access.decisions import REMEMBERED, Book, Decisions
+from mirror.common.clock import Clock
 
 LASTING = 1000.0
 

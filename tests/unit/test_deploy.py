@@ -9,7 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from mirror.config import Config, loading
+from mirror.config import Config
+from mirror.config import loader as loading
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mirror.config import loading
-from mirror.units import parse_duration
+from mirror.common.units import parse_duration
+from mirror.config import loader as loading
 from tests.support.compose import DIRECTORY, FILE, environment, services
 from tests.support.needs import needs
 from tests.support.prometheus import promtool

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mirror.config.model import KEYS
+from mirror.config.schema import KEYS
 from tests.support.documents import DOCS, Document
 from tests.support.metrics import metrics_in, unknown
 from tests.support.prometheus import promtool

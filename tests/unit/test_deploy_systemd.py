@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.config import Config
-from mirror.config.loading import load
+from mirror.config.loader import load
 from mirror.process.systemd import PassedSockets
 from tests.support.needs import needs
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mirror.http.guesses import ADDRESSES, FROM_ALL, FROM_ONE, Guesses, TooManyGuesses
-from mirror.metrics import Metrics
+from mirror.common.metrics import Metrics
+from mirror.http.token_guesses import ADDRESSES, FROM_ALL, FROM_ONE, Guesses, TooManyGuesses
 
 
 class Door:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.operators.history import INTERVAL, History
-from mirror.status import Traffic
+from mirror.admin.traffic_history import INTERVAL, History
+from mirror.model.status import Traffic
 
 BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.loaders import Loader
-from mirror.errors import Unheard
-from mirror.progress import Lines
+from mirror.cli.container_engines import Loader
+from mirror.common.progress import Lines
+from mirror.model.errors import Unheard
 
 
 def test_an_engine_is_stopped_and_gets_no_end_of_the_image_when_the_reader_of_our_output_leaves(tmp_path: Path) -> None:

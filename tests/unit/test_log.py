@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mirror
-from mirror.config import Log
-from mirror.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
-from mirror.metrics import Metrics
-from mirror.operators.events import Events
+from mirror.admin.recent_events import Events
+from mirror.common.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
+from mirror.common.metrics import Metrics
 
 SOURCE = Path(mirror.__file__).parent
 PAGE = SOURCE.parent / "docs" / "logs.md"
@@ -215,7 +214,7 @@ def test_messages_without_end_are_not_all_remembered(written: Written) -> None:
 
 def test_the_status_page_hears_an_event_whatever_is_written(root: logging.Logger) -> None:
     stream = io.StringIO()
-    set_up(Log(level="error", format="json"), stream)
+    set_up("error", "json", stream)
     with Events(Metrics()) as events:
         log = logging.getLogger("mirror.some_room")
         log.info("upstream is back", extra=event("upstream.back"))
@@ -229,7 +228,7 @@ def test_the_status_page_hears_an_event_whatever_is_written(root: logging.Logger
 
 def test_debugging_goes_on_and_off_again(root: logging.Logger) -> None:
     stream = io.StringIO()
-    verbosity = set_up(Log(level="warning", format="console"), stream)
+    verbosity = set_up("warning", "console", stream)
     said = []
     for turn in range(3):
         logging.getLogger("mirror.some_room").debug("a detail of turn %d", turn)

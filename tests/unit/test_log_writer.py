@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.log_writer import ROOM, LogWriter
+from mirror.common.log_writer import ROOM, LogWriter
 
 LINE = "x" * 1023
 """With its end, a kibibyte."""

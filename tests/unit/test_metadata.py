@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import BadUpstream
-from mirror.metadata import ImageMetadata, is_hash
-from mirror.note import Note
+from mirror.model.errors import BadUpstream
+from mirror.model.metadata import ImageMetadata, is_hash
+from mirror.model.note import Note
 
 GOOD: dict[str, Any] = {
     "baseImageId": "65a",

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from mirror.metadata import ImageMetadata
-from mirror.note import Note
+from mirror.model.metadata import ImageMetadata
+from mirror.model.note import Note
 from tests.unit.test_metadata import GOOD
 
 RAW = json.dumps(GOOD).encode()

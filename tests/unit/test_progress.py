@@ -2,7 +2,7 @@
 
 import io
 
-from mirror.progress import Lines
+from mirror.common.progress import Lines
 
 MIB = 1 << 20
 

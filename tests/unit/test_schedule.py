@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.common.schedule import is_open, next_change
+from mirror.common.units import parse_window
 from mirror.config import RateWindow
-from mirror.schedule import Rates, is_open, next_change
-from mirror.units import parse_window
+from mirror.upstream.rate_schedule import Rates
 
 BERLIN, NEW_YORK, KOLKATA = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York"), ZoneInfo("Asia/Kolkata")
 

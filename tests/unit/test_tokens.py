@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.errors import ConfigError
-from mirror.tokens import Tokens
+from mirror.access.tokens import Tokens
+from mirror.model.errors import ConfigError
 
 SECRET = "a-secret-that-nobody-may-see"
 HASH = sha256(SECRET.encode()).hexdigest()

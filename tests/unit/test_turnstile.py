@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from mirror.errors import Unavailable
-from mirror.turnstile import Turnstile
+from mirror.common.limiter import Turnstile
+from mirror.model.errors import Unavailable
 
 
 async def test_so_many_go_through_at_once_and_the_others_in_turn() -> None:

@@ -4,7 +4,7 @@ from datetime import time
 
 import pytest
 
-from mirror.units import (
+from mirror.common.units import (
     Window,
     format_duration,
     format_size,

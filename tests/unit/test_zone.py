@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.zone import trouble
+from mirror.common.time_zone import trouble
 
 NAMES = ["Europe/Berlin", "Nowhere/Town", ":Nowhere/Town", "CET-1CEST,M3.5.0,M10.5.0/3", "<+03>-3", "CET", "EST5EDT"]
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from mirror.status import Status
-from mirror.units import format_duration, format_size
+from mirror.common.units import format_duration, format_size
+from mirror.model.status import Status
 
 WIDTH, HEIGHT, BAR = 576, 80, 4
 """Of a picture: units of its own, and those that an interval takes."""

@@ -19,10 +19,10 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
+from mirror.store.s3.byte_range import Span
 from mirror.store.s3.clients import Clients
+from mirror.store.s3.errors import TROUBLE, BucketFailed, failed
 from mirror.store.s3.outage import Outage
-from mirror.store.s3.span import Span
-from mirror.store.s3.trouble import TROUBLE, BucketFailed, failed
 
 ANSWER = 15.0
 """Seconds for a request without a large body, with all its repetitions: clients may be waiting."""

@@ -18,9 +18,9 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import NoCredentialsError
 
+from mirror.common.log import event
 from mirror.config import S3
-from mirror.log import event
-from mirror.store.s3.trouble import TROUBLE, is_of_what_was_found
+from mirror.store.s3.errors import TROUBLE, is_of_what_was_found
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 20.0

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from mirror.metadata import ImageMetadata
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.s3.bucket import Bucket, Gone, Version
-from mirror.store.s3.trouble import BucketFailed
-from mirror.store.s3.versions import Versions
+from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.verified_versions import Versions
 from mirror.store.shared_file import SharedFile
 
 WRONG = "the bucket has other bytes under this hash"

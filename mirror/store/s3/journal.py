@@ -12,12 +12,12 @@ import logging
 import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-from mirror.metadata import ImageMetadata
+from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut, check
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import PIECE, Bucket, Gone
-from mirror.store.s3.course import Course, Readable
-from mirror.store.s3.trouble import BucketFailed
+from mirror.store.s3.coordinator import Course, Readable
+from mirror.store.s3.errors import BucketFailed
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class PartsJournal:
         await self.course.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """See `mirror.store.s3.course.Readable`."""
+        """See `mirror.store.s3.coordinator.Readable`."""
         number, first = divmod(offset, self.part_size)
         if (part := self._parts.get(number)) is None:
             raise OSError(errno.ESTALE, "the bytes have left memory")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.processes import Processes
-from mirror.store.s3.trouble import BucketFailed
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""

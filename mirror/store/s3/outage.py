@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 
 from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
 
-from mirror.breaker import Breaker, Question
-from mirror.log import event
-from mirror.store.s3.trouble import BucketFailed
+from mirror.common.circuit_breaker import Breaker, Question
+from mirror.common.log import event
+from mirror.store.s3.errors import BucketFailed
 
 SPARED = 5.0
 """Seconds between two attempts to find out whether a server that is away is back. They are made in the background."""

@@ -15,7 +15,7 @@ import secrets
 import time
 from pathlib import Path
 
-from mirror.store.durable import SUFFIX
+from mirror.common.files import SUFFIX
 
 LONGEST = 60.0
 """Seconds after which no lease of a process that died is valid any more."""

@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from mirror.log import event
-from mirror.source import Broken, Changed, Elsewhere, Origin, Source, Stream
+from mirror.common.log import event
+from mirror.model.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import Gone, Version
-from mirror.store.s3.course import Course
+from mirror.store.s3.coordinator import Course
+from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import LeaseNote
-from mirror.store.s3.trouble import BucketFailed, NoRoom
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
     images/<hash>, images/<hash>.json    the bytes, and upstream's metadata body
     pinned/<hash>                        there when the image is pinned
-    served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.space`)
+    served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.room`)
     parts/, leases/                      while images arrive (see `mirror.store.s3.upload`)
 
 `images/<hash>` is there only when it was verified by whoever wrote it. That is no reason to trust it: bytes are hashed
 again until this process has verified that version of the object. Nothing is evicted from a bucket that has no bounds
-(see `mirror.store.s3.space`).
+(see `mirror.store.s3.room`).
 """
 
 import asyncio
@@ -22,24 +22,24 @@ from weakref import WeakSet
 
 from cachetools import LRUCache, TTLCache
 
-from mirror.errors import BadUpstream
-from mirror.log import event
-from mirror.metadata import ImageMetadata, is_hash
-from mirror.source import Source
+from mirror.common.log import event
+from mirror.model.errors import BadUpstream
+from mirror.model.metadata import ImageMetadata, is_hash
+from mirror.model.source import Source
 from mirror.store.base import Body, Partial, StoredInfo, newest_first
-from mirror.store.removal import Kind, Removal
-from mirror.store.s3.abilities import Abilities, find_out
+from mirror.store.disk.removal import Kind, Removal
+from mirror.store.disk.space import Collected, Use
+from mirror.store.disk.verification import Verdict, Verified
 from mirror.store.s3.bucket import ANSWER, Bucket, Gone, Version
-from mirror.store.s3.course import Course, Readable
+from mirror.store.s3.capabilities import Abilities, find_out
+from mirror.store.s3.coordinator import Course, Readable
+from mirror.store.s3.errors import BucketFailed, failed
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
 from mirror.store.s3.processes import Processes
+from mirror.store.s3.room import MARK, Bounds, BucketSpace
 from mirror.store.s3.source import BucketSource
-from mirror.store.s3.space import MARK, Bounds, BucketSpace
-from mirror.store.s3.trouble import BucketFailed, failed
-from mirror.store.s3.versions import Versions
-from mirror.store.space import Collected, Use
-from mirror.store.verification import Verdict, Verified
+from mirror.store.s3.verified_versions import Versions
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from mirror.log import event
-from mirror.metadata import ImageMetadata
+from mirror.common.log import event
+from mirror.model.metadata import ImageMetadata
 from mirror.store.s3 import parts
-from mirror.store.s3.abilities import Abilities
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
+from mirror.store.s3.byte_range import ReadInto, Span
+from mirror.store.s3.capabilities import Abilities
+from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
 from mirror.store.s3.processes import Processes
-from mirror.store.s3.span import ReadInto, Span
-from mirror.store.s3.trouble import BucketFailed
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,281 @@
+"""Who may read: upstream decides by answering the caller's own metadata call, a list of tokens does, or all may.
+
+A decision of upstream is remembered under a keyed hash of the credential, never the credential. The yeses outlive a
+restart (see `mirror.access.decisions`), so that a site goes on being served while upstream is away.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from mirror.access.decisions import Decisions
+from mirror.access.refusals import Refusals
+from mirror.access.tokens import Tokens
+from mirror.common.clock import Clock
+from mirror.common.limiter import Turnstile
+from mirror.common.metrics import Metrics
+from mirror.common.shared_notes import SharedNotes
+from mirror.config import Config
+from mirror.config.reloadable import Ready
+from mirror.images.catalog import Away, Catalog, Current
+from mirror.model.caller import Caller, Own
+from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
+
+log = logging.getLogger(__name__)
+
+STRANGERS = 16
+"""Credentials that upstream never accepted and may be asked about at once: a flood of them becomes a trickle there."""
+
+STRANGERS_WAITING = 1000
+STRANGER_SECONDS = 10.0
+"""How many others may wait for that, and how long; who would wait longer comes back."""
+
+
+class Access(Protocol):
+    """A policy: who may read."""
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """Let the caller in or raise; the catalog's answer when finding out produced one."""
+
+    def speaker(self, caller: Caller) -> Caller:
+        """Whose credential upstream sees when the mirror asks it something for this caller."""
+
+    def outside(self, caller: Caller) -> Caller:
+        """The caller as upstream may see it: without its credential when that is meant for the mirror alone."""
+
+    async def load(self) -> None:
+        """Take up what is on the disk, at start. Raises ConfigError."""
+
+    async def prepare(self, config: Config) -> Ready:
+        """Get ready for a configuration of the same mode (see `mirror.config.reloadable`). Raises ConfigError."""
+
+    async def close(self) -> None:
+        """Wait until what was learnt last is on the disk."""
+
+
+class Counted:
+    """An `Access` whose decisions are counted: accepted, refused, or unknown when nobody could be asked."""
+
+    def __init__(self, access: Access, metrics: Metrics) -> None:
+        self._access = access
+        self._decisions = metrics.decisions
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """See `Access.admit`."""
+        try:
+            current = await self._access.admit(caller)
+        except MirrorError as error:
+            self._decisions.labels("refused" if error.status in {401, 403} else "unknown").inc()
+            raise
+        self._decisions.labels("accepted").inc()
+        return current
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`."""
+        return self._access.speaker(caller)
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
+        return self._access.outside(caller)
+
+    async def load(self) -> None:
+        """See `Access.load`."""
+        await self._access.load()
+
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`."""
+        return await self._access.prepare(config)
+
+    async def close(self) -> None:
+        """See `Access.close`."""
+        await self._access.close()
+
+
+class OpenAccess:
+    """Mode open: everybody may read. Upstream is asked with the mirror's own credential, when it has one."""
+
+    def __init__(self, own: Own) -> None:
+        self._own = own
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """Let the caller in."""
+        return None
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`."""
+        return self._own.lend(caller)
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`: a credential that nobody asked for can only be meant for upstream."""
+        return caller
+
+    async def load(self) -> None:
+        """Nothing to take up."""
+
+    async def prepare(self, config: Config) -> Ready:
+        """Nothing to get ready."""
+        return Ready(lambda: None)
+
+    async def close(self) -> None:
+        """Nothing to wait for."""
+
+
+class TokensAccess:
+    """Mode tokens: who sends a token that is in `file` may read.
+
+    The tokens are the site's own and upstream never sees one; it is asked with the mirror's credential, or without any.
+    """
+
+    def __init__(self, own: Own, file: Path, pool: Executor) -> None:
+        self._own = own
+        self._file = file
+        self._pool = pool
+        self._tokens = Tokens()
+
+    async def load(self) -> None:
+        """Read the file. Raises ConfigError."""
+        self._tokens = await self._read(self._file)
+
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`: the file is read again, and may be another one."""
+        file = config.auth.tokens_file or self._file
+        tokens = await self._read(file)
+
+        def apply() -> None:
+            self._file, self._tokens = file, tokens
+
+        return Ready(apply, ("auth.tokens_file",))
+
+    async def _read(self, file: Path) -> Tokens:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, Tokens.read, file)
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """Let the caller in or raise Unauthorized."""
+        scheme, _, token = (caller.authorization or "").partition(" ")
+        if scheme.lower() not in {"bearer", "token"} or not (token := token.strip()):
+            raise Unauthorized(
+                "this mirror wants a token of its own: ask whoever runs it for one and send Authorization: Bearer TOKEN"
+            )
+        if (name := self._tokens.name_of(token)) is None:
+            raise Unauthorized("this token is none of the mirror's own; ask whoever runs the mirror for one")
+        log.debug("request %s: let in as %s", caller.request_id, name)
+        return None
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`."""
+        return self._own.lend(caller.stripped())
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
+        return caller.stripped()
+
+    async def close(self) -> None:
+        """Nothing to wait for."""
+
+
+class UpstreamAccess:
+    """Mode upstream: a caller may read what upstream lets it read.
+
+    A decision that this process heard lives `ttl` seconds. While upstream is away, one that any process heard, at most
+    `stale_if_error` seconds ago, still holds.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        ttl: float,
+        stale_if_error: float,
+        note: Path,
+        pool: Executor,
+        clock: Clock,
+        refused: SharedNotes | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._ttl = ttl
+        self._stale_if_error = stale_if_error
+        self._clock = clock
+        self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, clock=clock)
+        self._refused = Refusals(refused)
+        self._asking: dict[str, asyncio.Task[Current]] = {}
+        self._strangers = Turnstile(
+            STRANGERS,
+            queue=STRANGERS_WAITING,
+            patience=STRANGER_SECONDS,
+            message="the mirror is busy asking upstream about many credentials that it does not know; come back soon",
+        )
+
+    async def load(self) -> None:
+        """Take up the yeses of an earlier process."""
+        await self._decisions.take_up()
+
+    async def prepare(self, config: Config) -> Ready:
+        """See `Access.prepare`."""
+
+        def apply() -> None:
+            self._ttl = config.auth.ttl
+            self._stale_if_error = self._decisions.lasting = config.upstream.stale_if_error
+
+        return Ready(apply)
+
+    async def admit(self, caller: Caller) -> Current | None:
+        """Let the caller in or raise; what upstream said when it had to be asked, None when it was remembered.
+
+        Raises UpstreamRefused (upstream's own answer), Unavailable when upstream is away and never accepted the caller.
+        """
+        name = self._decisions.name(caller.authorization)
+        heard = self._decisions.heard_at(name)
+        if heard is not None and self._clock.steady() - heard < self._ttl:
+            return None
+        if refusal := self._refused.get(name, caller.authorization):
+            raise refusal.with_traceback(None)  # or it would grow with each time it is raised
+        asking = self._asking.get(name)
+        if asking is not None and caller.came_by:  # in a circle of mirrors, that one waits for what we answer here
+            return await self._ask(name, caller)
+        if asking is None:  # one question for all requests with this credential
+            asking = asyncio.create_task(self._ask(name, caller), name="admit")
+            self._asking[name] = asking
+            asking.add_done_callback(partial(self._asked, name))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, name: str, caller: Caller) -> Current:
+        try:
+            if self._decisions.accepted_at(name) is not None:  # a known caller never waits behind a flood of others
+                current = await self._catalog.fetch(caller)
+            else:
+                async with self._strangers.turn():
+                    current = await self._catalog.fetch(caller)
+        except UpstreamRefused as refusal:
+            if refusal.status in {401, 403}:
+                self._refused.put(name, caller.authorization, refusal)
+                await self._decisions.refuse(caller.authorization)
+            raise
+        except Away as away:
+            accepted = await self._decisions.heard_of(caller.authorization)
+            if accepted is None or self._clock.steady() - accepted > self._stale_if_error:
+                raise away.error from None
+            return await self._catalog.last_known(away)
+        await self._decisions.accept(caller.authorization)
+        return current
+
+    def _asked(self, name: str, asking: asyncio.Task[Current]) -> None:
+        del self._asking[name]
+        if not asking.cancelled():
+            asking.exception()  # seen, also when everybody who waited has left
+
+    def speaker(self, caller: Caller) -> Caller:
+        """See `Access.speaker`: what upstream tells a caller is the caller's own business."""
+        return caller
+
+    def outside(self, caller: Caller) -> Caller:
+        """See `Access.outside`."""
+        return caller
+
+    async def close(self) -> None:
+        """Wait until what was learnt last is on the disk."""
+        for asking in self._asking.values():
+            asking.cancel()
+        await self._decisions.close()

@@ -1,0 +1,99 @@
+"""What an operator may do to a running mirror: fetch now, pin, verify and remove images.
+
+What takes long goes on in the background and ends as an event that the status page shows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from mirror.common.log import event
+from mirror.model.errors import BadRequest, MirrorError, UsageError
+from mirror.model.status import Done
+from mirror.store.disk.verification import Verdict
+from mirror.wiring.mirror import Mirror
+from mirror.wiring.selection import Shelf, lines_of
+
+INSIST = "send the request with ?force=true, or give pps-mirror rm --force,"
+"""How to remove what is not to be removed by mistake. The page has no button for it."""
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """Acts on `mirror`. `prefetch` begins to fetch what is current and says what came of it."""
+
+    def __init__(
+        self, mirror: Mirror, prefetch: Callable[[], Awaitable[Done]], changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._mirror = mirror
+        self._prefetch = prefetch
+        self._changed = changed
+        self._verifying: dict[str, asyncio.Task[None]] = {}
+
+    async def prefetch(self) -> Done:
+        """Fetch the current image if it is not stored; what is done about that. Raises MirrorError."""
+        return await self._prefetch()
+
+    async def pin(self, name: str, *, pinned: bool) -> Done:
+        """Pin an image, or take that back; what was done. Raises MirrorError."""
+        image_hash = await self._on_shelf(lambda shelf: shelf.pin(name, pinned=pinned))
+        done = "pinned" if pinned else "unpinned"
+        log.info("%s was %s", image_hash, done, extra=event(f"image.{done}", image=image_hash))
+        return Done(f"{image_hash[:12]} is {done}", image_hash)
+
+    async def remove(self, name: str, *, force: bool) -> Done:
+        """Remove an image; what was done. Raises MirrorError."""
+        image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force, insist=INSIST))
+        log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
+        return Done(f"{image_hash[:12]} is removed", image_hash)
+
+    async def verify(self, name: str) -> Done:
+        """Begin to hash an image again; that it began. Raises MirrorError."""
+
+        async def begin(shelf: Shelf) -> str:
+            image_hash = shelf.find(name)
+            if image_hash not in self._verifying:
+                task = asyncio.create_task(self._verify(shelf, image_hash), name=f"verify {image_hash}")
+                self._verifying[image_hash] = task
+                task.add_done_callback(lambda _: self._verifying.pop(image_hash, None))
+            return image_hash
+
+        image_hash = await self._on_shelf(begin)
+        return Done(f"{image_hash[:12]} is being verified; the outcome will be among the events", image_hash)
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        tasks = tuple(self._verifying.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _on_shelf(self, action: Callable[[Shelf], Awaitable[str]]) -> str:
+        stores = self._mirror.stores
+        lines = lines_of(await stores.front.list(), await self._mirror.catalog.known_hash())
+        try:
+            return await action(await Shelf.of(self._mirror.config, stores, lines))
+        except UsageError as error:
+            raise BadRequest(str(error)) from None
+        finally:
+            self._changed()
+
+    async def _verify(self, shelf: Shelf, image_hash: str) -> None:
+        try:
+            for name, place in shelf.places(image_hash):
+                verified = await place.verify(image_hash)
+                good = verified.verdict is Verdict.GOOD
+                said = event("image.verified" if good else "image.bad", image=image_hash, place=name)
+                log.log(
+                    logging.INFO if good else logging.ERROR,
+                    "%s was verified (%s): %s",
+                    image_hash,
+                    name,
+                    "good" if good else f"{verified.verdict}: {verified.detail}",
+                    extra=said,
+                )
+        except MirrorError as error:
+            log.error("%s cannot be verified: %s", image_hash, error, extra=event("image.unverified", image=image_hash))
+        finally:
+            self._changed()

@@ -1,0 +1,331 @@
+"""How the whole mirror is, found out when somebody asks: its `Status`, and its metrics in Prometheus' format."""
+
+import asyncio
+import contextlib
+import logging
+import platform
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from mirror import __version__
+from mirror.admin.traffic_history import History
+from mirror.admin.worker_report import INTERVAL, Gathered, Telemetry, Together
+from mirror.common.log import event
+from mirror.common.metrics import NAMESPACE
+from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
+from mirror.process.workers import Workers
+from mirror.store.base import StoredInfo, StoreUnavailable
+from mirror.wiring.mirror import Mirror
+
+FRESH = 0.9
+"""Seconds for which a status is good enough for whoever asks next."""
+
+STORES_FRESH = 2.0
+BUCKET_FRESH = 15.0
+"""Seconds for which what was found in the stores is: a bucket is asked over a line."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What lies in the stores."""
+
+    health: Health = Health()  # noqa: RUF009 - frozen
+    images: Sequence[StoredInfo] = ()
+    rooms: Sequence[Room] = ()
+
+
+class Overview:
+    """Finds out how the mirror is; `health` and `prefetch` tell what only others know."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        telemetry: Telemetry,
+        together: Together,
+        *,
+        health: Callable[[], Awaitable[Health]],
+        prefetch: Callable[[], PrefetchState],
+        workers: Workers | None,
+    ) -> None:
+        self._mirror = mirror
+        self._telemetry = telemetry
+        self._together = together
+        self._health = health
+        self._prefetch = prefetch
+        self._workers = workers
+        self._history = History(mirror.config.store.path / "history.json")
+        self._where = str(mirror.config.store.path.absolute())
+        self._started_at = datetime.now(UTC)
+        self._looking = asyncio.Lock()
+        self._status: Status | None = None
+        self._looked_at = self._searched_at = float("-inf")
+        self._found = _Found()
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(Gathered(together, self._gauges))
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Watch meanwhile how fast fills are and what moves."""
+        await self._blocking(self._history.load)
+        watching = asyncio.create_task(self._watch(), name="watch")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            self._history.record(self._together.traffic())
+            await self._blocking(self._history.save)
+
+    def expire(self) -> None:
+        """Look anew at the next question: something was changed."""
+        self._looked_at = self._searched_at = float("-inf")
+
+    async def status(self) -> Status:
+        """How the mirror is, or was less than a second ago."""
+        async with self._looking:
+            if self._status is None or time.monotonic() - self._looked_at > FRESH:
+                self._status = await self._look()
+                self._looked_at = time.monotonic()
+            return self._status
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics as `accept` wants them, Prometheus' text or OpenMetrics, and their content type."""
+        await self.status()
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                self._telemetry.tick()
+                if self._history.record(self._together.traffic()):
+                    await self._blocking(self._history.save)
+            except Exception:
+                log.exception("watching how the mirror is pauses", extra=event("mirror.mistake"))
+            await asyncio.sleep(INTERVAL)
+
+    async def _look(self) -> Status:
+        mirror = self._mirror
+        fresh = STORES_FRESH if mirror.stores.bucket is None else BUCKET_FRESH
+        if time.monotonic() - self._searched_at > fresh:
+            self._found = await self._search()
+            self._searched_at = time.monotonic()
+        found = self._found
+        current = await self._current(found.images)
+        return Status(
+            version=__version__,
+            now=datetime.now(UTC),
+            started_at=self._started_at,
+            health=found.health,
+            current=current,
+            upstream=replace(self._together.upstream, url=mirror.config.upstream.url),
+            fills=self._together.fills,
+            images=[_line(info, current) for info in found.images],
+            rooms=found.rooms,
+            today=self._history.today,
+            events=self._together.events,
+            history=self._history.intervals,
+            prefetch=self._prefetch(),
+            workers=self._workers.count if self._workers else 1,
+            workers_missing=self._workers.missing if self._workers else 0,
+            needs_token=mirror.config.admin.token_file is not None,
+        )
+
+    async def _search(self) -> _Found:
+        stores = self._mirror.stores
+        health = await self._health()
+        trouble = await stores.trouble()
+        try:
+            images = await stores.front.list()
+        except StoreUnavailable:
+            images = ()
+        rooms = []
+        if stores.disk is not None:
+            where, count = self._where, sum("disk" in info.places for info in images)
+            try:
+                use = await stores.disk.use()
+            except StoreUnavailable as error:
+                rooms.append(Room("disk", where, 0, count, trouble=error.message))
+            else:
+                rooms.append(
+                    Room("disk", where, use.used, count, use.limit, use.free, use.largest, trouble.get("disk"))
+                )
+        if stores.bucket is not None:
+            where = self._mirror.config.store.s3.bucket or ""
+            there = [info for info in images if "bucket" in info.places]
+            used, limit, largest = sum(info.metadata.size for info in there), None, None
+            with contextlib.suppress(StoreUnavailable):  # which `trouble` says
+                if (bounded := await stores.bucket.use()) is not None:
+                    used, limit, largest = bounded.used, bounded.limit, bounded.largest
+            room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
+            rooms.append(room)
+        return _Found(health, images, rooms)
+
+    async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
+        note = await self._mirror.catalog.last_answer()
+        try:
+            shown = await self._mirror.catalog.known_hash()
+        except StoreUnavailable:
+            shown = None
+        stored = {info.metadata.hash: info.metadata for info in images}
+        metadata = note.metadata if note and note.metadata.hash == shown else stored.get(shown or "")
+        if metadata is None:
+            return None
+        return CurrentImage(
+            metadata.hash,
+            metadata.filename,
+            metadata.size,
+            metadata.created,
+            note.fetched_at if note else None,
+            metadata.hash in stored,
+            note.metadata.hash if note and note.metadata.hash != shown else None,
+        )
+
+    async def _blocking(self, function: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._mirror.pool, function)
+
+    def _gauges(self) -> Iterator[Metric]:
+        """What is looked up rather than counted."""
+        status = self._status
+        if status is None:
+            return
+        yield _gauge(
+            "build_info",
+            "Which version runs, on which Python.",
+            ("version", "python"),
+            (((status.version, platform.python_version()), 1),),
+        )
+        yield _gauge("ready", "1 when the mirror can serve.", (), (((), not status.health.reasons),))
+        yield _gauge("degraded", "1 when it has to do without something.", (), (((), bool(status.health.degraded)),))
+        serving = status.workers - status.workers_missing
+        yield _gauge(
+            "workers",
+            "Processes that serve clients.",
+            ("state",),
+            (
+                (("serving",), serving),
+                (("missing",), status.workers_missing),
+            ),
+        )
+        yield _gauge("fills_running", "Fills that run.", (), (((), len(status.fills)),))
+        yield _gauge(
+            "fill_received_bytes",
+            "How far a running fill is.",
+            ("image",),
+            (((fill.hash[:12],), fill.position) for fill in status.fills),
+        )
+        yield _gauge(
+            "fill_size_bytes",
+            "How large its image is.",
+            ("image",),
+            (((fill.hash[:12],), fill.size) for fill in status.fills),
+        )
+        if status.upstream.reachable is not None:
+            yield _gauge(
+                "upstream_up", "1 when upstream gave a usable answer last.", (), (((), status.upstream.reachable),)
+            )
+            stale = self._mirror.config.upstream.stale_if_error
+            yield _gauge(
+                "stale_if_error_seconds",
+                "How old what upstream said may become while it is away.",
+                (),
+                (((), stale),),
+            )
+        yield from self._of_stores(status)
+        yield from self._of_images(status)
+
+    def _of_stores(self, status: Status) -> Iterator[Metric]:
+        rooms, store = status.rooms, self._mirror.config.store
+        yield _gauge(
+            "store_used_bytes",
+            "Bytes that the mirror's files take.",
+            ("place",),
+            (((room.place,), room.used) for room in rooms),
+        )
+        yield _gauge(
+            "store_limit_bytes",
+            "Bytes that they may take at most now.",
+            ("place",),
+            (((room.place,), room.limit) for room in rooms if room.limit is not None),
+        )
+        yield _gauge(
+            "store_free_bytes",
+            "Bytes that are free there.",
+            ("place",),
+            (((room.place,), room.free) for room in rooms if room.free is not None),
+        )
+        yield _gauge(
+            "store_room_bytes",
+            "How large a new image may be to have room, when all goes that may.",
+            ("place",),
+            (((room.place,), room.largest) for room in rooms if room.largest is not None),
+        )
+        yield _gauge(
+            "store_min_free_bytes",
+            "Bytes there that are left to others.",
+            ("place",),
+            (((room.place,), store.min_free) for room in rooms if room.place == "disk"),
+        )
+        yield _gauge("store_images", "Stored images.", ("place",), (((room.place,), room.images) for room in rooms))
+        yield _gauge(
+            "store_up",
+            "1 when the place can be written.",
+            ("place",),
+            (((room.place,), room.trouble is None) for room in rooms),
+        )
+
+    def _of_images(self, status: Status) -> Iterator[Metric]:
+        verified = [image.verified_at for image in status.images if image.verified_at is not None]
+        if verified:
+            age = max(0.0, (status.now - min(verified)).total_seconds())
+            yield _gauge(
+                "unverified_seconds", "How long ago the image was verified that waits longest.", (), (((), age),)
+            )
+        if self._mirror.stores.disk is not None:
+            interval = self._mirror.config.store.scrub_interval
+            yield _gauge(
+                "scrub_interval_seconds", "How often each image is to be verified again.", (), (((), interval),)
+            )
+        if status.current is not None:
+            size = status.current.size
+            yield _gauge("current_size_bytes", "How large what clients get is.", (), (((), size),))
+            yield _gauge("current_stored", "1 when what clients get is stored.", (), (((), status.current.stored),))
+            if status.current.fetched_at is not None:
+                age = max(0.0, (status.now - status.current.fetched_at).total_seconds())
+                yield _gauge("current_age_seconds", "How long ago upstream said what is current.", (), (((), age),))
+
+
+def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
+    metadata = info.metadata
+    return ImageLine(
+        metadata.hash,
+        metadata.filename,
+        metadata.size,
+        metadata.created,
+        info.stored_at,
+        info.last_served_at,
+        info.verified_at,
+        info.pinned,
+        current is not None and current.hash == metadata.hash,
+        info.places,
+    )
+
+
+def _gauge(
+    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=labels)
+    for each, value in values:
+        family.add_metric(each, float(value))
+    return family

@@ -1,0 +1,314 @@
+"""`pps-mirror demo`: a simulated DataRobot, the real mirror in front of it, and eight nodes that want the image.
+
+The simulator and the mirror are processes of their own, the mirror on a temporary store; nothing is left behind.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from mirror import config
+from mirror.common.temporary_files import need_temporary_files
+from mirror.common.units import format_size, parse_rate, parse_size
+from mirror.config import Config
+from mirror.model.errors import ConfigError, MirrorError
+from mirror.simulator.client import ImageSpec, Simulator
+from mirror.upstream.client import IMAGE, METADATA
+
+DOWNLOADS = 8
+SIZE = "256MiB"
+RATE = "32MB/s"
+"""What is shown when nothing else is asked for: a story of about eight seconds."""
+
+START_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: which signal a process gets when its parent dies
+
+
+@dataclass
+class Download:
+    """One node's download: bytes so far, and at the end what was wrong with it, nothing if it was right."""
+
+    received: int = 0
+    cache_status: str = ""
+    wrong: str | None = "not finished"
+
+
+@dataclass
+class Round:
+    """Eight downloads at once. `fetches` and `fetched` are upstream's image requests and bytes during the round."""
+
+    name: str
+    downloads: list[Download] = field(default_factory=lambda: [Download() for _ in range(DOWNLOADS)])
+    seconds: float = 0.0
+    fetches: int = 0
+    fetched: int = 0
+
+    @property
+    def verified(self) -> int:
+        """How many downloads were right."""
+        return sum(download.wrong is None for download in self.downloads)
+
+
+def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, str]) -> int:
+    """Tell the story on standard output, then stay up unless `once`; the exit status.
+
+    Raises ConfigError for a bad rate, size or setting, UsageError without a place for its store, MirrorError when the
+    mirror does not start.
+    """
+    try:
+        image = ImageSpec("demo", size=parse_size(size or SIZE))
+        bytes_per_second = parse_rate(rate or RATE)
+    except ValueError as error:
+        raise ConfigError(f"demo: {error}") from None
+    need_temporary_files()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    with (
+        tempfile.TemporaryDirectory(prefix="pps-mirror-demo-") as directory,
+        Simulator.start([image], rate=bytes_per_second) as simulator,
+    ):
+        try:
+            return asyncio.run(_Demo(console, simulator, Path(directory), environ).play(once=once))
+        except KeyboardInterrupt:
+            return 0
+
+
+class _Demo:
+    """One performance."""
+
+    def __init__(self, console: Console, simulator: Simulator, directory: Path, environ: Mapping[str, str]) -> None:
+        self._console = console
+        self._simulator = simulator
+        # Who sets a key in the environment wins, but for the upstream: that is the simulator, or it would be no demo.
+        self._environ = {
+            "PPS_MIRROR__SERVER__HOST": "127.0.0.1",
+            "PPS_MIRROR__SERVER__PORT": str(_free_port()),
+            "PPS_MIRROR__ADMIN__PORT": str(_free_port()),
+            "PPS_MIRROR__STORE__PATH": str(directory / "store"),
+            "PPS_MIRROR__STORE__MIN_FREE": "64MiB",
+            "PPS_MIRROR__LOG__LEVEL": "warning",
+            **environ,
+            "PPS_MIRROR__UPSTREAM__URL": simulator.api_url,
+            "PPS_MIRROR__UPSTREAM__PROXY": "",
+            "no_proxy": "*",
+        }
+        self._config: Config = config.load(None, self._environ)
+        server = self._config.server
+        scheme = "https" if server.tls_cert else "http"
+        host = "127.0.0.1" if server.host in {"0.0.0.0", "::"} else server.host  # noqa: S104 - compared, not bound
+        self._url = f"{scheme}://{host}:{server.port}"
+        self._headers = {"Authorization": f"Bearer {simulator.token}"}
+
+    async def play(self, *, once: bool) -> int:
+        """The story, and what follows it; the exit status."""
+        size = format_size(self._simulator.image_size("demo"))
+        self._say(
+            f"A simulated DataRobot holds an image of {size} behind a thin line; the mirror stands in front of it."
+        )
+        self._say(
+            f"{DOWNLOADS} nodes ask the mirror for it at the same moment. Watch what crosses the line, and how often.\n"
+        )
+        async with self._mirror():
+            cold = await self._round(Round("cold"))
+            self._say(f"{_fetches(cold.fetches)}, {cold.verified} downloads verified, in {cold.seconds:.1f} s.\n")
+            hot = await self._round(Round("from the store"))
+            times = cold.seconds / hot.seconds
+            self._say(f"{_fetches(hot.fetches)}, {hot.verified} downloads verified, {times:.0f} times as fast.\n")
+            status = verdict([cold, hot])
+            if once:
+                self._console.print(_table([cold, hot]))
+            for problem in status:
+                self._say(f"Wrong: {problem}")
+            if not once and not status:
+                self._explain()
+                await asyncio.Event().wait()
+            return 1 if status else 0
+
+    @contextlib.asynccontextmanager
+    async def _mirror(self) -> AsyncIterator[None]:
+        """Run the mirror as a process that ends with us, whichever way we do. Raises ConfigError or MirrorError."""
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
+                [sys.executable, "-m", "mirror.cli.main", "serve"],
+                env=self._environ,
+                stdout=said,
+                stderr=said,
+                preexec_fn=_die_with_parent,
+            )
+            try:
+                await self._ready(process)
+            except TimeoutError:
+                process.kill()
+                process.wait()
+                said.seek(0)
+                message = said.read().decode(errors="replace").strip() or "it says nothing"
+                if process.returncode == 2:
+                    raise ConfigError(message.removeprefix("pps-mirror: ")) from None
+                raise MirrorError(f"the mirror did not start: {message}") from None
+            try:
+                yield
+            finally:
+                process.terminate()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    async def _ready(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait until the mirror says that it is able to serve. Raises TimeoutError, also when it has ended."""
+        deadline = time.monotonic() + START_SECONDS
+        admin = f"http://{self._config.admin.host}:{self._config.admin.port}/readyz"
+        async with aiohttp.ClientSession() as session:
+            while process.poll() is None and time.monotonic() < deadline:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(admin) as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.05)
+        raise TimeoutError
+
+    async def _round(self, act: Round) -> Round:
+        """Let eight downloads begin at once, and show them until they have ended."""
+        before = await asyncio.to_thread(self._simulator.counters)
+        began = time.monotonic()
+        connector = aiohttp.TCPConnector(limit=0, ssl=False)  # a demo's certificate may be anybody's
+        async with aiohttp.ClientSession(connector=connector, headers=self._headers, auto_decompress=False) as session:
+            async with session.get(self._url + METADATA) as answer:
+                promised = json.loads(await answer.read())
+            showing = asyncio.create_task(self._show(act, promised["imageSize"], before.bytes_sent))
+            try:
+                await asyncio.gather(*(self._download(session, download, promised) for download in act.downloads))
+                act.seconds = time.monotonic() - began
+            finally:
+                showing.cancel()
+                await asyncio.gather(showing, return_exceptions=True)
+        after = await asyncio.to_thread(self._simulator.counters)
+        act.fetches = after.image_requests - before.image_requests
+        act.fetched = after.bytes_sent - before.bytes_sent
+        return act
+
+    async def _download(
+        self, session: aiohttp.ClientSession, download: Download, promised: Mapping[str, object]
+    ) -> None:
+        digest = hashlib.sha256()
+        try:
+            async with session.get(self._url + IMAGE, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+                download.cache_status = answer.headers.get("Cache-Status", "").removeprefix("pps-mirror; ")
+                answer.raise_for_status()
+                async for piece in answer.content.iter_any():
+                    digest.update(piece)
+                    download.received += len(piece)
+        except aiohttp.ClientError as error:
+            download.wrong = f"it ended with {type(error).__name__} at byte {download.received}"
+            return
+        right = digest.hexdigest() == promised["hash"] and download.received == promised["imageSize"]
+        download.wrong = None if right else f"its {download.received} bytes are not the image"
+
+    async def _show(self, act: Round, size: int, before: int) -> None:
+        """Show the round while it lasts: bars on a terminal, a line a second elsewhere."""
+        if not self._console.is_terminal:
+            while True:
+                await asyncio.sleep(1)
+                fetched = await self._fetched(before)
+                received = sum(download.received for download in act.downloads)
+                self._say(f"  {act.name}: {format_size(fetched)} from upstream, {format_size(received)} to the nodes")
+        progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
+        )
+        line = progress.add_task("[bold]from DataRobot[/]", total=size)
+        bars = [progress.add_task(f"node {number}", total=size) for number in range(1, DOWNLOADS + 1)]
+        with Live(progress, console=self._console, refresh_per_second=10):
+            try:
+                while True:
+                    progress.update(line, completed=await self._fetched(before))
+                    for bar, download in zip(bars, act.downloads, strict=True):
+                        progress.update(bar, completed=download.received)
+                    await asyncio.sleep(0.1)
+            finally:
+                progress.update(line, completed=self._simulator.bytes_sent() - before)
+                for bar, download in zip(bars, act.downloads, strict=True):
+                    progress.update(bar, completed=download.received)
+
+    async def _fetched(self, before: int) -> int:
+        return await asyncio.to_thread(self._simulator.bytes_sent) - before
+
+    def _explain(self) -> None:
+        authorization = f'-H "Authorization: {self._headers["Authorization"]}"'
+        admin = f"http://{self._config.admin.host}:{self._config.admin.port}"
+        self._say(
+            f"The mirror is at {self._url} and stays up until Ctrl-C; its status page, for a browser, at {admin}/"
+        )
+        self._say("In another terminal try:\n")
+        for command in (
+            f"curl {authorization} {self._url}{METADATA}",
+            f"curl {authorization} {self._url}{IMAGE} | sha256sum",
+            f"curl -I {authorization} {self._url}{IMAGE}",
+            f"curl -r 0-99 {authorization} {self._url}{IMAGE} | wc -c",
+            f"curl {authorization} {self._url}/mirror/v1/images/",
+            f"curl {admin}/readyz",
+        ):
+            self._say(f"  {command}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def verdict(rounds: list[Round]) -> list[str]:
+    """Say what was not as promised; nothing when every download was right and upstream was asked once."""
+    problems = [
+        f"{act.name}, node {number}: {download.wrong}"
+        for act in rounds
+        for number, download in enumerate(act.downloads, 1)
+        if download.wrong is not None
+    ]
+    fetches = sum(act.fetches for act in rounds)
+    return problems if fetches == 1 else [*problems, f"upstream was asked for the image {fetches} times, not once"]
+
+
+def _table(rounds: list[Round]) -> Table:
+    table = Table("round", "downloads", "verified", "upstream fetches", "from upstream", "seconds", "Cache-Status")
+    for act in rounds:
+        statuses = Counter(download.cache_status for download in act.downloads)
+        table.add_row(
+            act.name,
+            str(len(act.downloads)),
+            str(act.verified),
+            str(act.fetches),
+            format_size(act.fetched),
+            f"{act.seconds:.1f}",
+            Text("\n".join(f"{count} x {status}" for status, count in statuses.items())),
+        )
+    return table
+
+
+def _fetches(count: int) -> str:
+    return f"{count} upstream fetch" + ("" if count == 1 else "es")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

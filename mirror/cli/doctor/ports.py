@@ -1,0 +1,97 @@
+"""Who has the ports, and whether they are the ones that are meant."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from mirror.cli.doctor import raw_request as wire
+from mirror.cli.doctor.case import Case
+from mirror.cli.doctor.raw_request import Heard
+from mirror.cli.findings import Finding
+
+PROCESSES = 20_000
+"""Processes that are looked at, at most."""
+
+_LISTENS = "0A"
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
+_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+def examine(case: Case) -> Iterator[Finding]:
+    """Look at both."""
+    server, admin = case.config.server, case.config.admin
+    yield from _privileged(case, "server", server.port)
+    yield from _privileged(case, "admin", admin.port)
+    clients = health(server.host, server.port, tls=server.tls_cert is not None)
+    operators = health(admin.host, admin.port, tls=False)
+    if clients is not None and clients.is_mirror and clients.status == 200:
+        advice = "did you mix up server.port and admin.port? a client listener knows no /healthz"
+        yield Finding("server", False, f"port {server.port} has the admin listener of a pps-mirror", advice=advice)
+    if operators is not None and operators.is_mirror and operators.status == 404:
+        advice = f"did you mix up server.port and admin.port? admin.port is {admin.port} here"
+        yield Finding("admin", False, f"port {admin.port} has the client listener of a pps-mirror", advice=advice)
+
+
+def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
+    try:
+        first = int(_UNPRIVILEGED.read_text())
+    except (OSError, ValueError):
+        first = 1024
+    if 0 < port < first and os.geteuid() == 0:
+        said = f"port {port} is for root only, and for who has the capability to bind it"
+        yield Finding(key, True, said, note=True, advice=case.deployment.low_ports)
+
+
+def health(host: str, port: int, *, tls: bool) -> Heard | None:
+    """What answers there to the question for its health; None when nobody does."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    if port == 0:
+        return None
+    try:
+        connection = wire.connect(target, port)
+        if tls:
+            connection = wire.wrapped(connection, wire.trusting_anybody(), target)
+        with closing(connection):
+            return wire.ask(connection, "GET", "/healthz", f"localhost:{port}")
+    except OSError:
+        return None
+
+
+def holder(port: int) -> str | None:
+    """Who listens on a port, as far as the kernel tells us; None when it does not."""
+    sockets: dict[str, int] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for fields in (line.split() for line in lines):
+            if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                sockets[fields[9]] = int(fields[7])
+    if not sockets:
+        return None
+    for process in list(Path("/proc").iterdir())[:PROCESSES]:
+        if process.name.isdigit() and _holds(process, sockets):
+            return _program(process)
+    return f"a process of user id {next(iter(sockets.values()))}"
+
+
+def _holds(process: Path, sockets: Mapping[str, int]) -> bool:
+    """Whether a process has one of these sockets open, if we may know."""
+    try:
+        for descriptor in (process / "fd").iterdir():
+            match = _SOCKET.fullmatch(str(descriptor.readlink()))
+            if match and match[1] in sockets:
+                return True
+    except OSError:  # it has ended, or is none of ours
+        pass
+    return False
+
+
+def _program(process: Path) -> str:
+    try:
+        return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    except OSError:
+        return f"process {process.name}"

@@ -1,0 +1,69 @@
+"""`pps-mirror ls`: what is stored, read without a running mirror, without upstream, and without touching the disk."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mirror.common.units import format_size
+from mirror.config import Config
+from mirror.wiring.selection import Line
+from mirror.wiring.selection import lines as listed
+from mirror.wiring.stores import opened
+
+PIPE_WIDTH = 200
+"""Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
+
+
+def read(config: Config) -> Sequence[Line]:
+    """List the stored images, newest first; none when the store does not exist yet. Raises StoreUnavailable."""
+    with ThreadPoolExecutor(1) as pool:
+        return asyncio.run(_read(config, pool))
+
+
+async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Line]:
+    async with opened(config, pool) as stores:
+        return await listed(config, stores, pool)
+
+
+def write(lines: Sequence[Line], config: Config, stream: TextIO) -> None:
+    """Show the images to a person, or say that there are none."""
+    console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+    if not lines:
+        missing = "" if config.store.path.exists() else " (it does not exist yet)"
+        bucket = f" or the bucket {config.store.s3.bucket}" if config.store.s3.bucket else ""
+        console.print(Text(f"No images are stored in {config.store.path}{missing}{bucket}."), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    titles = ["HASH", "FILE", "SIZE", "STORED", "LAST SERVED", "CURRENT", "PINNED"]
+    if config.store.s3.bucket:
+        titles.append("WHERE")
+    for title in titles:
+        table.add_column(title, justify="right" if title == "SIZE" else "left", overflow="fold")
+    for line in lines:
+        info = line.info
+        table.add_row(
+            info.metadata.hash[:12],
+            Text(_plain(info.metadata.filename)),
+            format_size(info.metadata.size),
+            _when(info.stored_at),
+            _when(info.last_served_at) if info.last_served_at else "never",
+            "yes" if line.current else "",
+            "yes" if info.pinned else "",
+            *([" and ".join(info.places)] if config.store.s3.bucket else ()),
+        )
+    console.print(table)
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def _plain(name: str) -> str:
+    """Make a file name, which upstream chose, harmless on a terminal of any encoding."""
+    return "".join(character if character.isascii() and character.isprintable() else "?" for character in name)

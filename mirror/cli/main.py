@@ -1,0 +1,294 @@
+"""The command line: parses, calls, prints. No logic of its own.
+
+Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TextIO
+
+from mirror import config
+from mirror.cli import check
+from mirror.cli.findings import Finding
+from mirror.cli.parser import build_parser
+from mirror.common import log
+from mirror.common.units import format_size
+from mirror.images.describe import describe, describe_removal, describe_verified
+from mirror.model.errors import ConfigError, MirrorError, Unheard, UsageError, no_thread
+from mirror.process import standard_streams
+from mirror.process.signals import interrupted_by_sigterm
+from mirror.serve import main as serving
+from mirror.store.disk.verification import Verdict
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    standard_streams.settle()
+    try:
+        options = _parsed(arguments)
+        with interrupted_by_sigterm():
+            status = _COMMANDS[options.command](options)
+            sys.stdout.flush()
+    except (ConfigError, UsageError) as error:
+        return _complain(str(error), 2)
+    except MirrorError as error:
+        return _complain(error.message, 1)
+    except (BrokenPipeError, Unheard) as error:
+        _give_up(sys.stdout)
+        reason = error.__cause__ or error
+        if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
+            return 1
+        return _complain(f"standard output cannot be written: {reason}", 1)
+    except OSError as error:
+        return _complain(str(error), 1)
+    except RuntimeError as error:
+        if (said := no_thread(error)) is None:
+            raise
+        return _complain(said.message, 1)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
+    try:
+        return build_parser().parse_args(arguments)
+    finally:
+        sys.stdout.flush()
+
+
+def _complain(text: str, status: int) -> int:
+    try:
+        print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    except OSError:  # nobody reads it; the status still says it
+        _give_up(sys.stderr)
+    return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """The interpreter must not try to flush again what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _settings(options: argparse.Namespace) -> config.Config:
+    """Load the configuration and set up the log: little of it, and for people."""
+    settings = config.load(options.config, os.environ)
+    changes = {"level": options.log_level or "warning"}
+    if settings.log.format == "auto":
+        changes["format"] = "console"
+    settings = settings.model_copy(update={"log": settings.log.model_copy(update=changes)})
+    log.set_up(settings.log.level, settings.log.format)
+    return settings
+
+
+def _serve(options: argparse.Namespace) -> int:
+    def read(running: config.Config | None = None) -> config.Config:
+        settings = config.load(options.config, os.environ, running)
+        if options.log_level:
+            level = settings.log.model_copy(update={"level": options.log_level})
+            settings = settings.model_copy(update={"log": level})
+        return settings
+
+    settings = read()
+    with log.written_aside(settings.log.level, settings.log.format) as (verbosity, writer):
+        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    findings = _show(check.run(_settings(options), os.environ, options.config), as_json=options.json)
+    if options.json:
+        print(
+            json.dumps([{"check": each.check, "ok": each.ok, "message": each.message} for each in findings], indent=2)
+        )
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _show(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
+    """Write what is found as soon as it is; as JSON when all is there."""
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        if not as_json:
+            print("\n".join(finding.lines()), flush=True)
+    return findings
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mirror.cli.doctor import main as doctor  # what `serve` does not need
+
+    options.log_level = options.log_level or "error"  # what would be warned of is found, and said with more words
+    patient = doctor.Doctor(_settings(options), os.environ, options.config)
+    found = _show(patient.findings(), as_json=options.json)
+    if options.json:
+        print(json.dumps([each.describe() for each in found], indent=2))
+    else:
+        print(f"\n{doctor.summary(found)}")
+    status = 0 if all(finding.ok for finding in found) else 1
+    if patient.abandoned:  # what hangs must not keep us from ending, as it would where threads are joined
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from mirror.cli import pull  # with rich, which would cost `serve` 5 MiB
+    from mirror.common import progress
+
+    asyncio.run(pull.pull(_settings(options), os.environ, progress.meter(sys.stdout)))
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from mirror.cli import ls  # as above
+
+    settings = _settings(options)
+    lines = ls.read(settings)
+    if options.json:
+        print(json.dumps([describe(line.info, current=line.current) for line in lines], indent=2))
+    else:
+        ls.write(lines, settings, sys.stdout)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mirror.cli import manage as keeping
+    from mirror.common import progress  # as above
+
+    if options.hash is not None and options.all:
+        raise UsageError("verify takes a HASH or --all, not both")
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    outcome = keeping.verify(_settings(options), options.hash, meter)
+    if options.json:
+        print(json.dumps([describe_verified(each) for each in outcome], indent=2))
+    return 0 if all(each.verdict is Verdict.GOOD for each in outcome) else 1
+
+
+def _pin(options: argparse.Namespace) -> int:
+    from mirror.cli import manage as keeping  # as above
+
+    print(f"pinned {keeping.pin(_settings(options), options.hash, pinned=True)[:12]}")
+    return 0
+
+
+def _unpin(options: argparse.Namespace) -> int:
+    from mirror.cli import manage as keeping  # as above
+
+    print(f"unpinned {keeping.pin(_settings(options), options.hash, pinned=False)[:12]}")
+    return 0
+
+
+def _rm(options: argparse.Namespace) -> int:
+    from mirror.cli import manage as keeping  # as above
+
+    print(f"removed {keeping.remove(_settings(options), options.hash, force=options.force)[:12]}")
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from mirror.cli import manage as keeping  # as above
+
+    collected = keeping.collect(_settings(options), dry_run=options.dry_run)
+    if options.json:
+        print(json.dumps([describe_removal(each) for each in collected.removals], indent=2))
+    else:
+        done = "would remove" if options.dry_run else "removed"
+        for each in collected.removals:
+            print(f"{done} {each.kind} {each.path.name} ({format_size(each.size)}): {each.reason}")
+        if not collected.removals:
+            print("nothing to remove")
+    keeping.complain_of_excess(collected)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mirror.bundle import exporter as exporting
+    from mirror.common import progress  # as above
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    files = exporting.export(
+        _settings(options), options.hash, options.directory, meter, split=options.split, key=options.sign
+    )
+    if options.json:
+        print(json.dumps([each.describe() for each in files], indent=2))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from mirror.bundle import check_parts as checking
+    from mirror.bundle import importer as importing
+    from mirror.common import progress  # as above
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    try:
+        imported = importing.bring_in(
+            _settings(options), options.paths, meter, metadata=options.metadata, trusted=options.trust
+        )
+    except checking.BadParts as bad:
+        if options.json:
+            print(json.dumps([bad.describe()], indent=2))
+        raise
+    if options.json:
+        print(json.dumps([imported.describe()], indent=2))
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mirror.cli import container_engines as loaders
+    from mirror.cli import get
+    from mirror.common import progress  # as above
+
+    log.set_up(options.log_level or "warning", "console")
+    loader = loaders.Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(order, loader, os.environ, meter)
+    if options.json:
+        print(json.dumps(got.describe() | {"loadedInto": loader.name if loader else None}, indent=2))
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from mirror.cli import completion  # as above
+
+    print(completion.script(build_parser(), options.shell))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mirror.cli import demo  # as above
+
+    environ = dict(os.environ)
+    if options.config:
+        environ[config.FILE_VARIABLE] = str(options.config)
+    if options.log_level:
+        environ[f"{config.PREFIX}LOG__LEVEL"] = options.log_level
+    return demo.run(options.once, options.rate, options.size, environ)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "check": _check,
+    "doctor": _doctor,
+    "pull": _pull,
+    "ls": _ls,
+    "verify": _verify,
+    "pin": _pin,
+    "unpin": _unpin,
+    "rm": _rm,
+    "gc": _gc,
+    "export": _export,
+    "import": _import,
+    "get": _get,
+    "demo": _demo,
+    "completion": _completion,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

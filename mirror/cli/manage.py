@@ -1,0 +1,91 @@
+"""`pps-mirror verify`, `pin`, `unpin`, `rm`, `gc`: the store in a person's hands, beside a running mirror or alone.
+
+An image is named by the first 6 or more digits of its hash, or `current`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from mirror.common.progress import Meter
+from mirror.common.units import format_size
+from mirror.config import Config
+from mirror.model.errors import MirrorError
+from mirror.store.disk.removal import Removal
+from mirror.store.disk.space import Collected
+from mirror.store.disk.verification import Verdict, Verified
+from mirror.wiring.selection import opened_shelf
+
+_WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
+
+
+def verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
+    """Hash one image again, or all of them, and show that on `meter`. Raises UsageError, NotFound, StoreUnavailable."""
+    return asyncio.run(_verify(config, name, meter))
+
+
+def pin(config: Config, name: str, *, pinned: bool) -> str:
+    """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+    return asyncio.run(_pin(config, name, pinned))
+
+
+def remove(config: Config, name: str, *, force: bool) -> str:
+    """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`."""
+    return asyncio.run(_remove(config, name, force))
+
+
+def collect(config: Config, *, dry_run: bool) -> Collected:
+    """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
+    return asyncio.run(_collect(config, dry_run))
+
+
+def complain_of_excess(collected: Collected) -> None:
+    """Raise MirrorError when the store is still beyond its bounds."""
+    if collected.beyond:
+        raise MirrorError(
+            f"the store is still {format_size(collected.beyond)} beyond store.max_size, store.min_free or "
+            "store.s3.max_size: what is left is pinned, current, being served, or among the newest that are kept"
+        )
+
+
+async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
+    done = []
+    async with opened_shelf(config) as shelf:
+        for image_hash in [shelf.find(name)] if name is not None else shelf.hashes:
+            for where, place in shelf.places(image_hash):
+                size = shelf.sizes[where].get(image_hash, 0)
+                said = f"{image_hash[:12]} ({format_size(size)})" + (
+                    f" {_WHERE[where]}:" if shelf.stores.bucket else ""
+                )
+                meter.start(size, 0, "verifying")
+                try:
+                    verified = await place.verify(image_hash, progress=lambda at: meter.show(at, "verifying"))
+                finally:
+                    meter.stop()
+                outcome = "good" if verified.verdict is Verdict.GOOD else f"{verified.verdict}: {verified.detail}"
+                meter.say(f"{said} {outcome}")
+                done.append(verified)
+    if not done:
+        meter.say(f"no images are stored in {config.store.path}")
+    return done
+
+
+async def _pin(config: Config, name: str, pinned: bool) -> str:
+    async with opened_shelf(config) as shelf:
+        return await shelf.pin(name, pinned=pinned)
+
+
+async def _remove(config: Config, name: str, force: bool) -> str:
+    async with opened_shelf(config) as shelf:
+        return await shelf.remove(name, force=force)
+
+
+async def _collect(config: Config, dry_run: bool) -> Collected:
+    removals: list[Removal] = []
+    beyond = 0
+    async with opened_shelf(config) as shelf:
+        for name, place in shelf.stores.places.items():
+            if name != "disk" or (config.store.path / "images").exists():
+                collected = await place.collect(dry_run=dry_run)
+                removals += collected.removals
+                beyond += collected.beyond
+    return Collected(tuple(removals), beyond)

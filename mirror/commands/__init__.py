@@ -1,1 +1,0 @@
-"""The commands beside `serve`, one module each: what `mirror.cli` calls."""

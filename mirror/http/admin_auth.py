@@ -1,0 +1,143 @@
+"""Who may look at the admin listener, and who may change something by it.
+
+Three attackers: one on the network without the token; a web page that an operator has open (it can send requests to
+this listener, but not with a header of its own choice unless we allow it); and one whose host name is made to point at
+it (DNS rebinding: for a browser its page then comes from here).
+
+Behind a reverse proxy requests come from this machine, and `Host` may be anything: `admin.public_url` says how people
+reach it. Then the token is wanted as if the listener were not on loopback.
+"""
+
+import asyncio
+import base64
+import hmac
+from concurrent.futures import Executor
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from yarl import URL
+
+from mirror.common.hosts import is_address, is_loopback
+from mirror.config import Config, load_admin_token
+from mirror.config.reloadable import Ready
+from mirror.http.errors import JSON
+from mirror.http.token_guesses import Guesses
+from mirror.model.errors import ConfigError, Forbidden, Unauthorized
+
+REQUESTED = "X-Requested-With"
+"""A header that no page can send across origins unless we say that it may, which we never do."""
+
+
+class AdminAccess:
+    """Lets requests in. The listener is bound to `host`; people reach it at `public_url` through a proxy, if any."""
+
+    def __init__(self, host: str, public_url: str | None, pool: Executor, guesses: Guesses) -> None:
+        self._host = host
+        public = urlsplit(public_url or "")
+        self._public_host = public.hostname
+        self._public_origin = str(URL(public_url).origin()) if public_url else None  # as browsers say it
+        self._from_elsewhere = not is_loopback(host) or (
+            public.hostname is not None and not is_loopback(public.hostname)
+        )
+        self._guesses = guesses
+        self._pool = pool
+        self._token: str | None = None
+
+    async def prepare(self, config: Config) -> Ready:
+        """Read the token, at start and when asked to again. Raises ConfigError, having changed nothing."""
+        token = await asyncio.get_running_loop().run_in_executor(self._pool, load_admin_token, config)
+        if token is None and self._from_elsewhere:
+            raise ConfigError("the admin listener is reached from elsewhere, so admin.token_file is required")
+
+        def apply() -> None:
+            self._token = token
+            self._guesses.forget()
+
+        return Ready(apply, ("admin.token_file",) if token is not None else ())
+
+    def may_look(self, request: web.BaseRequest) -> None:
+        """Raise Unauthorized or Forbidden unless the request may see how the mirror is."""
+        self._refuse_strange_host(request)
+        if self._from_elsewhere:
+            self._want_token(request)
+
+    def may_change(self, request: web.BaseRequest) -> None:
+        """Raise Forbidden or Unauthorized unless the request may change something."""
+        if REQUESTED not in request.headers and request.content_type != JSON:
+            raise Forbidden(f"a request that changes something needs the header {REQUESTED}: pps-mirror")
+        self._refuse_other_origin(request)
+        self._refuse_strange_host(request)
+        if self._token is not None:
+            self._want_token(request)
+
+    def _want_token(self, request: web.BaseRequest) -> None:
+        given = _token_of(request.headers.get("Authorization", ""))
+        if not given:
+            raise Unauthorized(
+                "this needs the token of admin.token_file: send Authorization: Bearer TOKEN, or in a browser any user "
+                "name and the token as password"
+            )
+        address = self._address_of(request)
+        self._guesses.admit(address, given)
+        if self._token is None or not hmac.compare_digest(given, self._token.encode()):
+            self._guesses.was_wrong(address, given)
+            raise Unauthorized("this is not the token of admin.token_file")
+        self._guesses.was_right(address)
+
+    def _address_of(self, request: web.BaseRequest) -> str:
+        """Where a request comes from: behind a proxy, what that has put last into `X-Forwarded-For`.
+
+        Who forges it, past the proxy, shares what all addresses together may do.
+        """
+        if self._public_origin is not None:
+            forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())).rpartition(",")[2].strip()
+            if is_address(forwarded):
+                return forwarded
+        return request.remote or "unknown"
+
+    def _refuse_strange_host(self, request: web.BaseRequest) -> None:
+        """On loopback answer to addresses, names that mean this machine, and the public one.
+
+        No other name is made to point at it in vain.
+        """
+        if not is_loopback(self._host):
+            return
+        host = _host_of(request.headers.get("Host", ""))
+        if host is None or not (host in {self._host, "localhost", self._public_host} or is_address(host)):
+            raise Forbidden(
+                "the admin listener answers to localhost, to addresses and to the host of admin.public_url only, not "
+                "to another Host"
+            )
+
+    def _refuse_other_origin(self, request: web.BaseRequest) -> None:
+        origin = request.headers.get("Origin")
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        ours = {f"{scheme}://{request.headers.get('Host')}" for scheme in _SCHEMES} | {self._public_origin}
+        if site not in {"same-origin", "none"} or (origin is not None and origin not in ours):
+            raise Forbidden(
+                "this request comes from a page of another site; behind a proxy, set admin.public_url to what people "
+                "have in their browser's address bar"
+            )
+
+
+_SCHEMES = ("http", "https")  # https: a proxy before us may speak it
+
+
+def _host_of(header: str) -> str | None:
+    try:
+        return URL(f"http://{header}").host
+    except ValueError:
+        return None
+
+
+def _token_of(authorization: str) -> bytes | None:
+    """The token of `Bearer TOKEN`, or the password of `Basic ...`, as browsers send it."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(given, validate=True).partition(b":")[2]
+        except ValueError:  # characters that it may not have, or an end that it cannot have
+            return None
+    return None

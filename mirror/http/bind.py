@@ -1,0 +1,69 @@
+"""Binding: how every listener comes by its sockets, and how it is found out beforehand whether it would.
+
+One function for all: for clients and operators, alone and with workers, for `check` and `doctor`. What it can have a
+mirror can have, and the other way round.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from mirror.model.errors import AddressUnavailable, ConfigError
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted; the kernel allows 4096 (net.core.somaxconn)."""
+
+_LATER = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""What may be well by itself: whoever has the address ends, or an interface comes up."""
+
+_ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""How an address fails that this machine does not have."""
+
+
+def listening(host: str, port: int) -> Sequence[socket.socket]:
+    """Listen on each address that `host` names, all on one port; port 0 takes a free one. Raises OSError.
+
+    Nobody else can listen there meanwhile. Connections of whoever listened there before, which the kernel remembers for
+    a minute, are no hindrance (SO_REUSEADDR). The address "::" takes IPv4 as well, as it is the only way to have both.
+    Of a name's addresses those that the machine does not have are left out, if it has one.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    places = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    absent: OSError | None = None
+    with ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        for family, address in places:
+            try:
+                one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(places) > 1)
+                shared_port = sockets[0].getsockname()[1] if sockets else port
+                one.bind((address[0], shared_port, *address[2:]))
+                one.listen(BACKLOG)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent = error
+            else:
+                sockets.append(one)
+        if absent is not None and not sockets:
+            raise absent
+        stack.pop_all()
+    return sockets
+
+
+def unusable(host: str, port: int, error: OSError) -> Exception:
+    """What to raise, and tell the user, when nobody can listen there: whether it may be well later decides."""
+    said = f"cannot listen on {host} port {port}: {in_words(error)}"
+    later = error.errno == socket.EAI_AGAIN if isinstance(error, socket.gaierror) else error.errno in _LATER
+    return AddressUnavailable(said) if later else ConfigError(said)
+
+
+def in_words(error: OSError) -> str:
+    """Why, in the system's own words, without the address."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return str(error.strerror or error)
+    return os.strerror(error.errno)

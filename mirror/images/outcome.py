@@ -1,0 +1,80 @@
+"""What becomes of a fill: its states, and why it failed, as its readers and the log are told."""
+
+import logging
+from enum import StrEnum
+
+from mirror.common.log import event
+from mirror.model.errors import BadUpstream, MirrorError, Unavailable
+from mirror.model.source import Changed
+from mirror.store.base import Corrupt, Lost, StoreUnavailable
+from mirror.store.memory import Abandoned
+
+log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Where a fill is. It ends as PUBLISHED or FAILED, once."""
+
+    FOLLOWING = "following"
+    RECEIVING = "receiving"
+    RETRYING = "retrying"
+    VERIFYING = "verifying"
+    PUBLISHED = "published"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a fill failed."""
+
+    WRONG_BYTES = "wrong bytes"
+    CHANGED = "changed"
+    REFUSED = "refused"
+    GAVE_UP = "gave up"
+    STORE = "store"
+    ABANDONED = "abandoned"
+    MISTAKE = "a mistake of the mirror"
+    STOPPED = "stopped"
+
+
+class FillFailed(Exception):
+    """The verdict against a fill. `error` is what a client that has no byte yet is told."""
+
+    def __init__(self, reason: Reason, error: MirrorError) -> None:
+        super().__init__(f"{reason}: {error}")
+        self.reason = reason
+        self.error = error
+
+    def anew(self) -> "FillFailed":
+        """Make the same verdict once more, for one more reader.
+
+        What was raised holds on to all that was under way then, the fill and its open file among that.
+        """
+        error = type(self.error).__new__(type(self.error), *self.error.args)
+        error.__dict__.update(self.error.__dict__)
+        if (cause := self.error.__cause__) is not None:
+            cause.__context__ = None
+            error.__cause__ = cause.with_traceback(None)
+        return FillFailed(self.reason, error)
+
+
+def verdict_on(error: Exception) -> FillFailed:
+    """Put what ended a fill into the words of a verdict."""
+    match error:
+        case FillFailed():
+            return error
+        case StoreUnavailable():
+            return FillFailed(Reason.STORE, error)
+        case MirrorError():
+            return FillFailed(Reason.REFUSED, error)
+        case Changed():
+            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1))
+        case Corrupt():
+            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"wrong bytes came in: {error}; ask again"))
+        case Lost():
+            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1))
+        case Abandoned():
+            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1))
+        case _:
+            log.error("a fill failed", exc_info=error, extra=event("mirror.mistake"))
+            mistake = MirrorError("the mirror made a mistake while fetching the image; its log says more")
+            return FillFailed(Reason.MISTAKE, mistake)

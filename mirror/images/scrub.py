@@ -1,0 +1,106 @@
+"""Hashing stored images again while the mirror serves, so that rotten bytes are found before they are asked for.
+
+Slow on purpose, and one image at a time among all processes of a store. Beside each image stands when it was last
+verified, so the work goes on after a restart with the one that has waited longest; one that was interrupted is begun
+again. A bad one is set aside, and fetched anew at the next request.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mirror.common.clock import Clock, age
+from mirror.common.log import event
+from mirror.model.errors import MirrorError
+from mirror.store.disk.store import DiskStore
+from mirror.store.disk.verification import Verdict
+
+log = logging.getLogger(__name__)
+
+RATE = 50e6
+"""Bytes per second: some percent of a core, and little for any disk."""
+
+LOOK = 60.0
+"""Seconds between two looks for what is due, at most: somebody may have laid out an image by hand."""
+
+_NEVER = float("inf")
+
+
+class Scrubber:
+    """Verifies every image of `store` once in `interval` seconds, which may be changed."""
+
+    def __init__(
+        self,
+        store: DiskStore,
+        interval: float,
+        *,
+        rate: float = RATE,
+        clock: Clock | None = None,
+    ) -> None:
+        self._store = store
+        self.interval = interval
+        self._rate = rate
+        self._clock = clock or Clock()
+        self._tried: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Scrub while the context lasts."""
+        scrubbing = asyncio.create_task(self._run(), name="scrub")
+        try:
+            yield
+        finally:
+            scrubbing.cancel()
+            await asyncio.gather(scrubbing, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause = await self._scrub_next()
+            except MirrorError as error:  # of the store, which has logged it
+                log.debug("scrubbing pauses: %s", error)
+                pause = LOOK
+            except Exception:
+                log.exception("scrubbing pauses", extra=event("mirror.mistake"))
+                pause = LOOK
+            await asyncio.sleep(pause)
+
+    async def _scrub_next(self) -> float:
+        """Verify the image that is due first; the seconds until there may be another one."""
+        pause = min(LOOK, self.interval)
+        lock = await self._store.scrubbing()
+        if lock is None:
+            return pause
+        try:
+            wall, now = self._clock.wall(), self._clock.steady()
+            waiting = {
+                info.metadata.hash: age(info.verified_at.timestamp(), wall) if info.verified_at else _NEVER
+                for info in await self._store.list()
+            }
+            self._tried = {each: when for each, when in self._tried.items() if each in waiting}
+            if not waiting:
+                return pause
+            image_hash, waits = max(
+                ((each, min(since, now - self._tried.get(each, -_NEVER))) for each, since in waiting.items()),
+                key=lambda pair: pair[1],
+            )
+            due = self.interval - waits
+            if due > 0:
+                return min(pause, due)
+            await self._scrub(image_hash)
+        finally:
+            os.close(lock)
+        return 0.0
+
+    async def _scrub(self, image_hash: str) -> None:
+        self._tried[image_hash] = self._clock.steady()  # whatever comes of it: it must not keep the others waiting
+        verified = await self._store.verify(image_hash, rate=self._rate)
+        if verified.bad:
+            bad = event("scrub.bad", image=image_hash)
+            log.error("%s is bad: %s; the next request fetches it anew", image_hash, verified.detail, extra=bad)
+        elif verified.verdict is Verdict.GOOD:
+            log.info("%s was verified again", image_hash, extra=event("scrub.good", image=image_hash))
+        else:
+            log.debug("%s cannot be verified now: %s", image_hash, verified.detail)

@@ -1,0 +1,34 @@
+"""A person watches a fill from the command that needs it."""
+
+import asyncio
+import contextlib
+
+from mirror.common.progress import Meter
+from mirror.common.units import format_size
+from mirror.images.fill import Fill
+
+TICK = 0.2
+"""Seconds between two looks at how far a fill is."""
+
+
+async def watch(fill: Fill, meter: Meter, *, kept: str, doing: str | None = None) -> None:
+    """Show a fill, as `doing` or else by its state, until its verdict. Raises FillFailed.
+
+    Cancelled, it says how far it came, and that this is `kept`.
+    """
+    size = fill.metadata.size
+    meter.start(size, fill.position, doing or fill.state)
+    try:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await fill.ended()
+                    break
+            meter.show(fill.position, doing or fill.state)
+        meter.show(size, doing or fill.state)
+    except asyncio.CancelledError:
+        meter.stop()
+        meter.say(f"stopped at {format_size(fill.position)} of {format_size(size)}: that is kept, and {kept}")
+        raise
+    finally:
+        meter.stop()

@@ -1,0 +1,48 @@
+"""Images whose bytes upstream had wrong again and again: then it is asked once a minute only, by all of a mirror."""
+
+import struct
+import time
+from collections.abc import Callable
+
+from mirror.common.shared_notes import SharedNotes
+
+TIMES = 5
+WITHIN = 600.0
+PAUSE = 60.0
+"""After five times wrong bytes, each within ten minutes of the one before, clients are told so, and upstream is asked
+once a minute only."""
+
+IMAGES = 64
+"""Images remembered at most."""
+
+_WHEN = struct.Struct("=d")
+
+
+def shared_wrong_bytes(descriptor: int | None = None) -> SharedNotes:
+    """What the processes of a mirror share of this."""
+    return SharedNotes(IMAGES, TIMES * _WHEN.size, WITHIN, descriptor)
+
+
+class WrongBytes:
+    """Counts, for all processes that share `notes`."""
+
+    def __init__(self, notes: SharedNotes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._notes = notes
+        self._clock = clock
+
+    def count(self, image_hash: str) -> None:
+        """They were wrong once more."""
+        times = (self._notes.get(image_hash) or b"") + _WHEN.pack(self._clock())
+        self._notes.put(image_hash, times[-TIMES * _WHEN.size :])
+
+    def forget(self, image_hash: str) -> None:
+        """They were right."""
+        self._notes.remove(image_hash)
+
+    def pause(self, image_hash: str) -> float:
+        """Seconds for which upstream is not to be asked for that image; 0 or less when it may be."""
+        times = self._notes.get(image_hash) or b""
+        if len(times) < TIMES * _WHEN.size:
+            return 0.0
+        (last,) = _WHEN.unpack_from(times, len(times) - _WHEN.size)
+        return PAUSE - (self._clock() - float(last))

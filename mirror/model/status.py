@@ -1,0 +1,207 @@
+"""How the mirror is, as values: what the status page shows, `/api/status` says and `/api/events` pushes.
+
+Times are aware datetimes, sizes bytes, rates bytes per second. Nothing here is a secret, but file names and reasons
+come from outside: whoever shows them must treat them as text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """In words: what keeps the mirror from serving, and what it has to do without meanwhile."""
+
+    reasons: Sequence[str] = ()
+    degraded: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentImage:
+    """What clients get who name no image. `fetched_at` is when upstream last said so, None when it never did.
+
+    `announced` is the hash of the newer image that is on its way while clients get this one (rollover `when_stored`).
+    """
+
+    hash: str
+    filename: str
+    size: int
+    created: datetime
+    fetched_at: datetime | None
+    stored: bool
+    announced: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """What is known of upstream. `reachable` is None as long as nobody has asked it, or when there is none (`url`).
+
+    `since` is when it became so, `reason` says in words why it is not reachable, or is of no use all the same,
+    `heard_at` is its last usable answer.
+    """
+
+    url: str | None
+    reachable: bool | None = None
+    since: datetime | None = None
+    reason: str | None = None
+    heard_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """Whether the store took the last image that it was asked to take, `asked_at`: `trouble` says in words why not."""
+
+    trouble: str | None = None
+    asked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningFill:
+    """A transfer that runs.
+
+    `state` is one of `mirror.images.outcome.State`; `seconds_left` is None while nobody can tell. `clients` are the
+    downloads that read along now; `resumes` counts how often it was cut and went on.
+    """
+
+    hash: str
+    filename: str
+    size: int
+    position: int
+    state: str
+    rate: float
+    seconds_left: float | None
+    clients: int
+    resumes: int
+    began_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLine:
+    """A stored image. `places` are where it is: disk, bucket."""
+
+    hash: str
+    filename: str
+    size: int
+    created: datetime
+    stored_at: datetime
+    last_served_at: datetime | None
+    verified_at: datetime | None
+    pinned: bool
+    current: bool
+    places: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How full a place is: `used` by the mirror, up to `limit`, where `free` are left on the file system.
+
+    `largest` is how large a new image may be, when all goes that may. Of a bucket only its bounds are known, if it has
+    any; else None. `trouble` says in words what is wrong with the place.
+    """
+
+    place: str
+    where: str
+    used: int
+    images: int
+    limit: int | None = None
+    free: int | None = None
+    largest: int | None = None
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What moved in some time: bytes to clients, bytes from upstream, image downloads and how many were hits."""
+
+    served: int = 0
+    fetched: int = 0
+    downloads: int = 0
+    hits: int = 0
+
+    @property
+    def saved(self) -> int:
+        """Bytes that upstream's line did not have to carry; less than nothing before a fill pays off."""
+        return self.served - self.fetched
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the downloads that were hits, 0 to 1; None without downloads."""
+        return self.hits / self.downloads if self.downloads else None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A stretch of the last 24 hours, from `at` on, and what moved in it."""
+
+    at: datetime
+    seconds: int
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something notable that happened, in words. `action` is its name for machines, `level` that of the log."""
+
+    at: datetime
+    level: str
+    action: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What has come of an operator's wish, in words, and of which `image` (its hash)."""
+
+    message: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchState:
+    """What prefetching does: `doing` in words; `next_at` is when it looks for a new image next."""
+
+    enabled: bool
+    doing: str
+    next_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All of it, at `now`. `needs_token` when changing anything takes the admin token."""
+
+    version: str
+    now: datetime
+    started_at: datetime
+    health: Health
+    current: CurrentImage | None
+    upstream: UpstreamState
+    fills: Sequence[RunningFill]
+    images: Sequence[ImageLine]
+    rooms: Sequence[Room]
+    today: Traffic
+    events: Sequence[Event]
+    history: Sequence[Interval]
+    prefetch: PrefetchState
+    workers: int
+    workers_missing: int
+    needs_token: bool
+
+
+def as_json(value: object) -> object:
+    """Turn any of these into what `json.dumps` takes: names in camel case, times in ISO 8601."""
+    if is_dataclass(value):
+        found = {_camel(each.name): as_json(getattr(value, each.name)) for each in fields(value)}
+        if isinstance(value, Traffic):
+            found |= {"saved": value.saved, "hitRate": value.hit_rate}
+        return found
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [as_json(each) for each in value]
+    return value
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)

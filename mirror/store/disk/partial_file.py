@@ -1,0 +1,324 @@
+"""The journal of a fill as a file: its length is the bytes received so far, a lock on it makes one appender of many.
+
+Who does not get the lock follows: reads along as the file grows, and takes over when the lock is free.
+
+Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest; and
+which file it is that was verified, when that could not get its name: then only the name is tried again.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from mirror.common.files import sync_directory, write_durably
+from mirror.common.log import event
+from mirror.model.metadata import ImageMetadata
+from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed, check
+from mirror.store.disk.partial_note import PartialNote
+from mirror.store.disk.quarantine import set_aside
+from mirror.store.disk.verified_marker import MARKER, Identity, trust
+from mirror.store.read_locks import withdraw
+from mirror.store.recall import readmit
+from mirror.store.shared_file import SharedFile
+
+log = logging.getLogger(__name__)
+
+FLUSH = 64 << 20
+"""Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
+
+FOLLOW = 0.05
+"""Seconds between two looks at a file that another process appends to."""
+
+_RECOVERY_STEP = 64 << 20
+_DIGEST_STEP = 2 << 20
+_IOV_MAX = 1024
+
+T = TypeVar("T")
+
+
+class PartialFile:
+    """A `Partial` at `path`, through `fd`, which we have locked if it is `ours`. It works in one thread of its own."""
+
+    def __init__(
+        self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool, images: Path, quarantine: Path
+    ) -> None:
+        self.file: SharedFile = SharedFile(fd, recallable=False)
+        self.position = 0 if ours else os.fstat(fd).st_size
+        self.ours = ours
+        self.published = False
+        self._path = path
+        self._note = PartialNote(path.with_name(path.name + ".json"), metadata)
+        self._metadata = metadata
+        self._images = images
+        self._quarantine = quarantine
+        self._digest = hashlib.sha256()
+        self._appender = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushing: Future[None] | None = None
+        self._flushed = 0
+        self.validator: str | None = None
+        self._sealed = False
+        self._named = False
+        self._lossy = False
+        if ours:
+            self._take_up()
+
+    def reader(self, offset: int) -> contextlib.AbstractAsyncContextManager[Reader]:
+        """See `Partial.reader`."""
+        raise NotImplementedError("readers have the file")
+
+    async def recover(self) -> bool:
+        """See `Partial.recover`."""
+        if self.ours:
+            return await self._run(self._recover)
+        await asyncio.sleep(FOLLOW)
+        return await self._run(self._follow)
+
+    async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See `Partial.append`."""
+        await self._run(self._append, pieces)
+
+    def digest(self) -> "hashlib._Hash":
+        """See `Partial.digest`."""
+        return self._digest.copy()
+
+    async def remember(self, validator: str | None) -> None:
+        """See `Partial.remember`. Without a note one goes on as well, only without `If-Range`: the hash decides."""
+        self.validator = validator
+        try:
+            await self._run(self._note.write, validator)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._note, error, extra=event("note.unwritten"))
+
+    async def publish(self) -> None:
+        """See `Partial.publish`."""
+        await self._run(self._publish)
+
+    async def quarantine(self) -> None:
+        """See `Partial.quarantine`. Only the newest of an image is kept."""
+        await self._run(self._set_aside)
+
+    async def discard(self) -> None:
+        """See `Partial.discard`."""
+        await self._run(self._remove)
+
+    async def close(self) -> None:
+        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first.
+
+        The file is closed when its last reader lets go of it, whatever still refers to us (a traceback, say).
+        """
+        await self._run(self._unlock)
+        del self.file
+        self._appender.shutdown(wait=False)
+        self._flusher.shutdown(wait=False)
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        # Shielded: a cancelled fill must not leave the thread appending to a journal that the next one has taken over.
+        future = asyncio.get_running_loop().run_in_executor(self._appender, function, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError, Corrupt):
+                await future
+            raise
+
+    # What follows blocks, and runs in the one thread.
+
+    def _take_up(self) -> None:
+        if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
+            os.ftruncate(self.file.fd, 0)
+        readmit(self.file.fd)
+        self.validator = self._note.validator()
+        if self._note.seals(self._identity()):
+            self._sealed, self.position = True, self._metadata.size
+        if not self._note.exists():  # who looks for room must know what we still need
+            self._note.write(self.validator)
+
+    def _follow(self) -> bool:
+        free = lock(self.file.fd)
+        file = os.fstat(self.file.fd)
+        if _is(self._path, file) and file.st_size >= self.position:
+            self.position = file.st_size
+            if free:
+                self.ours, self.position = True, 0  # to be digested by us
+                self._take_up()
+            return True
+        if free:
+            self._unlock()
+        if _is(self._images / self._metadata.hash / "image", file):
+            self.published, self.position = True, self._metadata.size
+            self.file.recallable = True
+            return False
+        raise Lost("the process that received this image has put it away")
+
+    def _recover(self) -> bool:
+        length = os.fstat(self.file.fd).st_size
+        stop = min(length, self.position + _RECOVERY_STEP)
+        buffer = memoryview(bytearray(min(_DIGEST_STEP, stop - self.position)))
+        while self.position < stop:
+            count = os.preadv(self.file.fd, [buffer[: stop - self.position]], self.position)
+            if not count:
+                raise OSError(errno.EIO, "a partial file became shorter while it was read")
+            self._digest.update(buffer[:count])
+            self.position += count
+        return self.position < length
+
+    def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        try:
+            for block in _blocks(pieces, self.position):
+                self._write(block)
+                for piece in block:
+                    self._digest.update(piece)
+                self.position += sum(map(len, block))
+        except OSError:
+            with contextlib.suppress(OSError):  # nothing may follow a torn write: cut it off where the digest stands
+                os.ftruncate(self.file.fd, self.position)
+            raise
+        if self.position - self._flushed >= FLUSH and (self._flushing is None or self._flushing.done()):
+            self._flushed = self.position
+            self._check_flushed()
+            self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
+
+    def _write(self, block: Sequence[memoryview]) -> None:
+        written = os.pwritev(self.file.fd, block, self.position)
+        offset = self.position
+        for piece in block:
+            if written < len(piece):  # a short write is rare: a signal, or a disk about to be full
+                done = written
+                while done < len(piece):
+                    done += os.pwrite(self.file.fd, piece[done:], offset + done)
+            written = max(0, written - len(piece))
+            offset += len(piece)
+
+    def _check_flushed(self) -> None:
+        if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
+            self._flushed_well(self._flushing.result)
+
+    def _flushed_well(self, flush: Callable[[], None]) -> None:
+        try:
+            flush()
+        except OSError:
+            self._lossy = True
+            raise
+
+    def _publish(self) -> None:
+        if not self._sealed:
+            self._seal()
+        self.file.recallable = True
+        try:
+            self._name()
+            self._note.remove()
+            sync_directory(self._path.parent)
+        except OSError as error:
+            if not self._named:
+                self._note.seal(self.validator, self._identity())
+                raise Unnamed(error.errno, error.strerror) from error
+            log.warning(
+                "%s is stored, but a power cut may take its name away again: %s",
+                self._metadata.hash,
+                error,
+                extra=event("image.not_durable", image=self._metadata.hash),
+            )
+
+    def _seal(self) -> None:
+        """Make sure that the bytes are right and durable. Raises Corrupt."""
+        check(self._metadata, self.position, self._digest)
+        check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
+        self._check_flushed()
+        self._flushed_well(lambda: os.fsync(self.file.fd))
+        self._sealed = True
+
+    def _name(self) -> None:
+        """Give the image its name, durably; or nothing, so that nobody takes it for one that is stored."""
+        directory = self._images / self._metadata.hash
+        described_before = (directory / "metadata.json").exists()
+        try:
+            directory.mkdir(exist_ok=True)
+            sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
+            write_durably(directory / "metadata.json", self._metadata.raw)
+            trust(directory, self._identity())  # the same before and after it gets its name
+            self._path.rename(directory / "image")
+        except OSError:
+            if not described_before:
+                with contextlib.suppress(OSError):
+                    for name in ("metadata.json", MARKER):
+                        (directory / name).unlink(missing_ok=True)
+                    directory.rmdir()
+            raise
+        self._named = True
+        sync_directory(directory)
+
+    def _set_aside(self) -> None:
+        try:
+            set_aside(self._path, self._quarantine, self._metadata.hash)
+            self._note.remove()
+        except OSError as error:
+            log.warning(
+                "what was received of %s cannot be set aside, and is removed: %s",
+                self._metadata.hash,
+                error,
+                extra=event("partial.stuck", image=self._metadata.hash),
+            )
+            self._remove()
+
+    def _remove(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+            self._note.remove()
+        except OSError:  # what cannot be removed can be emptied: taken up again it would be as wrong as now
+            os.ftruncate(self.file.fd, 0)
+            raise
+
+    def _unlock(self) -> None:
+        if self._lossy:  # the page cache would give back what the disk has lost, to be hashed and found right
+            with contextlib.suppress(OSError):
+                self._remove()
+        fcntl.flock(self.file.fd, fcntl.LOCK_UN)
+        if not (self._named or self._sealed or self.published):
+            withdraw(self.file.fd)
+
+    def _identity(self) -> Identity:
+        return Identity.of(os.fstat(self.file.fd))
+
+
+def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:
+    """Divide what is appended at `position` so that each write ends at a boundary, or at the end."""
+    block: list[memoryview] = []
+    end = position
+    for whole in pieces:
+        piece = memoryview(whole)
+        while piece:
+            part = piece[: BLOCK - end % BLOCK]
+            block.append(part)
+            end += len(part)
+            piece = piece[len(part) :]
+            if end % BLOCK == 0 or len(block) == _IOV_MAX:
+                yield block
+                block = []
+    if block:
+        yield block
+
+
+def lock(fd: int) -> bool:
+    """Whether we have the lock on a partial now; else another process appends to it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    """Whether `path` names that very file."""
+    try:
+        return os.path.samestat(path.stat(), file)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,61 @@
+"""The note beside a partial file: whose bytes these are, how to ask for the rest, and whether they were verified."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mirror.common.files import write_durably
+from mirror.model.metadata import ImageMetadata
+from mirror.store.disk.verified_marker import Identity, described, time_in
+
+
+class PartialNote:
+    """The note at `path` of a partial of this image. What cannot be read says nothing. All of it blocks."""
+
+    def __init__(self, path: Path, metadata: ImageMetadata) -> None:
+        self._path = path
+        self._metadata = metadata
+
+    def exists(self) -> bool:
+        """Whether there is one, whatever it says."""
+        return self._path.exists()
+
+    def validator(self) -> str | None:
+        """Upstream's validator; None for what could not be sent: each request would fail, again and again."""
+        validator = self._read().get("validator")
+        plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
+        return str(validator) if plain else None
+
+    def seals(self, file: Identity) -> bool:
+        """Whether it is the whole image that was verified, and only its name is missing."""
+        return file.size == self._metadata.size and time_in(self._read().get("verified"), file) is not None
+
+    def write(self, validator: str | None) -> None:
+        """Write it durably. Raises OSError."""
+        write_durably(self._path, json.dumps(self._said(validator)).encode())
+
+    def seal(self, validator: str | None, file: Identity) -> None:
+        """Note that this file was verified, as far as that can be done.
+
+        In place, since a new file may be just what cannot be made. A note that a crash has torn says nothing.
+        """
+        with contextlib.suppress(OSError):
+            self._path.write_text(json.dumps(self._said(validator) | {"verified": described(file)}))
+
+    def remove(self) -> None:
+        """Remove it, if there is one. Raises OSError."""
+        self._path.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def _said(self, validator: str | None) -> dict[str, object]:
+        return {"metadata": self._metadata.raw.decode(), "validator": validator}
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            note = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}

@@ -1,0 +1,324 @@
+"""Room in a bucket, when `store.s3.max_size` bounds it: what is there, what is on its way, and what may be evicted.
+
+All replicas share the bucket, and any of them may evict. One does so at a time (`leases/room`), and looks once more at
+each image before it goes: whether somebody pinned it, serves it, fetches it, or says that it is current. That spares
+others a fetch, and no more: whoever reads an image that goes is reset, or gets it anew.
+
+    served/<hash>    its time is when some replica last served the image
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from mirror.common.log import event
+from mirror.common.units import format_size
+from mirror.model.metadata import ImageMetadata, is_hash
+from mirror.model.note import Note
+from mirror.store.base import Retention, StoredInfo
+from mirror.store.disk.layout import Layout
+from mirror.store.disk.removal import Kind, Removal
+from mirror.store.disk.space import Use, chosen
+from mirror.store.s3.bucket import Bucket, ConditionFailed, Listed, Version
+from mirror.store.s3.errors import BucketFailed, NoRoom
+from mirror.store.s3.lease import Lease, LeaseNote
+from mirror.store.s3.processes import Processes
+
+log = logging.getLogger(__name__)
+
+LATELY = 900.0
+"""Seconds for which an image that was stored, or served by any replica, counts as being served."""
+
+MARK = LATELY / 3
+"""Seconds after which it is marked again that an image is served."""
+
+TURN = 10.0
+"""Seconds to wait while another replica evicts; then we do as well."""
+
+PAUSE = 0.5
+
+ROOM = "room"
+"""The lease of who evicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """At most `max_size` bytes, evicting as `retention` says; what was served less than `lately` seconds ago stays."""
+
+    max_size: int
+    retention: Retention
+    lately: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Lying:
+    """What lies in the bucket `now`: images, whole or not; parts by their image; sizes of images that are fetched."""
+
+    now: datetime
+    versions: Mapping[str, Version]
+    infos: Sequence[StoredInfo]
+    parts: Mapping[str, Sequence[Listed]]
+    coming: Mapping[str, int]
+
+    @property
+    def used(self) -> int:
+        """Bytes of all of it."""
+        return sum(map(self.of, {*self.versions, *self.parts}))
+
+    def of(self, image_hash: str) -> int:
+        """Bytes of an image, or of its parts: those that lie beside it as well are about to go."""
+        parts = sum(listed.version.size for listed in self.parts.get(image_hash, ()))
+        return max(parts, self.stored(image_hash))
+
+    def stored(self, image_hash: str) -> int:
+        """Bytes of what lies under its name."""
+        return self.versions[image_hash].size if image_hash in self.versions else 0
+
+    def promised(self, spare: str | None) -> int:
+        """Bytes that will still come of images that are fetched, but for the one to `spare`."""
+        return sum(max(0, size - self.of(each)) for each, size in self.coming.items() if each != spare)
+
+
+class BucketSpace:
+    """The room of `bucket`. `images` and `versions` list what is there; `read` are hashes that are read here now.
+
+    `directory` has our own notes of what is current. `full` says why there was no room for an image, if that is so.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        bounds: Bounds,
+        processes: Processes,
+        directory: Path,
+        *,
+        images: Callable[[], Awaitable[Sequence[StoredInfo]]],
+        versions: Callable[[], Awaitable[Mapping[str, Version]]],
+        read: Callable[[], Collection[str]],
+    ) -> None:
+        self.full: str | None = None
+        self._wanted: ImageMetadata | None = None
+        self._bucket = bucket
+        self._bounds = bounds
+        self._processes = processes
+        self._layout = Layout(directory)
+        self._images = images
+        self._versions = versions
+        self._read = read
+        self._lately = timedelta(seconds=max(LATELY, bounds.lately))
+
+    async def use(self) -> Use:
+        """How full it is. Raises BucketFailed."""
+        lying = await self._look()
+        current = await self._current()
+        evictable = sum(removal.size for removal in await self._candidates(lying, current, spare=None))
+        limit = self._bounds.max_size
+        largest = max(0, self._left(lying, None) + evictable)
+        return Use(lying.used, limit, max(0, limit - lying.used), largest)
+
+    async def expect(self, metadata: ImageMetadata) -> None:
+        """See whether there is or could be room for an image that nobody fetches yet. Raises NoRoom, BucketFailed."""
+        lying = await self._look()
+        if metadata.hash not in lying.coming:
+            await self._plan(lying, metadata, ())
+
+    async def reserve(self, metadata: ImageMetadata, *, conditions: bool) -> None:
+        """Make room for an image whose lease we have. Raises NoRoom when there is none, BucketFailed.
+
+        Whether the server knows `conditions`: without them there are no leases, and nobody is alone when it evicts.
+        """
+        if await self._plan(await self._look(), metadata, ()):
+            gone: set[Path] = set()
+            async with self._turn(conditions):
+                lying = await self._look()
+                while plan := await self._plan(lying, metadata, gone):
+                    for removal in plan:
+                        await self._evict(removal, lying, conditions)
+                        gone.add(removal.path)
+                    lying = await self._look()
+        self._is_full(None)
+
+    async def collect(
+        self, *, dry_run: bool, conditions: bool, without: Sequence[Removal] = ()
+    ) -> tuple[list[Removal], int]:
+        """Evict down to the bound, as far as that is allowed: what went, and bytes that are still beyond it.
+
+        `without` is what would have been removed before, in a dry run.
+        """
+        done: list[Removal] = []
+        async with self._turn(conditions and not dry_run):
+            lying = await self._look()
+            beyond = -self._left(lying, None) - sum(removal.size for removal in without)
+            candidates = await self._candidates(lying, await self._current(), spare=None)
+            spared = {Path(*removal.path.parts[:2]) for removal in without}
+            for removal in candidates:
+                if beyond <= 0:
+                    break
+                if removal.path not in spared and (dry_run or await self._evict(removal, lying, conditions)):
+                    done.append(removal)
+                    beyond -= removal.size
+        if self._wanted is not None and not dry_run:
+            with contextlib.suppress(NoRoom):
+                await self.expect(self._wanted)
+                self._is_full(None)
+        return done, max(0, beyond)
+
+    # How
+
+    async def _look(self) -> _Lying:
+        now = await self._bucket.now()
+        parts: dict[str, list[Listed]] = {}
+        async for listed in self._bucket.list("parts/"):
+            parts.setdefault(listed.name.split("/")[1], []).append(listed)
+        coming = {}
+        async for listed in self._bucket.list("leases/"):
+            image_hash = listed.name.removeprefix("leases/")
+            held = await self._lease(image_hash).look() if is_hash(image_hash) else None
+            if held is not None and held.note is not None and not held.free:
+                coming[image_hash] = held.note.size
+        return _Lying(now, await self._versions(), await self._images(), parts, coming)
+
+    def _left(self, lying: _Lying, spare: str | None) -> int:
+        """Bytes that may still come, if the image to `spare` were not there."""
+        used = lying.used - (lying.of(spare) if spare is not None else 0)
+        return self._bounds.max_size - used - lying.promised(spare)
+
+    async def _plan(self, lying: _Lying, metadata: ImageMetadata, without: Collection[Path]) -> list[Removal]:
+        """What to remove so that an image has room; nothing when it has. Raises NoRoom."""
+        short = metadata.size - self._left(lying, metadata.hash)
+        if short <= 0:
+            return []
+        candidates = await self._candidates(lying, await self._current(), spare=metadata.hash)
+        plan = chosen(candidates, short, without)
+        if sum(removal.size for removal in plan) < short:
+            self._wanted = metadata
+            raise NoRoom(self._is_full(self._explain(lying, metadata, short)))
+        return plan
+
+    async def _candidates(self, lying: _Lying, current: Collection[str], *, spare: str | None) -> list[Removal]:
+        """What may go, in order: parts that nobody goes on with, then images."""
+        kept = {*current, *lying.coming, *self._read(), *([spare] if spare else ())}
+        candidates = []
+        for image_hash, parts in lying.parts.items():
+            last = max(listed.version.modified for listed in parts)
+            if image_hash not in kept and last < lying.now - self._lately:
+                size = lying.of(image_hash) - lying.stored(image_hash)
+                candidates.append(Removal(Kind.PARTIAL, Path("parts", image_hash), size, "nobody goes on with it"))
+        lately = {info.metadata.hash for info in lying.infos if self._is_late(info, lying.now)}
+        for info in self._bounds.retention(lying.infos, None, kept | lately):
+            place = Path("images", info.metadata.hash)
+            candidates.append(Removal(Kind.IMAGE, place, info.metadata.size, "served least recently"))
+        return candidates
+
+    def _is_late(self, info: StoredInfo, now: datetime) -> bool:
+        """Whether it was stored or served lately."""
+        return max(info.stored_at, info.last_served_at or info.stored_at) > now - self._lately
+
+    async def _evict(self, removal: Removal, lying: _Lying, conditions: bool) -> bool:
+        """Remove it, unless somebody has begun to use it meanwhile."""
+        image_hash = removal.path.name
+        if await self._is_wanted(image_hash):
+            return False
+        if removal.kind is Kind.PARTIAL:
+            for listed in lying.parts[image_hash]:
+                await self._bucket.delete(listed.name)
+        elif not await self._remove(image_hash, lying, conditions):
+            return False
+        log.info(
+            "evicted %s %s of the bucket (%s)",
+            removal.kind,
+            image_hash,
+            format_size(removal.size),
+            extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
+        )
+        return True
+
+    async def _remove(self, image_hash: str, lying: _Lying, conditions: bool) -> bool:
+        (info,) = [info for info in lying.infos if info.metadata.hash == image_hash]
+        image = f"images/{image_hash}"
+        try:
+            await self._bucket.delete(image, if_etag=lying.versions[image_hash].etag if conditions else None)
+        except ConditionFailed:  # it has been stored anew
+            return False
+        for name in (f"{image}.json", f"served/{image_hash}"):
+            await self._bucket.delete(name)
+        if await self._bucket.head(image) is not None:  # it is stored anew just now
+            await self._bucket.put(f"{image}.json", info.metadata.raw)
+        return True
+
+    async def _is_wanted(self, image_hash: str) -> bool:
+        """Whether it is pinned, served, fetched or current, as far as can be seen at this moment."""
+        if image_hash in self._read() or image_hash in await self._current():
+            return True
+        if await self._bucket.head(f"pinned/{image_hash}") is not None:
+            return True
+        held = await self._lease(image_hash).look()
+        if held is not None and not held.free:
+            return True
+        served = await self._bucket.head(f"served/{image_hash}")
+        return served is not None and served.modified > await self._bucket.now() - self._lately
+
+    async def _current(self) -> set[str]:
+        """What clients get who name no image, here and, as replicas tell one another, there."""
+        loop = asyncio.get_running_loop()
+        named = {await loop.run_in_executor(None, note) for note in (self._layout.named, self._layout.shown)}
+        if (answer := await self._bucket.get("current.json")) is not None:
+            with contextlib.suppress(ValueError):
+                named.add(Note.parse(answer.data).metadata.hash)
+        if not (found := {each for each in named if each is not None}):
+            newest = max(await self._images(), key=lambda info: info.metadata.created, default=None)
+            found = {newest.metadata.hash} if newest is not None else set()
+        return found
+
+    def _lease(self, name: str) -> Lease:
+        return Lease(self._bucket, name, self._processes)
+
+    @asynccontextmanager
+    async def _turn(self, conditions: bool) -> AsyncIterator[None]:
+        """Be the only replica that evicts, as far as the server knows `conditions`; or another one takes too long."""
+        lease, note = self._lease(ROOM), LeaseNote(secrets.token_hex(8), 1)
+        clock = asyncio.get_running_loop().time
+        until = clock() + TURN
+        while conditions:
+            held = await lease.look()
+            if (held is None or held.free) and await lease.take(note, held):
+                break
+            if clock() > until:
+                break
+            await asyncio.sleep(PAUSE)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BucketFailed):
+                await lease.remove()
+
+    def _is_full(self, why: str | None) -> str:
+        if why is not None and self.full is None:
+            log.error("%s", why, extra=event("bucket.full"))
+        if why is None and self.full is not None:
+            log.info("the bucket %s has room again", self._bucket.name, extra=event("bucket.roomy"))
+            self._wanted = None
+        self.full = why
+        return why or ""
+
+    def _explain(self, lying: _Lying, metadata: ImageMetadata, short: int) -> str:
+        bound = self._bounds.max_size
+        where = f"the bucket {self._bucket.name}"
+        if metadata.size > bound:
+            return (
+                f"this image is larger than all images in {where} may be ({format_size(metadata.size)}, "
+                f"store.s3.max_size = {format_size(bound)})"
+            )
+        needs = f"this image needs {format_size(metadata.size)}"
+        if promised := lying.promised(metadata.hash):
+            needs += f", those that are on their way {format_size(promised)}"
+        return (
+            f"{where} holds {format_size(lying.used)} of store.s3.max_size = {format_size(bound)}; {needs}: raise "
+            f"store.s3.max_size, or lower store.s3.keep or unpin images, so that {format_size(short)} can be evicted"
+        )

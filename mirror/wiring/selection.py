@@ -1,0 +1,135 @@
+"""The stored images in a person's hands: find one by the first digits of its hash, pin it, remove it.
+
+An image is named by 6 or more digits, or `current`. For the command line and for the admin listener.
+"""
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mirror.config import Config
+from mirror.model.errors import MirrorError, NotFound, UsageError
+from mirror.store.base import StoredInfo
+from mirror.store.disk.store import DiskStore
+from mirror.upstream.client import Upstream
+from mirror.upstream.proxies import Proxies
+from mirror.wiring.mirror import loaded_catalog
+from mirror.wiring.stores import Stores
+from mirror.wiring.stores import opened as opened_stores
+
+if TYPE_CHECKING:
+    from mirror.store.s3.store import S3Store
+
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A stored image, and whether it is the one that clients get who name none."""
+
+    info: StoredInfo
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
+
+    stores: Stores
+    sizes: Mapping[str, Mapping[str, int]]
+    lines: Mapping[str, Line]
+
+    @classmethod
+    async def of(cls, config: Config, stores: Stores, lines: Sequence[Line]) -> "Shelf":
+        """Look at what lies there beside `lines`. Raises StoreUnavailable."""
+        sizes: dict[str, Mapping[str, int]] = {"disk": {}}
+        for name, place in stores.places.items():
+            if name != "disk" or (config.store.path / "images").exists():
+                sizes[name] = await place.sizes()
+        return cls(stores, sizes, {line.info.metadata.hash: line for line in lines})
+
+    @property
+    def hashes(self) -> Sequence[str]:
+        """Of all that lies there."""
+        return list(dict.fromkeys([*(each for sizes in self.sizes.values() for each in sizes), *self.lines]))
+
+    def places(self, image_hash: str) -> Sequence[tuple[str, "DiskStore | S3Store"]]:
+        """Where an image is. A part of one that is verified anew just now is on the disk."""
+        return [
+            (name, place)
+            for name, place in self.stores.places.items()
+            if image_hash in self.sizes[name] or name in self.lines[image_hash].info.places
+        ]
+
+    def find(self, name: str) -> str:
+        """The hash that `name` stands for. Raises UsageError, or NotFound when it is none or more than one."""
+        if name == "current":
+            named = [image_hash for image_hash, line in self.lines.items() if line.current]
+            if not named:
+                raise NotFound("the current image is not stored, as far as is known here; see `pps-mirror ls`")
+            return named[0]
+        if not _PREFIX.fullmatch(prefix := name.lower()):
+            raise UsageError(f"{name!r} names no image; expected 6 or more digits of its hash, or current")
+        alike = [image_hash for image_hash in self.hashes if image_hash.startswith(prefix)]
+        if not alike:
+            raise NotFound(f"no stored image has a hash that begins with {prefix}; see `pps-mirror ls`")
+        if len(alike) > 1:
+            raise NotFound(f"{len(alike)} stored images have a hash that begins with {prefix}: give more of it")
+        return alike[0]
+
+    async def pin(self, name: str, *, pinned: bool) -> str:
+        """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+        image_hash = self.find(name)
+        for _, place in self.places(image_hash):
+            await place.pin(image_hash, pinned=pinned)
+        return image_hash
+
+    async def remove(self, name: str, *, force: bool, insist: str = "give --force") -> str:
+        """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`.
+
+        `force` also cuts the downloads of it that run. `insist` says how the person who asks would insist.
+        """
+        image_hash = self.find(name)
+        line = self.lines.get(image_hash)
+        if line is not None and not force:
+            reasons = [word for word, holds in (("pinned", line.info.pinned), ("current", line.current)) if holds]
+            if reasons:
+                raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
+        for _, place in self.places(image_hash):
+            if not await place.remove(image_hash, cut=force):
+                raise Kept(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
+        return image_hash
+
+
+class Kept(MirrorError):
+    """An image stays where it is, for a reason that a person may change."""
+
+    status = 409
+
+
+@asynccontextmanager
+async def opened_shelf(config: Config) -> AsyncIterator[Shelf]:
+    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
+    with ThreadPoolExecutor(2) as pool:
+        async with opened_stores(config, pool) as stores:
+            yield await Shelf.of(config, stores, await lines(config, stores, pool))
+
+
+async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:
+    """List the images without a running mirror, newest first; none when there is no store. Raises StoreUnavailable."""
+    if not (config.store.path / "images").exists():
+        if stores.bucket is None:
+            return []
+        stores = replace(stores, front=stores.bucket)
+    url = config.upstream.url
+    upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
+    catalog = await loaded_catalog(config, upstream, stores, pool)
+    return lines_of(await stores.front.list(), await catalog.known_hash())
+
+
+def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[Line]:
+    """The lines of these images, when that is the hash of the current one."""
+    return [Line(info, current=info.metadata.hash == current) for info in images]

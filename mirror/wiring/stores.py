@@ -1,0 +1,115 @@
+"""Where images are kept, wired from a configuration: a disk, a bucket, or a disk in front of a bucket."""
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mirror.config import S3, Config, Store
+from mirror.images.catalog import SharedNote
+from mirror.images.retention import evictable
+from mirror.store.base import BlobStore, StoreUnavailable
+from mirror.store.disk.store import DiskStore
+
+if TYPE_CHECKING:
+    from mirror.store.s3.room import Bounds
+    from mirror.store.s3.store import S3Store
+    from mirror.store.tiered import TieredStore
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The places where images are, `disk` and `bucket`, and the one store that they are to the rest of the mirror."""
+
+    front: BlobStore
+    disk: DiskStore | None = None
+    bucket: "S3Store | None" = None
+    tiered: "TieredStore | None" = None
+    note: SharedNote | None = None
+
+    @property
+    def places(self) -> Mapping[str, "DiskStore | S3Store"]:
+        """The places by their name."""
+        places = {"disk": self.disk, "bucket": self.bucket}
+        return {name: place for name, place in places.items() if place is not None}
+
+    @property
+    def stuck(self) -> str | None:
+        """What keeps an upload of this process from going on, in words."""
+        return None if self.bucket is None else self.bucket.stuck
+
+    async def trouble(self) -> Mapping[str, str]:
+        """What is wrong with each place that does not work, in words."""
+        said = {}
+        for name, place in self.places.items():
+            try:
+                await place.probe()
+            except StoreUnavailable as error:
+                said[name] = error.message
+        return said
+
+    def take_up(self, config: Store) -> None:
+        """From now on these are the bounds."""
+        if self.disk is not None:
+            keep = functools.partial(evictable, keep=config.keep)
+            self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
+        if self.bucket is not None:
+            self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3))
+
+    @asynccontextmanager
+    async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:
+        """Keep the bucket in order meanwhile, if there is one. `current` gives the hash of what clients get."""
+        async with AsyncExitStack() as stack:
+            if self.bucket is not None:
+                from mirror.store.s3.maintenance import Keeper  # see `opened`
+
+                async def replenish() -> None:
+                    if self.tiered is not None and (image_hash := await current()):
+                        await self.tiered.replenish(image_hash)
+
+                await stack.enter_async_context(Keeper(self.bucket, replenish).running())
+            yield
+
+
+@asynccontextmanager
+async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
+    """Open the stores of a configuration; they touch nothing until they are asked to."""
+    disk = disk_store(config, pool)
+    if config.store.s3.bucket is None:
+        yield Stores(disk, disk)
+        return
+    from mirror.store.s3.bucket import Bucket  # with AWS's libraries, which take 25 MiB and a second to start
+    from mirror.store.s3.shared_note import BucketNote
+    from mirror.store.s3.store import opened as opened_bucket
+    from mirror.store.tiered import TieredStore
+
+    holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3)
+    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory, bounds=bounds) as bucket:
+        if config.store.s3.local_copy:
+            tiered = TieredStore(disk, bucket)
+            yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
+        else:
+            yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))
+
+
+def _bounds(config: S3) -> "Bounds | None":
+    from mirror.store.s3.room import Bounds  # see `opened`
+
+    if config.max_size is None:
+        return None
+    keep = functools.partial(evictable, keep=config.keep)
+    # A client that was sent to the bucket reads there, unseen, for as long as its URL is valid.
+    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0)
+
+
+def disk_store(config: Config, pool: Executor) -> DiskStore:
+    """Make the disk store of a configuration; it touches nothing until it is asked to."""
+    return DiskStore(
+        config.store.path,
+        min_free=config.store.min_free,
+        max_size=config.store.max_size,
+        retention=functools.partial(evictable, keep=config.store.keep),
+        pool=pool,
+    )
