@@ -15,13 +15,13 @@ from mirror.access.decisions import Decisions
 from mirror.access.refusals import Refusals
 from mirror.access.tokens import Tokens
 from mirror.common.clock import Clock
-from mirror.common.limiter import Turnstile
+from mirror.common.limiter import Limiter
 from mirror.common.metrics import Metrics
 from mirror.common.shared_notes import SharedNotes
 from mirror.config import Config
 from mirror.config.reloadable import Ready
 from mirror.images.catalog import Away, Catalog, Current
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ class Access(Protocol):
     async def admit(self, caller: Caller) -> Current | None:
         """Let the caller in or raise; the catalog's answer when finding out produced one."""
 
-    def speaker(self, caller: Caller) -> Caller:
+    def credential_for_metadata(self, caller: Caller) -> Caller:
         """Whose credential upstream sees when the mirror asks it something for this caller."""
 
-    def outside(self, caller: Caller) -> Caller:
+    def credential_for_image(self, caller: Caller) -> Caller:
         """The caller as upstream may see it: without its credential when that is meant for the mirror alone."""
 
     async def load(self) -> None:
@@ -56,7 +56,7 @@ class Access(Protocol):
         """Wait until what was learnt last is on the disk."""
 
 
-class Counted:
+class CountingAccess:
     """An `Access` whose decisions are counted: accepted, refused, or unknown when nobody could be asked."""
 
     def __init__(self, access: Access, metrics: Metrics) -> None:
@@ -73,13 +73,13 @@ class Counted:
         self._decisions.labels("accepted").inc()
         return current
 
-    def speaker(self, caller: Caller) -> Caller:
-        """See `Access.speaker`."""
-        return self._access.speaker(caller)
+    def credential_for_metadata(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_metadata`."""
+        return self._access.credential_for_metadata(caller)
 
-    def outside(self, caller: Caller) -> Caller:
-        """See `Access.outside`."""
-        return self._access.outside(caller)
+    def credential_for_image(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_image`."""
+        return self._access.credential_for_image(caller)
 
     async def load(self) -> None:
         """See `Access.load`."""
@@ -97,19 +97,19 @@ class Counted:
 class OpenAccess:
     """Mode open: everybody may read. Upstream is asked with the mirror's own credential, when it has one."""
 
-    def __init__(self, own: Own) -> None:
+    def __init__(self, own: OwnCredential) -> None:
         self._own = own
 
     async def admit(self, caller: Caller) -> Current | None:
         """Let the caller in."""
         return None
 
-    def speaker(self, caller: Caller) -> Caller:
-        """See `Access.speaker`."""
+    def credential_for_metadata(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_metadata`."""
         return self._own.lend(caller)
 
-    def outside(self, caller: Caller) -> Caller:
-        """See `Access.outside`: a credential that nobody asked for can only be meant for upstream."""
+    def credential_for_image(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_image`: a credential that nobody asked for can only be meant for upstream."""
         return caller
 
     async def load(self) -> None:
@@ -129,7 +129,7 @@ class TokensAccess:
     The tokens are the site's own and upstream never sees one; it is asked with the mirror's credential, or without any.
     """
 
-    def __init__(self, own: Own, file: Path, pool: Executor) -> None:
+    def __init__(self, own: OwnCredential, file: Path, pool: Executor) -> None:
         self._own = own
         self._file = file
         self._pool = pool
@@ -164,12 +164,12 @@ class TokensAccess:
         log.debug("request %s: let in as %s", caller.request_id, name)
         return None
 
-    def speaker(self, caller: Caller) -> Caller:
-        """See `Access.speaker`."""
+    def credential_for_metadata(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_metadata`."""
         return self._own.lend(caller.stripped())
 
-    def outside(self, caller: Caller) -> Caller:
-        """See `Access.outside`."""
+    def credential_for_image(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_image`."""
         return caller.stripped()
 
     async def close(self) -> None:
@@ -201,7 +201,7 @@ class UpstreamAccess:
         self._decisions = Decisions(note, lasting=stale_if_error, pool=pool, clock=clock)
         self._refused = Refusals(refused)
         self._asking: dict[str, asyncio.Task[Current]] = {}
-        self._strangers = Turnstile(
+        self._strangers = Limiter(
             STRANGERS,
             queue=STRANGERS_WAITING,
             patience=STRANGER_SECONDS,
@@ -266,12 +266,12 @@ class UpstreamAccess:
         if not asking.cancelled():
             asking.exception()  # seen, also when everybody who waited has left
 
-    def speaker(self, caller: Caller) -> Caller:
-        """See `Access.speaker`: what upstream tells a caller is the caller's own business."""
+    def credential_for_metadata(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_metadata`: what upstream tells a caller is the caller's own business."""
         return caller
 
-    def outside(self, caller: Caller) -> Caller:
-        """See `Access.outside`."""
+    def credential_for_image(self, caller: Caller) -> Caller:
+        """See `Access.credential_for_image`."""
         return caller
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from mirror.model.errors import BadRequest, MirrorError, UsageError
 from mirror.model.status import Done
 from mirror.store.disk.verification import Verdict
 from mirror.wiring.mirror import Mirror
-from mirror.wiring.selection import Shelf, lines_of
+from mirror.wiring.selection import Selection, lines_of
 
 INSIST = "send the request with ?force=true, or give pps-mirror rm --force,"
 """How to remove what is not to be removed by mistake. The page has no button for it."""
@@ -37,29 +37,29 @@ class Operator:
 
     async def pin(self, name: str, *, pinned: bool) -> Done:
         """Pin an image, or take that back; what was done. Raises MirrorError."""
-        image_hash = await self._on_shelf(lambda shelf: shelf.pin(name, pinned=pinned))
+        image_hash = await self._on_selection(lambda selection: selection.pin(name, pinned=pinned))
         done = "pinned" if pinned else "unpinned"
         log.info("%s was %s", image_hash, done, extra=event(f"image.{done}", image=image_hash))
         return Done(f"{image_hash[:12]} is {done}", image_hash)
 
     async def remove(self, name: str, *, force: bool) -> Done:
         """Remove an image; what was done. Raises MirrorError."""
-        image_hash = await self._on_shelf(lambda shelf: shelf.remove(name, force=force, insist=INSIST))
+        image_hash = await self._on_selection(lambda selection: selection.remove(name, force=force, insist=INSIST))
         log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
         return Done(f"{image_hash[:12]} is removed", image_hash)
 
     async def verify(self, name: str) -> Done:
         """Begin to hash an image again; that it began. Raises MirrorError."""
 
-        async def begin(shelf: Shelf) -> str:
-            image_hash = shelf.find(name)
+        async def begin(selection: Selection) -> str:
+            image_hash = selection.find(name)
             if image_hash not in self._verifying:
-                task = asyncio.create_task(self._verify(shelf, image_hash), name=f"verify {image_hash}")
+                task = asyncio.create_task(self._verify(selection, image_hash), name=f"verify {image_hash}")
                 self._verifying[image_hash] = task
                 task.add_done_callback(lambda _: self._verifying.pop(image_hash, None))
             return image_hash
 
-        image_hash = await self._on_shelf(begin)
+        image_hash = await self._on_selection(begin)
         return Done(f"{image_hash[:12]} is being verified; the outcome will be among the events", image_hash)
 
     async def close(self) -> None:
@@ -69,19 +69,19 @@ class Operator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _on_shelf(self, action: Callable[[Shelf], Awaitable[str]]) -> str:
+    async def _on_selection(self, action: Callable[[Selection], Awaitable[str]]) -> str:
         stores = self._mirror.stores
         lines = lines_of(await stores.front.list(), await self._mirror.catalog.known_hash())
         try:
-            return await action(await Shelf.of(self._mirror.config, stores, lines))
+            return await action(await Selection.of(self._mirror.config, stores, lines))
         except UsageError as error:
             raise BadRequest(str(error)) from None
         finally:
             self._changed()
 
-    async def _verify(self, shelf: Shelf, image_hash: str) -> None:
+    async def _verify(self, selection: Selection, image_hash: str) -> None:
         try:
-            for name, place in shelf.places(image_hash):
+            for name, place in selection.places(image_hash):
                 verified = await place.verify(image_hash)
                 good = verified.verdict is Verdict.GOOD
                 said = event("image.verified" if good else "image.bad", image=image_hash, place=name)

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from mirror import __version__
 from mirror.admin.traffic_history import History
-from mirror.admin.worker_report import INTERVAL, Gathered, Telemetry, Together
+from mirror.admin.worker_report import INTERVAL, AllProcesses, Gathered, Telemetry
 from mirror.common.log import event
 from mirror.common.metrics import NAMESPACE
 from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
@@ -50,7 +50,7 @@ class Overview:
         self,
         mirror: Mirror,
         telemetry: Telemetry,
-        together: Together,
+        together: AllProcesses,
         *,
         health: Callable[[], Awaitable[Health]],
         prefetch: Callable[[], PrefetchState],

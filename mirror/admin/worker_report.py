@@ -150,7 +150,7 @@ class Telemetry:
         ]
 
 
-class Together:
+class AllProcesses:
     """All processes of a mirror: this one, whose `telemetry` it has, and the workers that report to it."""
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -232,7 +232,7 @@ def _past(moment: datetime | None) -> datetime:
 class Gathered:
     """A collector of prometheus-client: the metrics of all processes, and what `more` looks up."""
 
-    def __init__(self, together: Together, more: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(self, together: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
         self._together = together
         self._more = more
 

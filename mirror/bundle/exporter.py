@@ -28,7 +28,7 @@ from mirror.common.units import MIB, format_size
 from mirror.config import Config
 from mirror.model.errors import MirrorError, NotFound, UsageError
 from mirror.store.base import Body, Cut
-from mirror.wiring.selection import Shelf, opened_shelf
+from mirror.wiring.selection import Selection, opened_selection
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def export(
 async def _export(
     config: Config, name: str, directory: Path, meter: Meter, split: int | None, key: Path | None
 ) -> Sequence[Exported]:
-    async with opened_shelf(config) as shelf:
-        image = await _image(shelf, shelf.find(name))
+    async with opened_selection(config) as selection:
+        image = await _image(selection, selection.find(name))
         volumes = layout.volumes(image.metadata, split)
         target = directory / layout.directory_name(image.metadata)
         try:
@@ -93,8 +93,8 @@ async def _export(
             raise _explained(error, target) from None
 
 
-async def _image(shelf: Shelf, image_hash: str) -> Body:
-    for _, place in shelf.places(image_hash):
+async def _image(selection: Selection, image_hash: str) -> Body:
+    for _, place in selection.places(image_hash):
         if image := await place.open(image_hash):
             return image
     raise NotFound(

@@ -33,7 +33,7 @@ from mirror.images.retention import evictable
 from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream, ConfigError, MirrorError, UpstreamRefused
 from mirror.model.metadata import ImageMetadata
-from mirror.process.descriptors import Room
+from mirror.process.descriptors import DescriptorBudget
 from mirror.store.base import StoreUnavailable
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.space import Space
@@ -332,7 +332,7 @@ def _handshake(server: ssl.SSLContext, certificate: Path) -> float:
 def _connections(config: Server) -> Iterator[Finding]:
     """Whether there can be as many as are wanted; the service may have another limit than who runs this."""
     try:
-        lacking = Room.of(config.max_connections).lacking
+        lacking = DescriptorBudget.of(config.max_connections).lacking
     except ConfigError as error:
         yield Finding("connections", False, str(error))
     else:

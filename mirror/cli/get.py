@@ -26,7 +26,7 @@ from mirror.config import Upstream as UpstreamConfig
 from mirror.http.image_response import safe_name
 from mirror.images.fill import Fill
 from mirror.images.outcome import FillFailed, Reason
-from mirror.images.retry import Patience
+from mirror.images.retry import RetryBudget
 from mirror.model.caller import Caller
 from mirror.model.errors import (
     BadUpstream,
@@ -42,7 +42,7 @@ from mirror.model.source import Broken, Stream
 from mirror.store.disk.single_file import SingleFile, part_of
 from mirror.upstream.client import IMAGE, Upstream, refused
 from mirror.upstream.encoding import decoded
-from mirror.upstream.image_source import PATIENCE, ImageSource
+from mirror.upstream.image_source import TRIES, ImageSource
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.statuses import passes
 
@@ -194,7 +194,7 @@ class _Get:
 
     async def _current(self) -> ImageMetadata:
         """Ask for the metadata, again and again if need be."""
-        patience = Patience(self._order.retry_for, asyncio.get_running_loop().time)
+        patience = RetryBudget(self._order.retry_for, asyncio.get_running_loop().time)
         while True:
             try:
                 return await self._ask()
@@ -214,7 +214,7 @@ class _Get:
         except (Unavailable, UpstreamTimeout) as error:
             raise Broken(error.message) from error
         except BadUpstream as error:
-            raise Broken(error.message, definitive_after=PATIENCE) from error
+            raise Broken(error.message, definitive_after=TRIES) from error
         if passes(answer.status):
             raise Broken(f"upstream answered {answer.status}", retry_after=answer.retry_after)
         raise self._refusal(refused(answer.status, answer.body, answer.headers, answer.retry_after))

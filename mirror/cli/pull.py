@@ -7,7 +7,7 @@ another one receives already is followed, and taken over only when that one lets
 import asyncio
 from collections.abc import Mapping
 
-from mirror.cli.running_mirror import ROLLOVERS, Gone, running_mirror
+from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
@@ -33,7 +33,7 @@ async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None
         if running is not None:
             try:
                 await running.bring(meter)
-            except Gone as gone:
+            except MirrorGone as gone:
                 meter.say(f"the running mirror does not bring it ({gone.message}): going on without it")
             else:
                 return

@@ -30,7 +30,7 @@ ROLLOVERS = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=3)
 
 
-class Gone(MirrorError):
+class MirrorGone(MirrorError):
     """It has stopped, or it cannot or may not do that for us: whoever asked can do it without."""
 
 
@@ -167,12 +167,12 @@ class RunningMirror:
             async with self._session.request(method, path, headers=self._headers, allow_redirects=False) as answer:
                 said = await answer.json() if answer.content_type == JSON else {}
                 if answer.status != 200:
-                    raise Gone(f"it answered {answer.status}: {said.get('message', 'nothing that explains it')}")
+                    raise MirrorGone(f"it answered {answer.status}: {said.get('message', 'nothing that explains it')}")
             yield said
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Gone(str(error) or type(error).__name__) from error
+            raise MirrorGone(str(error) or type(error).__name__) from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise Gone("what it says is not understood: it is of another version") from error
+            raise MirrorGone("what it says is not understood: it is of another version") from error
 
 
 @asynccontextmanager
@@ -186,7 +186,7 @@ async def running_mirror(config: Config) -> AsyncIterator[RunningMirror | None]:
         found = RunningMirror(session, token)
         try:
             serves = await found.serves(config)
-        except Gone:
+        except MirrorGone:
             serves = False
         yield found if serves else None
 

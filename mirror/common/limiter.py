@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from mirror.model.errors import Unavailable
 
 
-class Turnstile:
+class Limiter:
     """Lets `count` through at once and the others in turn, first come first served.
 
     Who finds `queue` others waiting, or has waited `patience` seconds, is told to come back: Unavailable that says

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from mirror.access.policies import Access
 from mirror.common.hosts import unmapped
-from mirror.common.limiter import Turnstile
+from mirror.common.limiter import Limiter
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.image_response import bodied, bodiless, redirection
@@ -83,7 +83,7 @@ class ClientApi:
         self._upstream = upstream
         self._sender = sender
         self._location = location
-        self._passing = Turnstile(
+        self._passing = Limiter(
             PASSED_AT_ONCE,
             queue=1000,
             patience=PASSED_SECONDS,
@@ -146,7 +146,7 @@ class ClientApi:
             raise NotFound("the mirror has no upstream to pass this on to")
         path = request.path if request.path.endswith("/") else request.path + "/"
         query = request.rel_url.raw_query_string
-        speaker = self._access.speaker(caller)
+        speaker = self._access.credential_for_metadata(caller)
         if speaker is not caller:  # upstream judges a caller by its own credential; by another one it cannot
             await self._access.admit(caller)
         async with self._passing.turn():
@@ -190,7 +190,7 @@ class ClientApi:
         if self._location is not None and (url := await self._location(metadata)):
             self._library.serving(metadata.hash)
             return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
-        outside = self._access.outside(caller)
+        outside = self._access.credential_for_image(caller)
         start, stop = (selection.start, selection.stop) if isinstance(selection, Part) else (0, metadata.size)
         clock = asyncio.get_running_loop().time
         deadline = clock() + FIRST_BYTE
@@ -216,7 +216,7 @@ class ClientApi:
 
     async def _current(self, request: web.BaseRequest, caller: Caller) -> Current:
         """Let the caller in, and find out what is current in the same breath where that is one question."""
-        speaker = self._access.speaker(caller)
+        speaker = self._access.credential_for_metadata(caller)
         current = await self._access.admit(caller) or await self._catalog.current(speaker)
         return await self._catalog.shown(current, None if request.method == "HEAD" else speaker)
 
@@ -227,7 +227,7 @@ class ClientApi:
             if info.metadata.hash == image_hash:
                 return info.metadata
         try:
-            current = await self._catalog.current(self._access.speaker(caller))
+            current = await self._catalog.current(self._access.credential_for_metadata(caller))
         except MirrorError:
             current = None
         if current is None or current.metadata.hash != image_hash:

@@ -17,12 +17,12 @@ from mirror.common.log import event
 from mirror.common.units import format_size
 from mirror.images.appender import Appender
 from mirror.images.outcome import FillFailed, Reason, State, verdict_on
-from mirror.images.retry import Patience
+from mirror.images.retry import RetryBudget
 from mirror.model.errors import BadUpstream, Unavailable
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, Elsewhere, Ended, Origin, Source
 from mirror.store.base import Corrupt, Partial, StoreUnavailable, Unnamed
-from mirror.store.memory import Window
+from mirror.store.memory import MemoryWindow
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
@@ -97,11 +97,11 @@ class Fill:
     @property
     def passes_through(self) -> bool:
         """Whether the image is given to clients and not stored, as far as that is known."""
-        return self.nameless or isinstance(self._journal, Window)
+        return self.nameless or isinstance(self._journal, MemoryWindow)
 
     def reaches(self, offset: int) -> bool:
         """Whether a reader from `offset` can still read along: all that it wants is there, or to come."""
-        return not isinstance(self._journal, Window) or max(offset, self._in_file) >= self._journal.start
+        return not isinstance(self._journal, MemoryWindow) or max(offset, self._in_file) >= self._journal.start
 
     async def available(self, offset: int) -> int:
         """See `Body.available`."""
@@ -250,7 +250,7 @@ class Fill:
             log.info("fill of %s goes on at %s", self.metadata.hash, format_size(self.position), extra=going_on)
 
     async def _receive_all(self) -> None:
-        patience = Patience(self._retry, asyncio.get_running_loop().time)
+        patience = RetryBudget(self._retry, asyncio.get_running_loop().time)
         while (before := self.position) < self.metadata.size:
             try:
                 await self._receive()

@@ -21,13 +21,13 @@ from mirror.common.units import format_duration, format_size
 from mirror.images.fill import OUT_OF_SPACE, Fill
 from mirror.images.outcome import Reason, State
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
-from mirror.model.source import Counted, NoSource, Origin
+from mirror.model.source import CountingSource, NoSource, Origin
 from mirror.model.status import StoreState
 from mirror.store.base import BlobStore, Body, Cut, Partial, Remote, StoredInfo, StoreUnavailable, Unnamed
-from mirror.store.memory import Window
+from mirror.store.memory import MemoryWindow
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
 
@@ -112,7 +112,7 @@ class Library:
         store: BlobStore,
         upstream: Upstream | None,
         *,
-        own: Own,
+        own: OwnCredential,
         holdback: int,
         retry: float,
         changed: Callable[[], None],
@@ -130,7 +130,7 @@ class Library:
         self._tasks: set[asyncio.Task[None]] = set()
         self._read: set[str] = set()
         self._beginning = asyncio.Lock()
-        self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
+        self._windows: weakref.WeakSet[MemoryWindow] = weakref.WeakSet()
         self._state = StoreState()
         self._unreadable = False
         self._over: Callable[[], Awaitable[object]] | None = None
@@ -234,7 +234,7 @@ class Library:
             if not isinstance(journal, Partial):
                 return Opened(journal, Found.STORED)
             source = self._source(metadata, caller)
-            nearest = Counted(self._store.source(metadata, journal, source), self._metrics.fetched)
+            nearest = CountingSource(self._store.source(metadata, journal, source), self._metrics.fetched)
             fill = Fill(
                 metadata,
                 nearest,
@@ -394,12 +394,14 @@ class Library:
             finally:
                 await image.close()
 
-    def _window(self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None) -> Window:
+    def _window(
+        self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None
+    ) -> MemoryWindow:
         if len(self._windows) >= WINDOWS:
             raise StoreUnavailable(
                 f"{self._state.trouble}; and {WINDOWS} images are passed through already, as many as can"
             )
-        window = Window(metadata, position, digest)
+        window = MemoryWindow(metadata, position, digest)
         self._windows.add(window)
         return window
 
@@ -502,6 +504,6 @@ def _words(error: Exception) -> StoreUnavailable:
 
 
 def _how(fill: Fill, found: Found) -> Found:
-    if isinstance(fill.journal, Window):
+    if isinstance(fill.journal, MemoryWindow):
         return Found.PASSED
     return found if fill.journal.ours else Found.JOINED

@@ -20,7 +20,7 @@ from mirror.images.catalog import Away, Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Found, Library
 from mirror.images.outcome import State
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefused
 from mirror.model.status import Done, PrefetchState
 
@@ -44,7 +44,7 @@ class Prefetcher:
         config: Prefetch,
         catalog: Catalog,
         library: Library,
-        own: Own,
+        own: OwnCredential,
         metrics: Metrics,
         *,
         now: Callable[[], datetime] | None = None,

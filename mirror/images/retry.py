@@ -10,7 +10,7 @@ BACKOFF = (0.25, 20.0)
 """Seconds before the first retry and at most; clients give up after 60 s without a byte."""
 
 
-class Patience:
+class RetryBudget:
     """With a source that breaks: `seconds` without progress by `clock`, or as many answers as its failures say.
 
     After `count`, `delay` is how many seconds to wait before the next try; `spent` and `hopeless` say that there

@@ -24,7 +24,7 @@ class Caller:
         return replace(self, authorization=None)
 
 
-class Own:
+class OwnCredential:
     """The mirror's own credential. All who use it hold this one object, so that it can be exchanged while they do."""
 
     def __init__(self, token: str | None) -> None:

@@ -85,7 +85,7 @@ class Source(Protocol):
         """
 
 
-class Counted:
+class CountingSource:
     """A `Source` whose bytes are counted by where they came from."""
 
     def __init__(self, source: Source, counter: Counter) -> None:

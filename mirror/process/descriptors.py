@@ -27,7 +27,7 @@ BEYOND = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DescriptorBudget:
     """How the descriptors are shared out: clients served at once, above them those told so, operators' connections.
 
     `limit` is how many may be open; `wanted` is what `server.max_connections` says.
@@ -40,7 +40,7 @@ class Room:
     operators: int
 
     @classmethod
-    def of(cls, wanted: int) -> "Room":
+    def of(cls, wanted: int) -> "DescriptorBudget":
         """Share out what this process may have at most (see `take_all`). Raises ConfigError when it is too little."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = most if most != resource.RLIM_INFINITY else 1 << 30

@@ -20,7 +20,7 @@ from mirror.model.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0
+ANSWER_SECONDS = 1.0
 """Seconds that a message may wait for room in the service manager's queue."""
 
 FIRST_DESCRIPTOR = 3
@@ -75,7 +75,7 @@ class ServiceManager:
             self._tell("WATCHDOG=1", patience=0.0)  # one that is lost is followed by another
             await asyncio.sleep(self._watchdog / 2)
 
-    def _tell(self, *lines: str, patience: float = PATIENCE) -> None:
+    def _tell(self, *lines: str, patience: float = ANSWER_SECONDS) -> None:
         if self._address is None:
             return
         try:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from mirror.admin.actions import Operator
 from mirror.admin.overview import Overview
-from mirror.admin.worker_report import Telemetry, Together
+from mirror.admin.worker_report import AllProcesses, Telemetry
 from mirror.common.hosts import is_loopback
 from mirror.config.reloadable import at_once
 from mirror.http.admin_api import AdminApi
@@ -19,7 +19,7 @@ from mirror.http.token_guesses import Guesses
 from mirror.images.prefetch import Prefetcher, nothing_to_fetch
 from mirror.model.errors import ConfigError
 from mirror.model.status import Health
-from mirror.process.descriptors import Room
+from mirror.process.descriptors import DescriptorBudget
 from mirror.process.workers import Workers
 from mirror.wiring.mirror import Mirror
 
@@ -36,7 +36,7 @@ class Managed:
 async def managed(
     mirror: Mirror,
     telemetry: Telemetry,
-    together: Together,
+    together: AllProcesses,
     health: Callable[[], Awaitable[Health]],
     workers: Workers | None,
     passed: socket.socket | None,
@@ -57,7 +57,7 @@ async def managed(
     access = AdminAccess(host, public_url, mirror.pool, Guesses(mirror.metrics))
     (await access.prepare(config)).apply()
     mirror.parts += (access.prepare, at_once(lambda config: prefetcher.take_up(config.prefetch)))
-    room = Room.of(config.server.max_connections)
+    room = DescriptorBudget.of(config.server.max_connections)
     listener = Listener(
         AdminApi(health, overview, operator, access, Page(urlsplit(public_url or "").path)),
         config.admin.host,

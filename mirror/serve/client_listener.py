@@ -14,7 +14,7 @@ from mirror.http.request_metrics import Accounting
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
 from mirror.model.metadata import ImageMetadata
-from mirror.process.descriptors import Room
+from mirror.process.descriptors import DescriptorBudget
 from mirror.wiring.mirror import Mirror
 
 SENDING_THREADS = 2
@@ -69,7 +69,7 @@ async def client_listener(mirror: Mirror, tls: ServerTls | None, passed: Sequenc
 
 def _crowd(max_connections: int) -> Crowd:
     """As many clients as are wanted, or as the descriptors are enough for."""
-    room = Room.of(max_connections)
+    room = DescriptorBudget.of(max_connections)
     why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
     return Crowd(room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})")
 

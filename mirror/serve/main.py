@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from functools import partial
 
 from mirror.admin.recent_events import Events
-from mirror.admin.worker_report import Telemetry, Together
+from mirror.admin.worker_report import AllProcesses, Telemetry
 from mirror.common import time_zone as zone
 from mirror.common.hosts import as_url
 from mirror.common.log import Verbosity, event
@@ -27,7 +27,7 @@ from mirror.http.bind import listening, unusable
 from mirror.http.tls import ServerTls
 from mirror.images.scrub import Scrubber
 from mirror.model.status import Health
-from mirror.process.descriptors import Room, take_all
+from mirror.process.descriptors import DescriptorBudget, take_all
 from mirror.process.orphans import reaping
 from mirror.process.reload import Reload
 from mirror.process.signals import on_signal, stop_requested
@@ -35,7 +35,7 @@ from mirror.process.systemd import PassedSockets, ServiceManager
 from mirror.process.workers import Workers
 from mirror.serve.admin_listener import managed
 from mirror.serve.client_listener import client_listener
-from mirror.upstream.rate_schedule import Pace
+from mirror.upstream.rate_schedule import RateSchedule
 from mirror.upstream.throttle import Throttle
 from mirror.wiring.mirror import Shared, opened
 
@@ -66,7 +66,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(reaping())
         events = stack.enter_context(Events(metrics))
-        pace = Pace(throttle, config.upstream)
+        pace = RateSchedule(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())
         mirror = await stack.enter_async_context(
             opened(
@@ -79,7 +79,7 @@ async def serve(
             )
         )
         telemetry = Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)
-        together = Together(telemetry)
+        together = AllProcesses(telemetry)
         workers: Workers | None = None
         if config.server.workers > 1:
             sockets = clients or _listening(config.server)
@@ -148,7 +148,7 @@ def _of_workers(workers: Workers, tls: ServerTls | None, pool: Executor) -> Iter
 def _take_descriptors(server: Server) -> None:
     """Take those we may have, and say when they are too few. Raises ConfigError."""
     take_all()
-    if lacking := Room.of(server.max_connections).lacking:
+    if lacking := DescriptorBudget.of(server.max_connections).lacking:
         log.warning("%s", lacking, extra=event("listener.limited"))
 
 

@@ -150,7 +150,7 @@ class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
     `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there. A journal
-    without a file is a `mirror.store.memory.Window`. While it is not `ours` another process appends to it.
+    without a file is a `mirror.store.memory.MemoryWindow`. While it is not `ours` another process appends to it.
     """
 
     @property

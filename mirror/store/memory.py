@@ -19,7 +19,7 @@ SIZE = 8 << 20
 GATHER = 2.0
 """Seconds for which the first bytes stay at least, so that clients that come together share one transfer."""
 
-PATIENCE = 5.0
+READER_GRACE = 5.0
 """Seconds that one reader may keep the others waiting."""
 
 LONELY = 10.0
@@ -33,7 +33,7 @@ class Abandoned(Exception):
     """Nobody reads any more."""
 
 
-class Window:
+class MemoryWindow:
     """A `Partial` that goes on after the `position` bytes whose digest is `digest`. `start` is the first byte kept."""
 
     file = None
@@ -46,15 +46,15 @@ class Window:
         self._metadata = metadata
         self._digest = digest or hashlib.sha256()
         self._ring = bytearray(min(SIZE, metadata.size))  # the byte at offset o is at o modulo its length
-        self._readers: set[Reader] = set()
+        self._readers: set[MemoryReader] = set()
         self._stirred = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
 
     @contextlib.asynccontextmanager
-    async def reader(self, offset: int) -> AsyncIterator["Reader"]:
+    async def reader(self, offset: int) -> AsyncIterator["MemoryReader"]:
         """See `Partial.reader`."""
-        reader = Reader(self, offset)
+        reader = MemoryReader(self, offset)
         self._readers.add(reader)
         try:
             yield reader
@@ -143,12 +143,12 @@ class Window:
                 await self._stirred.wait()
 
 
-class Reader:
+class MemoryReader:
     """One who reads along: how far it is, and for how many seconds more others may have to wait for it."""
 
-    def __init__(self, window: Window, position: int) -> None:
+    def __init__(self, window: MemoryWindow, position: int) -> None:
         self.position = position
-        self.patience = PATIENCE
+        self.patience = READER_GRACE
         self._window = window
         window.stir()
 

@@ -28,7 +28,7 @@ from mirror.store.base import (
 )
 from mirror.store.disk.partial_file import PartialFile
 from mirror.store.disk.store import DiskStore
-from mirror.store.s3.coordinator import Course
+from mirror.store.s3.coordinator import Coordinator
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.store import S3Store
 
@@ -86,7 +86,7 @@ class TieredStore:
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """See `BlobStore.source`."""
         if isinstance(journal, TieredPartial):
-            return BucketSource(journal.course, upstream)
+            return BucketSource(journal.coordinator, upstream)
         return self._bucket.source(metadata, journal, upstream)
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
@@ -130,7 +130,7 @@ class TieredStore:
             image_hash,
             extra=event("upload.began", image=image_hash),
         )
-        await self._bucket.course(image.metadata, _Readable(image)).settle()
+        await self._bucket.coordinator(image.metadata, _Readable(image)).settle()
 
     async def _in_bucket(self, image_hash: str) -> Body | None:
         try:
@@ -144,7 +144,7 @@ class TieredPartial:
     """A `Partial` on the disk whose bytes, when they come from upstream, go into the bucket as well."""
 
     def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
-        self.course: Course = bucket.course(metadata, self)
+        self.coordinator: Coordinator = bucket.coordinator(metadata, self)
         self._disk = disk
         self.file = disk.file  # uploads go on reading from it when the disk's part is closed
 
@@ -179,7 +179,7 @@ class TieredPartial:
     async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
         """See `Partial.append`."""
         await self._disk.append(pieces)
-        self.course.moved()
+        self.coordinator.moved()
 
     def digest(self) -> "hashlib._Hash":
         """See `Partial.digest`."""
@@ -194,30 +194,30 @@ class TieredPartial:
         try:
             await self._disk.publish()
         except Unnamed:
-            self.course.right()
-            self.course.settle()  # it is as right there as here
+            self.coordinator.right()
+            self.coordinator.settle()  # it is as right there as here
             raise
-        self.course.right()
-        self.course.settle()
+        self.coordinator.right()
+        self.coordinator.settle()
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`."""
         try:
             await self._disk.quarantine()
         finally:
-            await self.course.wrong()
+            await self.coordinator.wrong()
 
     async def discard(self) -> None:
         """See `Partial.discard`."""
         try:
             await self._disk.discard()
         finally:
-            await self.course.wrong()
+            await self.coordinator.wrong()
 
     async def close(self) -> None:
         """See `Partial.close`."""
         await self._disk.close()
-        await self.course.close()
+        await self.coordinator.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.coordinator.Readable`: from the page cache, as it was written just now."""

@@ -24,7 +24,7 @@ from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream, LoopDetected, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.model.metadata import MAX_BODY, ImageMetadata
 from mirror.upstream import loop_detection as loop
-from mirror.upstream.connection import Line, NoAnswer, Way, reason
+from mirror.upstream.connection import Connections, NoAnswer, Way, reason
 from mirror.upstream.encoding import decoded
 from mirror.upstream.proxies import Proxies, ProxyFailed
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
@@ -88,8 +88,8 @@ class Upstream:
         self.throttle = throttle or Throttle()
         self._base = URL(url)
         self.policy = RedirectPolicy(self._base, config.redirect_hosts)
-        self._line = Line(config, self._base, proxies, self.policy)
-        self._former: list[Line] = []
+        self._line = Connections(config, self._base, proxies, self.policy)
+        self._former: list[Connections] = []
 
     async def __aenter__(self) -> "Upstream":
         await self._line.open()
@@ -101,7 +101,7 @@ class Upstream:
         Raises ConfigError when `upstream.ca_file` cannot be used.
         """
         policy = RedirectPolicy(self._base, config.redirect_hosts)
-        line = Line(config, self._base, proxies, policy)
+        line = Connections(config, self._base, proxies, policy)
         await line.open()
         same_ways = (config, proxies, line.trusted) == (self._config, self._proxies, self._line.trusted)
 

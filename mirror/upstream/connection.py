@@ -41,7 +41,7 @@ class Way:
 _MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
 
 
-class Line:
+class Connections:
     """Open it, send, close it. Upstream is at `base`; `policy` judges the addresses that redirects lead to."""
 
     def __init__(self, config: UpstreamConfig, base: URL, proxies: Proxies, policy: RedirectPolicy) -> None:

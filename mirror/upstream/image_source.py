@@ -15,7 +15,7 @@ from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
 from mirror.upstream.statuses import passes, retry_after
 
-PATIENCE = 4
+TRIES = 4
 """How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
 
 So for a proxy that refuses and a certificate that is not trusted."""
@@ -59,9 +59,9 @@ class ImageSource:
                 response = await stack.enter_async_context(self._upstream.image(self._callers[0], headers))
                 stream = await self._judge(response, offset, validator)
             except ProxyFailed as error:
-                raise Broken(str(error), definitive_after=PATIENCE if error.refused else None) from error
+                raise Broken(str(error), definitive_after=TRIES if error.refused else None) from error
             except aiohttp.ClientConnectorCertificateError as error:
-                raise Broken(f"{_ascii(error.host)}: {reason(error)}", definitive_after=PATIENCE) from error
+                raise Broken(f"{_ascii(error.host)}: {reason(error)}", definitive_after=TRIES) from error
             except _LINE_BROKE as error:
                 raise Broken(f"the line broke: {reason(error)}") from error
             yield stream
@@ -81,7 +81,7 @@ class ImageSource:
             if answer.headers.get("Content-Range", f"bytes */{self._size}") != f"bytes */{self._size}":
                 raise Changed("upstream's image ends before what we hold")
             self._resumable = False
-            raise Broken("upstream cannot answer the range: starting over", definitive_after=PATIENCE)
+            raise Broken("upstream cannot answer the range: starting over", definitive_after=TRIES)
         raise await self._refusal(response, offset)
 
     async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -112,7 +112,7 @@ class ImageSource:
             raise Broken(
                 f"{_ascii(response.host)} answered with something else ({media_type}) in the image's place: a proxy, a "
                 "filter or a portal on the way, if it is no mistake of upstream's",
-                definitive_after=None if offset or not self._resumable else PATIENCE,
+                definitive_after=None if offset or not self._resumable else TRIES,
             )
         if answer.content_length is not None:
             raise Changed(f"upstream offers {answer.content_length} bytes, metadata says {self._size}")
@@ -133,7 +133,7 @@ class ImageSource:
                     "let upstream answer there without it (by a pre-signed URL), or set upstream.url to where it "
                     "redirects to"
                 )
-            return Broken(said, retry_after=wait, definitive_after=None if passes(status) else PATIENCE)
+            return Broken(said, retry_after=wait, definitive_after=None if passes(status) else TRIES)
         if status in {401, 403} and len(self._callers) > 1:
             del self._callers[0]
             return Broken(f"upstream answered {status}: trying another client's credential", retry_after=0)

@@ -34,7 +34,7 @@ class Rates:
         return self.otherwise
 
 
-class Pace:
+class RateSchedule:
     """What `throttle` is set to."""
 
     def __init__(self, throttle: Throttle, config: Upstream, now: Callable[[], datetime] | None = None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from yarl import URL
 
-from mirror.access.policies import Access, Counted, OpenAccess, TokensAccess, UpstreamAccess
+from mirror.access.policies import Access, CountingAccess, OpenAccess, TokensAccess, UpstreamAccess
 from mirror.access.refusals import shared_refusals
 from mirror.common.clock import Clock
 from mirror.common.log import event
@@ -21,7 +21,7 @@ from mirror.images.catalog import Catalog
 from mirror.images.library import Library
 from mirror.images.rollover import Bring, WhenStored
 from mirror.images.wrong_bytes import shared_wrong_bytes
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import ConfigError
 from mirror.model.metadata import ImageMetadata
 from mirror.model.status import Health, StoreState
@@ -29,7 +29,7 @@ from mirror.store.base import StoreUnavailable
 from mirror.upstream import loop_detection as loop
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
-from mirror.upstream.rate_schedule import Pace
+from mirror.upstream.rate_schedule import RateSchedule
 from mirror.upstream.throttle import Throttle
 from mirror.wiring.stores import Stores, disk_store
 from mirror.wiring.stores import opened as opened_stores
@@ -52,7 +52,7 @@ class Mirror:
     """
 
     config: Config
-    own: Own
+    own: OwnCredential
     pool: ThreadPoolExecutor
     stores: Stores
     upstream: Upstream | None
@@ -126,7 +126,7 @@ async def opened(
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
-    own, metrics, name = Own(load_token(config, environ)), metrics or Metrics(), name or loop.new_name()
+    own, metrics, name = OwnCredential(load_token(config, environ)), metrics or Metrics(), name or loop.new_name()
     url = config.upstream.url
     if url is None and config.auth.mode == "upstream":
         raise ConfigError(
@@ -145,7 +145,7 @@ async def opened(
             log.error("%s", error, extra=event("store.failing"))
         if throttle is None:
             throttle = Throttle()
-            await stack.enter_async_context(Pace(throttle, config.upstream).kept())
+            await stack.enter_async_context(RateSchedule(throttle, config.upstream).kept())
         upstream = None
         if url:
             upstream = await stack.enter_async_context(_upstream(config, url, environ, metrics, throttle, name))
@@ -169,7 +169,7 @@ async def opened(
             )
         elif config.auth.tokens_file is not None:
             access = TokensAccess(own, config.auth.tokens_file, pool)
-        access = Counted(access, metrics)
+        access = CountingAccess(access, metrics)
         await access.load()
         stack.push_async_callback(access.close)
         library = Library(

@@ -27,7 +27,7 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Listed:
     """A stored image, and whether it is the one that clients get who name none."""
 
     info: StoredInfo
@@ -35,15 +35,15 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Selection:
     """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
 
     stores: Stores
     sizes: Mapping[str, Mapping[str, int]]
-    lines: Mapping[str, Line]
+    lines: Mapping[str, Listed]
 
     @classmethod
-    async def of(cls, config: Config, stores: Stores, lines: Sequence[Line]) -> "Shelf":
+    async def of(cls, config: Config, stores: Stores, lines: Sequence[Listed]) -> "Selection":
         """Look at what lies there beside `lines`. Raises StoreUnavailable."""
         sizes: dict[str, Mapping[str, int]] = {"disk": {}}
         for name, place in stores.places.items():
@@ -111,14 +111,14 @@ class Kept(MirrorError):
 
 
 @asynccontextmanager
-async def opened_shelf(config: Config) -> AsyncIterator[Shelf]:
+async def opened_selection(config: Config) -> AsyncIterator[Selection]:
     """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
         async with opened_stores(config, pool) as stores:
-            yield await Shelf.of(config, stores, await lines(config, stores, pool))
+            yield await Selection.of(config, stores, await lines(config, stores, pool))
 
 
-async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Line]:
+async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Listed]:
     """List the images without a running mirror, newest first; none when there is no store. Raises StoreUnavailable."""
     if not (config.store.path / "images").exists():
         if stores.bucket is None:
@@ -130,6 +130,6 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
     return lines_of(await stores.front.list(), await catalog.known_hash())
 
 
-def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[Line]:
+def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[Listed]:
     """The lines of these images, when that is the hash of the current one."""
-    return [Line(info, current=info.metadata.hash == current) for info in images]
+    return [Listed(info, current=info.metadata.hash == current) for info in images]

@@ -15,7 +15,7 @@ import pytest
 
 from mirror.http.accept import Acceptor
 from mirror.http.bind import listening
-from mirror.process.descriptors import EACH, LEAST, RESERVE, Room
+from mirror.process.descriptors import EACH, LEAST, RESERVE, DescriptorBudget
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin
 from tests.support.downloads import Download, fetch
@@ -98,7 +98,7 @@ def test_check_says_how_many_connections_the_limit_is_enough_for(tmp_path: Path,
 def test_a_usual_limit_is_enough_for_what_the_configuration_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, clients in ((65536, 4096), (9152, 4096), (1024, 312)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        room = Room.of(4096)
+        room = DescriptorBudget.of(4096)
         assert room.clients == clients
         assert (room.lacking is None) == (clients == 4096)
         assert room.clients * EACH + room.beyond + room.operators + RESERVE <= limit

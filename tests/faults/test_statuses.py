@@ -17,7 +17,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Broken, Changed
 from mirror.simulator.client import TOKEN, Fault, Simulator
 from mirror.upstream.client import Upstream
-from mirror.upstream.image_source import PATIENCE, ImageSource
+from mirror.upstream.image_source import TRIES, ImageSource
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.statuses import TABLE, Meaning, meaning, retry_after
 from tests.support.downloads import fetch
@@ -117,7 +117,7 @@ async def test_a_redirect_target(upstream: Upstream, simulator: Simulator, statu
         return
     assert isinstance(error, Broken)
     if status != 200 and not (status == 416 and offset):
-        assert (error.retry_after, error.definitive_after) == (7, None if status in PASSING else PATIENCE)
+        assert (error.retry_after, error.definitive_after) == (7, None if status in PASSING else TRIES)
 
 
 @pytest.mark.parametrize("status", [408, 421, 425])

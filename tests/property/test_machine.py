@@ -28,7 +28,7 @@ from multidict import CIMultiDict
 from mirror.images import retry as patience
 from mirror.images.library import Library
 from mirror.images.outcome import FillFailed, Reason
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk import partial_file
 from mirror.store.disk.store import DiskStore
@@ -236,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         store = DiskStore(self.root, min_free=0, pool=self.pool)
         await store.prepare()
         upstream = cast("Upstream", self.upstream)
-        return Library(store, upstream, own=Own(None), holdback=HOLDBACK, retry=3600, changed=lambda: None)
+        return Library(store, upstream, own=OwnCredential(None), holdback=HOLDBACK, retry=3600, changed=lambda: None)
 
     # Clients
 

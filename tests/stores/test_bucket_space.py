@@ -13,7 +13,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
-from mirror.store.s3 import coordinator as course
+from mirror.store.s3 import coordinator as coordinator
 from mirror.store.s3 import lease, parts, source, upload
 from mirror.store.s3 import room as space
 from mirror.store.s3 import store as s3_store
@@ -38,7 +38,7 @@ HASHES = [metadata_of(image).hash for image in IMAGES]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
     monkeypatch.setattr(source, "FOLLOW", 0.1)
-    monkeypatch.setattr(course, "SETTLE", 0.1)
+    monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
     monkeypatch.setattr(upload, "RENEW", 1.0)
     monkeypatch.setattr(space, "LATELY", 0.0)

@@ -17,7 +17,7 @@ from mirror.images import retry as patience
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.disk.verification import Verdict
-from mirror.store.s3 import coordinator as course
+from mirror.store.s3 import coordinator as coordinator
 from mirror.store.s3 import lease, parts, source, upload
 from mirror.store.s3 import store as s3_store
 from tests.stores.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
@@ -35,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE", 3.0)
     monkeypatch.setattr(upload, "RENEW", 1.0)
     monkeypatch.setattr(source, "FOLLOW", 0.1)
-    monkeypatch.setattr(course, "SETTLE", 0.1)
+    monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from mirror.images.library import Library
 from mirror.images.outcome import FillFailed
-from mirror.model.caller import Caller, Own
+from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
@@ -63,7 +63,12 @@ async def test_a_fill_that_ended_leaves_nothing_open(tmp_path: Path, end: str) -
         store = DiskStore(tmp_path, min_free=0, pool=pool)
         await store.prepare()
         library = Library(
-            store, cast("Upstream", upstream), own=Own(None), holdback=HOLDBACK, retry=3600, changed=lambda: None
+            store,
+            cast("Upstream", upstream),
+            own=OwnCredential(None),
+            holdback=HOLDBACK,
+            retry=3600,
+            changed=lambda: None,
         )
 
         async def download() -> None:

@@ -21,7 +21,7 @@ import pytest_asyncio
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
-from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
+from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported, ObjectGone
 from mirror.store.s3.byte_range import Span
 from mirror.store.s3.capabilities import find_out
 from mirror.store.s3.errors import BucketFailed
@@ -84,7 +84,7 @@ async def ended(work: Awaitable[object]) -> str:
         return "refused"
     except NotSupported:
         return "unknown"
-    except Gone:
+    except ObjectGone:
         return "gone"
     except BucketFailed as error:
         return error.code or "no answer"

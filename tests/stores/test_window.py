@@ -7,7 +7,7 @@ import pytest
 
 from mirror.store import memory as window_module
 from mirror.store.base import Corrupt, FellBehind
-from mirror.store.memory import Abandoned, Window
+from mirror.store.memory import Abandoned, MemoryWindow
 from tests.support.scripted import metadata_of
 
 SIZE = 1000
@@ -23,13 +23,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "LONELY", 0.05)
 
 
-async def fill(window: Window, pace: int = 300) -> None:
+async def fill(window: MemoryWindow, pace: int = 300) -> None:
     """Append the rest of the image."""
     while window.position < len(IMAGE):
         await window.append([IMAGE[window.position : window.position + pace]])
 
 
-async def read_all(window: Window, start: int = 0, pause: float = 0.0) -> bytes:
+async def read_all(window: MemoryWindow, start: int = 0, pause: float = 0.0) -> bytes:
     """Read along to the end as quickly as there is something, or with a pause at each step."""
     received = b""
     async with window.reader(start) as reader:
@@ -41,7 +41,7 @@ async def read_all(window: Window, start: int = 0, pause: float = 0.0) -> bytes:
 
 
 async def test_readers_that_keep_up_get_every_byte_however_quick_the_line_is() -> None:
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         readers = [group.create_task(read_all(window)) for _ in range(5)]
         group.create_task(fill(window))
@@ -50,7 +50,7 @@ async def test_readers_that_keep_up_get_every_byte_however_quick_the_line_is() -
 
 
 async def test_the_line_waits_for_the_only_reader() -> None:
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         reader = group.create_task(read_all(window, pause=0.06))  # longer than anybody's patience
         group.create_task(fill(window))
@@ -58,7 +58,7 @@ async def test_the_line_waits_for_the_only_reader() -> None:
 
 
 async def test_a_reader_that_others_wait_for_falls_behind_when_their_patience_is_over() -> None:
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with window.reader(0) as stalled:
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             quick = group.create_task(read_all(window))
@@ -69,7 +69,7 @@ async def test_a_reader_that_others_wait_for_falls_behind_when_their_patience_is
 
 
 async def test_a_reader_of_a_later_range_makes_nobody_fall_behind() -> None:
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         slow = group.create_task(read_all(window, pause=0.06))
         later = group.create_task(read_all(window, 4900))
@@ -78,7 +78,7 @@ async def test_a_reader_of_a_later_range_makes_nobody_fall_behind() -> None:
 
 
 async def test_who_comes_when_the_first_bytes_have_gone_is_told_so() -> None:
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with window.reader(0) as reader:
         await window.append([IMAGE[:900]])
         while reader.position < 900:
@@ -95,7 +95,7 @@ async def test_who_comes_when_the_first_bytes_have_gone_is_told_so() -> None:
 
 async def test_the_first_bytes_stay_for_those_who_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "GATHER", 0.2)
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         first = group.create_task(read_all(window))
         group.create_task(fill(window))
@@ -106,11 +106,11 @@ async def test_the_first_bytes_stay_for_those_who_come_together(monkeypatch: pyt
 
 async def test_a_window_without_readers_is_given_up() -> None:
     with pytest.raises(Abandoned):
-        await asyncio.wait_for(fill(Window(METADATA)), 10)
+        await asyncio.wait_for(fill(MemoryWindow(METADATA)), 10)
 
 
 async def test_a_window_goes_on_where_another_journal_failed_and_verifies_the_whole() -> None:
-    window = Window(METADATA, 1234, hashlib.sha256(IMAGE[:1234]))
+    window = MemoryWindow(METADATA, 1234, hashlib.sha256(IMAGE[:1234]))
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         reader = group.create_task(read_all(window, 1234))
         group.create_task(fill(window))
@@ -121,7 +121,7 @@ async def test_a_window_goes_on_where_another_journal_failed_and_verifies_the_wh
 @pytest.mark.parametrize("wrong", [IMAGE[:-1], IMAGE[:-1] + b"\0", b""])
 async def test_wrong_bytes_are_not_verified(wrong: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "SIZE", len(IMAGE))
-    window = Window(METADATA)
+    window = MemoryWindow(METADATA)
     await window.append([wrong])
     with pytest.raises(Corrupt, match=METADATA.hash):
         await window.publish()

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from mirror.common.limiter import Turnstile
+from mirror.common.limiter import Limiter
 from mirror.model.errors import Unavailable
 
 
 async def test_so_many_go_through_at_once_and_the_others_in_turn() -> None:
-    turnstile = Turnstile(2, queue=10, patience=60.0, message="come back")
+    turnstile = Limiter(2, queue=10, patience=60.0, message="come back")
     through: list[int] = []
     gates = [asyncio.Event() for _ in range(4)]
 
@@ -32,7 +32,7 @@ async def test_so_many_go_through_at_once_and_the_others_in_turn() -> None:
 
 
 async def test_who_finds_too_many_waiting_or_waits_too_long_is_told_to_come_back() -> None:
-    turnstile = Turnstile(1, queue=1, patience=0.05, message="come back")
+    turnstile = Limiter(1, queue=1, patience=0.05, message="come back")
     async with turnstile.turn():
 
         async def wait() -> None:
@@ -51,7 +51,7 @@ async def test_who_finds_too_many_waiting_or_waits_too_long_is_told_to_come_back
 
 
 async def test_who_leaves_while_waiting_takes_nothing_along() -> None:
-    turnstile = Turnstile(1, queue=1, patience=60.0, message="come back")
+    turnstile = Limiter(1, queue=1, patience=60.0, message="come back")
     for _ in range(5):
         async with turnstile.turn():
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from yarl import URL
 
 from mirror.cli.doctor.deployment import Deployment
-from mirror.cli.doctor.raw_request import Heard
+from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 from mirror.config import Config
 from mirror.model.errors import ConfigError, MirrorError
@@ -36,7 +36,7 @@ class Case:
     file: Path | None
     token: str | None = field(default=None, repr=False)
     answer: ImageMetadata | MirrorError | None = None
-    heard: Heard | None = None
+    heard: RawAnswer | None = None
     addresses: frozenset[str] = frozenset()
     abandoned: int = 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mirror.cli.doctor import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import Heard
+from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 
 PROCESSES = 20_000
@@ -44,7 +44,7 @@ def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
         yield Finding(key, True, said, note=True, advice=case.deployment.low_ports)
 
 
-def health(host: str, port: int, *, tls: bool) -> Heard | None:
+def health(host: str, port: int, *, tls: bool) -> RawAnswer | None:
     """What answers there to the question for its health; None when nobody does."""
     target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     if port == 0:

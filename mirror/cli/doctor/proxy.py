@@ -9,7 +9,7 @@ from yarl import URL
 
 from mirror.cli.doctor import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import Heard
+from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 from mirror.common.hosts import is_address, is_loopback
 from mirror.model.errors import ConfigError
@@ -161,7 +161,7 @@ def _tried(case: Case, proxy: Proxy, url: URL) -> Finding:
     return _judged(proxy, url, heard)
 
 
-def _judged(proxy: Proxy, url: URL, heard: Heard) -> Finding:
+def _judged(proxy: Proxy, url: URL, heard: RawAnswer) -> Finding:
     host = url.raw_host
     if heard.is_mirror:
         advice = f"set {proxy.source} to the site's proxy, or take it away; upstream.url is DataRobot's address"

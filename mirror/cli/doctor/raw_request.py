@@ -26,7 +26,7 @@ _STATUS = re.compile(rb"HTTP/\d\.\d (\d{3})[ \r]")
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class RawAnswer:
     """What came back: the `status` of an HTTP answer, its headers by names in lower case; or what else it was, `raw`.
 
     `at` is the middle of asking and hearing, in seconds since the epoch.
@@ -63,7 +63,7 @@ def to_proxy(proxy: Proxy, config: Upstream) -> socket.socket:
     return wrapped(connection, trusting(config), host)
 
 
-def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Heard:
+def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> RawAnswer:
     """Ask a proxy for a connection to `host`; what it answers."""
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     own = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
@@ -88,7 +88,7 @@ def trusting_anybody() -> ssl.SSLContext:
 
 def ask(
     connection: socket.socket, method: str, target: str, host: str, headers: Mapping[str, str] | None = None
-) -> Heard:
+) -> RawAnswer:
     """Send one request and hear the headers of its answer, for `STEP` seconds at most. Raises OSError."""
     given = {"Host": host, "User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"} | dict(
         headers or {}
@@ -115,12 +115,12 @@ def ask(
     return _parsed(raw, (began + time.time()) / 2)
 
 
-def _parsed(raw: bytes, at: float) -> Heard:
+def _parsed(raw: bytes, at: float) -> RawAnswer:
     head = raw.partition(b"\r\n\r\n")[0]
     if not (match := _STATUS.match(head + b"\r")):
-        return Heard(None, raw=raw[:256], at=at)
+        return RawAnswer(None, raw=raw[:256], at=at)
     headers = {}
     for line in head.decode("latin-1").split("\r\n")[1:]:
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()[:512]
-    return Heard(int(match[1]), headers, raw[:256], at)
+    return RawAnswer(int(match[1]), headers, raw[:256], at)

@@ -12,7 +12,7 @@ from yarl import URL
 from mirror.cli.doctor import certificates
 from mirror.cli.doctor import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import Heard
+from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 from mirror.common.units import format_duration
 from mirror.model.errors import ConfigError
@@ -187,7 +187,7 @@ def _plain(case: Case, url: URL, address: str) -> Iterator[Finding]:
 # The clock
 
 
-def offset(heard: Heard | None) -> float | None:
+def offset(heard: RawAnswer | None) -> float | None:
     """By how many seconds our clock is ahead of upstream's; None when it does not tell."""
     try:
         return heard.at - parsedate_to_datetime(heard.headers["date"]).timestamp() if heard else None
@@ -195,7 +195,7 @@ def offset(heard: Heard | None) -> float | None:
         return None
 
 
-def clock(heard: Heard | None) -> Iterator[Finding]:
+def clock(heard: RawAnswer | None) -> Iterator[Finding]:
     """Compare our clock with upstream's."""
     ahead = offset(heard)
     if ahead is None:

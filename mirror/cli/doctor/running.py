@@ -7,7 +7,7 @@ from mirror import __version__
 from mirror.cli.doctor import ports
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
-from mirror.cli.running_mirror import Condition, Gone, running_mirror
+from mirror.cli.running_mirror import Condition, MirrorGone, running_mirror
 
 LAST = 3
 """Errors of its own that are shown."""
@@ -55,5 +55,5 @@ async def _condition(case: Case) -> Condition | None:
     async with running_mirror(case.config) as mirror:
         try:
             return await mirror.condition() if mirror is not None else None
-        except Gone:
+        except MirrorGone:
             return None

@@ -36,7 +36,7 @@ LEAST_PIECE = 16 << 10
 READING = 4 << 20
 """Bytes given at a time, at most and at least, and for all who read together as long as that allows."""
 
-PATIENCE = 60.0
+RETRY_SECONDS = 60.0
 """Seconds without a byte after which `read` gives up."""
 
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
@@ -53,7 +53,7 @@ class NotSupported(Exception):
     """The server does not know what was asked for."""
 
 
-class Gone(Exception):
+class ObjectGone(Exception):
     """There is no such object, or not that version of it."""
 
 
@@ -207,7 +207,7 @@ class Bucket:
         stop: int,
         etag: str | None = None,
         *,
-        patience: float = PATIENCE,
+        patience: float = RETRY_SECONDS,
         eager: bool = False,
         seen: Callable[[str], None] = lambda _: None,
     ) -> AsyncGenerator[bytes, None]:
@@ -222,7 +222,7 @@ class Bucket:
             try:
                 async with self._opened(name, start, stop) as (found, piece, body):
                     if etag is not None and found != etag:
-                        raise Gone(f"{name} is another version now")
+                        raise ObjectGone(f"{name} is another version now")
                     if etag is None:
                         seen(etag := found)
                     while piece:
@@ -258,7 +258,7 @@ class Bucket:
                 if error.code not in _SHORTER:
                     raise
             if body is None:
-                raise Gone(f"{name} is not there any more")
+                raise ObjectGone(f"{name} is not there any more")
             yield str(answer["ETag"]), first, body
 
     @contextmanager
@@ -300,7 +300,7 @@ class Bucket:
                 CopySourceIfMatch=etag,
             )
         if answer is None:
-            raise Gone(f"{source} or the upload is not there any more")
+            raise ObjectGone(f"{source} or the upload is not there any more")
         return str(answer["CopyPartResult"]["ETag"])
 
     async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
@@ -311,7 +311,7 @@ class Bucket:
                 "upload_part", **self._object(name), UploadId=upload, PartNumber=number, Body=_file(data)
             )
         if answer is None:
-            raise Gone("the upload is not there any more")
+            raise ObjectGone("the upload is not there any more")
         return str(answer["ETag"])
 
     async def complete_upload(self, name: str, upload: str, etags: Sequence[str]) -> None:
@@ -330,7 +330,7 @@ class Bucket:
             # Ceph has a 500 for an upload that is not there; asked for ever, it would say so for ever.
             if error.code != "InvalidPart" and upload in {found.upload for found in await self.uploads(name)}:
                 raise
-        raise Gone("the upload is not there any more")
+        raise ObjectGone("the upload is not there any more")
 
     async def abort_upload(self, name: str, upload: str) -> None:
         """Give up an upload, if there is one."""
@@ -395,7 +395,7 @@ class Bucket:
         if name is None:
             await self.now()
             return
-        with suppress(Gone):
+        with suppress(ObjectGone):
             async with self._opened(name, 0, 1):
                 pass
 

@@ -8,7 +8,7 @@ from mirror.store.s3.errors import BucketFailed
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """`conditions`: writes that fail when another was first. `copies`: parts of an upload taken from objects."""
 
     conditions: bool
@@ -25,10 +25,10 @@ class Abilities:
         return tuple(said)
 
 
-async def find_out(bucket: Bucket) -> Abilities:
+async def find_out(bucket: Bucket) -> Capabilities:
     """Try. What is written for it is removed again. Raises BucketFailed."""
     probe = f"probe{secrets.token_hex(8)}"
-    return Abilities(conditions=await _conditions(bucket, f"leases/{probe}"), copies=await _copies(bucket, probe))
+    return Capabilities(conditions=await _conditions(bucket, f"leases/{probe}"), copies=await _copies(bucket, probe))
 
 
 async def _conditions(bucket: Bucket, name: str) -> bool:

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.s3.bucket import Bucket, Gone, Version
-from mirror.store.s3.capabilities import Abilities
+from mirror.store.s3.bucket import Bucket, ObjectGone, Version
+from mirror.store.s3.capabilities import Capabilities
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Held, Lease
 from mirror.store.s3.processes import Processes
@@ -40,8 +40,8 @@ class Readable(Protocol):
         """Read bytes that are there; how many. Raises OSError when they are not any more."""
 
 
-class Course:
-    """The course of one image. `upload` is ours while we fetch it for all replicas.
+class Coordinator:
+    """Coordinates one fill with the bucket that replicas share. `upload` is ours while we fetch it for all replicas.
 
     `owners` are the fills that wrote the parts we have read, whole or not, by number; the `lease` is to look at only.
     `keep` takes a task that outlives the fill, and ends it when the mirror stops; `doubt` says that the server may be
@@ -53,7 +53,7 @@ class Course:
         bucket: Bucket,
         metadata: ImageMetadata,
         versions: Versions,
-        abilities: Callable[[], Awaitable[Abilities]],
+        abilities: Callable[[], Awaitable[Capabilities]],
         journal: Readable | None,
         keep: Callable[[asyncio.Task[bool]], None],
         doubt: Callable[[], None],
@@ -183,7 +183,7 @@ class Course:
             assert self.upload is not None  # noqa: S101 - it `fetches`
             await self.upload.finish()
             self.upload = None
-        except (BucketFailed, Gone) as error:
+        except (BucketFailed, ObjectGone) as error:
             log.warning(
                 "%s is verified, and cannot get its name in the bucket: %s",
                 self.metadata.hash,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
-from mirror.store.s3.bucket import Bucket, Gone, Version
+from mirror.store.s3.bucket import Bucket, ObjectGone, Version
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.verified_versions import Versions
 from mirror.store.shared_file import SharedFile
@@ -57,7 +57,7 @@ class BucketImage:
         stream = self._bucket.read(self._name, start, stop, self._version.etag, eager=True)
         try:
             self._at_hand = _AtHand((start, stop), await anext(stream), stream)
-        except Gone as error:
+        except ObjectGone as error:
             raise Cut(f"it cannot be had: {error}") from error
 
     async def close(self) -> None:
@@ -88,7 +88,7 @@ class BucketImage:
                     if self._versions.distrusted(self.metadata.hash, self._version):  # others have read all of it
                         raise Cut(WRONG)
                     yield piece
-        except (Gone, BucketFailed) as error:
+        except (ObjectGone, BucketFailed) as error:
             raise Cut(f"the rest cannot be had: {error}") from error
 
     @property

@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut, check
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import PIECE, Bucket, Gone
-from mirror.store.s3.coordinator import Course, Readable
+from mirror.store.s3.bucket import PIECE, Bucket, ObjectGone
+from mirror.store.s3.coordinator import Coordinator, Readable
 from mirror.store.s3.errors import BucketFailed
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ PUBLISHING = 20.0
 
 
 class PartsJournal:
-    """A `Partial`, and its `course` through the bucket. `sure` verifies the image's object as it was stored."""
+    """A `Partial`, with the `coordinator` of its fill and the bucket. `sure` verifies the image's object as it was stored."""
 
     file = None
     ours = True
@@ -42,11 +42,11 @@ class PartsJournal:
         self,
         bucket: Bucket,
         metadata: ImageMetadata,
-        course: Callable[[ImageMetadata, Readable], Course],
+        coordinator: Callable[[ImageMetadata, Readable], Coordinator],
         sure: Callable[[], Awaitable[None]],
     ) -> None:
-        self.course = course(metadata, self)
-        self.course.needed = True
+        self.coordinator = coordinator(metadata, self)
+        self.coordinator.needed = True
         self.position = 0
         self.validator: str | None = None
         self.part_size = parts.part_size(metadata.size)
@@ -74,7 +74,7 @@ class PartsJournal:
                 await loop.run_in_executor(None, self._write, number, first, fitting)
                 self.position += len(fitting)
                 piece = piece[len(fitting) :]
-        self.course.moved()
+        self.coordinator.moved()
 
     def digest(self) -> "hashlib._Hash":
         """See `Partial.digest`."""
@@ -87,21 +87,21 @@ class PartsJournal:
     async def publish(self) -> None:
         """See `Partial.publish`. What is verified is given out even if the bucket does not take it."""
         check(self.metadata, self.position, self._digest)
-        settling = self.course.settle()
+        settling = self.coordinator.settle()
         settling.add_done_callback(self._settled)
         await asyncio.wait([settling], timeout=PUBLISHING)
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`: wrong parts stay in the bucket for a day, and nobody takes them up."""
-        await self.course.wrong()
+        await self.coordinator.wrong()
 
     async def discard(self) -> None:
         """See `Partial.discard`."""
-        await self.course.wrong()
+        await self.coordinator.wrong()
 
     async def close(self) -> None:
         """See `Partial.close`."""
-        await self.course.close()
+        await self.coordinator.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `mirror.store.s3.coordinator.Readable`."""
@@ -138,12 +138,12 @@ class PartsJournal:
     async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """Give the bytes [start, stop), or the first of them, from the bucket. Raises Gone, BucketFailed."""
         number, first, last = next(parts.spans(start, stop, self.part_size))
-        if not self.named and (fill := self.course.writer(number)):
+        if not self.named and (fill := self.coordinator.writer(number)):
             try:
                 async for piece in self.bucket.read(parts.name(self.metadata.hash, fill, number), first, last):
                     start += len(piece)
                     yield piece
-            except Gone:
+            except ObjectGone:
                 log.debug("the parts of %s have gone: whoever fetched it is done", self.metadata.hash)
             else:
                 return
@@ -163,7 +163,7 @@ class PartsJournal:
             self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
             return
         oldest = min(self._parts)
-        if (upload := self.course.upload) is not None and not await upload.landed(oldest, LANDING):
+        if (upload := self.coordinator.upload) is not None and not await upload.landed(oldest, LANDING):
             raise OSError(errno.EIO, "the bucket takes nothing")
         self._parts[number] = self._parts.pop(oldest)
 
@@ -225,7 +225,7 @@ class PartsReader:
                 if self._stream is None:
                     self._stream = journal.behind(self.position, stop)
                 return await anext(self._stream)
-            except (StopAsyncIteration, Gone):  # at its end; or the image has got its name and the parts went
+            except (StopAsyncIteration, ObjectGone):  # at its end; or the image has got its name and the parts went
                 await self.leave()
             except BucketFailed as error:
                 raise Cut(f"what has left memory cannot be had: {error}") from error

@@ -19,7 +19,7 @@ NAME = "current.json"
 AGAIN = 600.0
 """Age in seconds from which what is written there already is written again, since upstream has just said it again."""
 
-PATIENCE = 5.0
+WRITE_SECONDS = 5.0
 """Seconds that a mirror's start waits for the bucket."""
 
 
@@ -33,7 +33,7 @@ class BucketNote:
     async def read(self) -> Note | None:
         """What is there; None when there is nothing that can be used, or no answer."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(WRITE_SECONDS):
                 answer = await self._store.bucket.get(NAME)
             return Note.parse(answer.data) if answer is not None else None
         except (BucketFailed, TimeoutError) as error:

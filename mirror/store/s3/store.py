@@ -30,9 +30,9 @@ from mirror.store.base import Body, Partial, StoredInfo, newest_first
 from mirror.store.disk.removal import Kind, Removal
 from mirror.store.disk.space import Collected, Use
 from mirror.store.disk.verification import Verdict, Verified
-from mirror.store.s3.bucket import ANSWER, Bucket, Gone, Version
-from mirror.store.s3.capabilities import Abilities, find_out
-from mirror.store.s3.coordinator import Course, Readable
+from mirror.store.s3.bucket import ANSWER, Bucket, ObjectGone, Version
+from mirror.store.s3.capabilities import Capabilities, find_out
+from mirror.store.s3.coordinator import Coordinator, Readable
 from mirror.store.s3.errors import BucketFailed, failed
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
@@ -72,7 +72,7 @@ class S3Store:
         self._marked: TTLCache[str, None] = TTLCache(1024, MARK)
         self._space: BucketSpace | None = None
         self.take_up(holdback=holdback, bounds=bounds)
-        self._abilities: TTLCache[str, Abilities] = TTLCache(1, TRIED)
+        self._abilities: TTLCache[str, Capabilities] = TTLCache(1, TRIED)
         self._limits: tuple[str, ...] = ()
         self._finding_out = asyncio.Lock()
         self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
@@ -80,7 +80,7 @@ class S3Store:
         self._served: dict[str, datetime] = {}
         self._verifying: dict[str, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._courses: WeakSet[Course] = WeakSet()
+        self._coordinators: WeakSet[Coordinator] = WeakSet()
         self._probing: asyncio.Task[None] | None = None
         self._trouble: BucketFailed | None = None
 
@@ -122,7 +122,7 @@ class S3Store:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    async def abilities(self) -> Abilities:
+    async def abilities(self) -> Capabilities:
         """What the server can do, as it was tried lately. Raises BucketFailed."""
         async with self._finding_out:
             if (found := self._abilities.get(self.bucket.name)) is None:
@@ -166,7 +166,7 @@ class S3Store:
     @property
     def stuck(self) -> str | None:
         """What keeps an upload from here from going on, in words."""
-        uploads = (course.upload for course in self._courses)
+        uploads = (coordinator.upload for coordinator in self._coordinators)
         return next((upload.trouble.message for upload in uploads if upload and upload.trouble), None)
 
     async def has(self, image_hash: str) -> bool:
@@ -216,13 +216,13 @@ class S3Store:
         async def sure() -> None:
             version = await self.versions.usable(self.bucket, metadata)
             if version is None or not await self._verified(metadata, version):
-                raise Gone("what the bucket has is not what was received")
+                raise ObjectGone("what the bucket has is not what was received")
 
-        return PartsJournal(self.bucket, metadata, self.course, sure)
+        return PartsJournal(self.bucket, metadata, self.coordinator, sure)
 
-    def course(self, metadata: ImageMetadata, journal: Readable | None) -> Course:
+    def coordinator(self, metadata: ImageMetadata, journal: Readable | None) -> Coordinator:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
-        course = Course(
+        coordinator = Coordinator(
             self.bucket,
             metadata,
             self.versions,
@@ -233,13 +233,13 @@ class S3Store:
             self._processes,
             self._reserve,
         )
-        self._courses.add(course)
-        return course
+        self._coordinators.add(coordinator)
+        return coordinator
 
     def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
         """See `BlobStore.source`."""
-        course = journal.course if isinstance(journal, PartsJournal) else self.course(metadata, None)
-        return BucketSource(course, upstream)
+        coordinator = journal.coordinator if isinstance(journal, PartsJournal) else self.coordinator(metadata, None)
+        return BucketSource(coordinator, upstream)
 
     async def make_room(self, wanted: int) -> bool:
         """See `BlobStore.make_room`: a bucket has room, or none that we could make."""
@@ -292,7 +292,7 @@ class S3Store:
                 progress(position)
                 if rate is not None:
                     await asyncio.sleep(began + position / rate - clock())
-        except Gone:
+        except ObjectGone:
             return Verified(image_hash, Verdict.CHANGED, "it changed while it was read", "bucket")
         if digest.hexdigest() != image_hash:
             self.versions.distrust(image_hash, version)
@@ -406,7 +406,7 @@ class S3Store:
 
     def _read(self) -> set[str]:
         """The images that are read here now."""
-        brought = {course.metadata.hash for course in self._courses if course.reading}
+        brought = {coordinator.metadata.hash for coordinator in self._coordinators if coordinator.reading}
         return brought | {image.metadata.hash for image in self._open}
 
     async def mark(self) -> None:

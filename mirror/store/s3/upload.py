@@ -16,9 +16,9 @@ from typing import TypeVar
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import Bucket, ConditionFailed, Gone, NotSupported
+from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported, ObjectGone
 from mirror.store.s3.byte_range import ReadInto, Span
-from mirror.store.s3.capabilities import Abilities
+from mirror.store.s3.capabilities import Capabilities
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
 from mirror.store.s3.processes import Processes
@@ -54,7 +54,7 @@ class Upload:
         self,
         bucket: Bucket,
         metadata: ImageMetadata,
-        abilities: Abilities,
+        abilities: Capabilities,
         read_into: ReadInto,
         processes: Processes,
     ) -> None:
@@ -127,7 +127,7 @@ class Upload:
         if self._task is not None:
             await asyncio.shield(self._task)
         if self._failed:
-            raise Gone(f"the upload of {self._metadata.hash} failed")
+            raise ObjectGone(f"the upload of {self._metadata.hash} failed")
         await self._again(self._complete)
         await self._end(self._clear_away)
 
@@ -168,7 +168,7 @@ class Upload:
                         await self._whole(number)
                     await slots.acquire()
                     tasks.create_task(self._carry(number)).add_done_callback(lambda _: slots.release())
-        except* (Gone, ConditionFailed, NotSupported, OSError) as group:
+        except* (ObjectGone, ConditionFailed, NotSupported, OSError) as group:
             lost = group
         if lost is None:
             return True
@@ -202,7 +202,7 @@ class Upload:
             fill, etag = self._adopted[number]
             try:
                 self._copied[number] = await self._again(lambda: self._copy(number, fill, etag))
-            except (Gone, ConditionFailed):
+            except (ObjectGone, ConditionFailed):
                 log.info(
                     "part %d of %s has gone: it is written anew",
                     number,
@@ -277,11 +277,11 @@ class Upload:
         etags = [self._copied[number] for number in sorted(self._copied)]
         try:
             await self._bucket.complete_upload(self._image, self._upload, etags)
-        except Gone:
+        except ObjectGone:
             log.debug("the upload of %s has been completed already, or aborted", self._metadata.hash)
         version = await self._bucket.head(self._image)
         if version is None or version.size != self._metadata.size:
-            raise Gone(f"the upload of {self._metadata.hash} was removed by somebody")
+            raise ObjectGone(f"the upload of {self._metadata.hash} was removed by somebody")
         self._upload = None
 
     async def _clear_away(self) -> None:
