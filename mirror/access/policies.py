@@ -38,7 +38,7 @@ class Access(Protocol):
     """A policy: who may read."""
 
     async def admit(self, caller: Caller) -> Current | None:
-        """Let the caller in or raise; the catalog's answer when finding out produced one."""
+        """Admit the caller or raise. Returns upstream's metadata if upstream had to be asked, else None."""
 
     def credential_for_metadata(self, caller: Caller) -> Caller:
         """Whose credential upstream sees when the mirror asks it something for this caller."""

@@ -1,4 +1,4 @@
-"""What one process tells of itself, and what several of them tell together.
+"""The report that each worker process sends to the first one, and the sum of all reports.
 
 With workers the first process hears from each of the others every second (see `mirror.process.workers`) and adds them
 up; what a worker counted stays when it has died.

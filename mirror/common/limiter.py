@@ -1,4 +1,4 @@
-"""How many may do one thing at once: a bound that spares whoever has to answer them."""
+"""Limit how many do one thing at once, with a bounded queue; callers beyond it are told to come back (503)."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Waiting for a step in a thread that uses what its caller will close: it is never left in the midst of one."""
+"""Wait for a thread even when cancelled, so that the caller does not close a file that the thread still uses."""
 
 import asyncio
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 async def finished(step: "asyncio.Future[T]") -> T:
-    """What the step returns. Cancelled, it still waits for the step, and is cancelled then."""
+    """Return what the step returns. When cancelled, wait for the step first, and raise CancelledError then."""
     try:
         return await asyncio.shield(step)
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""What becomes of a fill: its states, and why it failed, as its readers and the log are told."""
+"""The states of a fill, and why it failed, as its readers and the log are told."""
 
 import logging
 from enum import StrEnum

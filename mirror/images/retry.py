@@ -1,4 +1,4 @@
-"""How long to go on trying what keeps failing: how long to wait in between, and when it is enough."""
+"""The retry policy of a fill and of `get`: how long to wait before the next try, and when to give up."""
 
 import random
 from collections import Counter

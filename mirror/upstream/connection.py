@@ -1,4 +1,4 @@
-"""The line toward upstream and to where it redirects: one request at a time, directly or through a proxy.
+"""The connections to upstream and to where it redirects, directly or through a proxy.
 
 Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and what it
 answers there by itself looks like upstream's, but for a 407. A proxy's credential goes to the proxy only. Nothing is

@@ -1,4 +1,4 @@
-"""Keeping a throttle at the rate that holds at this time of the day."""
+"""Set the throttle to the rate that holds at this time of the day."""
 
 import asyncio
 import logging

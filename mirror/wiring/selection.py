@@ -1,6 +1,6 @@
-"""The stored images in a person's hands: find one by the first digits of its hash, pin it, remove it.
+"""Find a stored image by the first digits of its hash, and pin or remove it, wherever it is stored.
 
-An image is named by 6 or more digits, or `current`. For the command line and for the admin listener.
+An image is named by 6 or more digits, or `current`. The command line and the admin listener use this.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""What one fill of this process has to do with the bucket: bytes from it, bytes into it, or neither.
+"""Coordinates one fill with the bucket: who fetches, where bytes are read from, and what is uploaded.
 
-Between the fill's source, which decides where bytes come from, and its journal, which has them.
+It stands between the fill's source, which decides where bytes come from, and its journal, which holds them.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""What a replica does for a bucket from time to time: clear away what fills left, evict, bring there what is missing.
+"""Background maintenance of a bucket: clear away what fills left, evict, upload the current image if it is missing.
 
-Every replica does it; that is no harm, and no replica is needed for it.
+It runs on every replica. The work is idempotent, so no leader is elected.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Whether the bucket's server is there: when it is not, nobody waits for it until it is back.
+"""Tracks whether the bucket's server can be reached: while it cannot, no request waits for it.
 
 It counts as away when what is read gets no answer, or that the server is overloaded, and when it cannot be reached.
 That a write takes too long shows nothing: on a thin line it may.
