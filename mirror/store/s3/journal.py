@@ -32,7 +32,7 @@ PUBLISHING = 20.0
 
 
 class PartsJournal:
-    """A `Partial`, with the `coordinator` of its fill and the bucket. `sure` verifies the image's object as it was stored."""
+    """A `Partial`, with the `coordinator` of its fill. `sure` verifies the image's object as it was stored."""
 
     file = None
     ours = True
