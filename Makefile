@@ -7,7 +7,7 @@ ARGS ?=
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
-.PHONY: demo test check test-s3 soak format bench bench-s3 man docs screenshots pins audit install clean
+.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 man docs screenshots pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -17,12 +17,23 @@ install: $(VENV)/run.ok     ## pps-mirror in .venv/bin
 test: $(VENV)/dev.ok        ## the whole suite (ARGS: passed on to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/dev.ok      ## format, lint, types, direction of imports, tests
+lint: $(VENV)/dev.ok        ## format, lint, types, direction of imports, dead code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	@! $(BIN)/vulture mirror tests benchmarks | grep '^mirror/'  # code that nothing uses
+
+quick: lint                 ## that, pure logic and the disk store: while you work
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
+
+check: lint                 ## that, and the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure logic and the disk store reach
+	$(BIN)/python -m coverage run --source=mirror -m pytest -q tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
+	$(BIN)/python -m coverage html --directory build/coverage
+	$(BIN)/python -m coverage report --skip-covered --sort=cover | head -30
 
 test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift, each a real one (needs root)
 	@for server in weed ceph swift; do echo "== $$server"; S3_SERVER=$$server FLEET_SEEDS=20 \

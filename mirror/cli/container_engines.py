@@ -29,8 +29,6 @@ _COMMANDS: Mapping[str, Sequence[str]] = {
 }
 """What each is told, the first to be taken first."""
 
-NAMES = (AUTO, *_COMMANDS)
-
 _STEP = 1 << 20
 _GZIP = b"\x1f\x8b"
 

@@ -5,7 +5,6 @@ A problem's text names where the value was set, its key, the value unless it may
 
 import codecs
 import difflib
-import json
 import logging
 import re
 import tomllib
@@ -18,7 +17,6 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from mirror.common.log import event
-from mirror.common.units import format_duration
 from mirror.config.changes import given as given_in
 from mirror.config.schema import KEYS, Config
 from mirror.model.errors import ConfigError
@@ -218,10 +216,3 @@ def _plain(text: str) -> str:
     """Make a name from outside fit for one line."""
     shown = text if text.isprintable() else ascii(text)
     return shown if len(shown) <= 200 else f"{shown[:197]}..."
-
-
-def _as_toml(value: object) -> str:
-    """Write a default the way the example file does."""
-    if isinstance(value, float):
-        value = format_duration(value)
-    return json.dumps("" if value is None else value)

@@ -108,11 +108,9 @@ class CountingSource:
 class NoSource:
     """The `Source` of a mirror without upstream: what it holds must do."""
 
-    @asynccontextmanager
-    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
+    def open(self, offset: int, validator: str | None) -> AbstractAsyncContextManager[Stream]:
         """See `Source.open`."""
         raise NotFound("what the mirror has of this image is not whole, and there is no upstream to ask for the rest")
-        yield  # or this would be no generator
 
     def offer(self, caller: Caller) -> None:
         """Nobody is asked."""
