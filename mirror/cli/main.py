@@ -58,6 +58,12 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
     try:
         return build_parser().parse_args(arguments)
+    except SystemExit:
+        try:
+            sys.stderr.flush()  # what is wrong with the arguments is said there
+        except OSError:
+            _give_up(sys.stderr)
+        raise
     finally:
         sys.stdout.flush()
 

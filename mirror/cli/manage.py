@@ -42,8 +42,8 @@ def complain_of_excess(collected: Collected) -> None:
     """Raise MirrorError when the store is still beyond its bounds."""
     if collected.beyond:
         raise MirrorError(
-            f"the store is still {format_size(collected.beyond)} beyond store.max_size, store.min_free or "
-            "store.s3.max_size: what is left is pinned, current, being served, or among the newest that are kept"
+            f"the store is still {format_size(collected.beyond)} beyond store.max_size or store.min_free (bucket: "
+            "store.s3.max_size): what is left is pinned, current, being served, or among the newest that are kept"
         )
 
 

@@ -3,8 +3,9 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ AWAY: Mapping[str, Callable[[Front], None]] = {
 goes = pytest.mark.parametrize("go", AWAY.values(), ids=AWAY)
 
 
-def warm(replicas: Replicas, constants: Mapping[str, float], *, upstream: bool = True) -> ForkedMirror:
+@contextmanager
+def warm(replicas: Replicas, constants: Mapping[str, float], *, upstream: bool = True) -> Iterator[ForkedMirror]:
     """A mirror that runs, and has just served the image from the bucket."""
     with replicas.make("filler", local_copy=False) as filler:
         replicas.assert_right(fetch(filler.image_url), STORED)
@@ -61,10 +63,10 @@ def warm(replicas: Replicas, constants: Mapping[str, float], *, upstream: bool =
         eventually(lambda: "current.json" in replicas.bucket.names())
     mirror = replicas.make(local_copy=False, upstream=upstream)
     mirror.constants = constants
-    mirror.start()
-    replicas.assert_right(fetch(mirror.image_url), HIT)
-    eventually(lambda: health(mirror) == WELL)
-    return mirror
+    with mirror:
+        replicas.assert_right(fetch(mirror.image_url), HIT)
+        eventually(lambda: health(mirror) == WELL)
+        yield mirror
 
 
 @goes
@@ -146,10 +148,9 @@ def test_a_bucket_that_is_deleted_under_a_mirror_stores_nothing_and_that_is_said
 
 
 def test_a_bucket_that_takes_nothing_any_more_stores_nothing_and_that_is_said(replicas: Replicas, front: Front) -> None:
-    with replicas.make(local_copy=False) as mirror:
-        mirror.kill()
-        mirror.constants = QUICK
-        mirror.start()
+    mirror = replicas.make(local_copy=False)
+    mirror.constants = QUICK
+    with mirror:
         eventually(lambda: health(mirror) == WELL)
         front.trouble(Trouble("PUT", status=403, code="AccessDenied"))
         for _ in range(2):

@@ -19,7 +19,7 @@ from mirror.process.descriptors import EACH, LEAST, RESERVE, DescriptorBudget
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin
 from tests.support.downloads import Download, fetch
-from tests.support.processes import MirrorProcess
+from tests.support.processes import MirrorProcess, eventually
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -71,11 +71,20 @@ def test_a_crowd_beyond_the_descriptors_is_told_so_and_what_runs_goes_on(tmp_pat
     assert "[Errno" not in log
 
 
+def served(mirror: MirrorProcess) -> bool:
+    """Whether newcomers are answered, and not told that there are too many already."""
+    try:
+        return fetch(mirror.metadata_url).status == 200
+    except ConnectionError:  # so many came before that nobody even says no
+        return False
+
+
 def test_each_worker_has_its_own_descriptors(tmp_path: Path, simulator: Simulator) -> None:
     with limited(tmp_path, simulator, LIMIT, workers=2) as mirror, ExitStack() as stack:
         crowd(mirror, stack, 4 * LIMIT)
         assert ask_admin(mirror, "GET", "/healthz").status == 200
         stack.close()
+        eventually(lambda: served(mirror), what="room again, when the crowd has left")
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
         assert "Traceback" not in mirror.log()
 

@@ -66,6 +66,7 @@ class ForkedMirror(MirrorProcess):
 
     def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
         """Start it and wait until it is ready, unless told not to."""
+        assert not self.alive(), "it runs already, and would not be ended"
         self._child = _FORKSERVER.Process(
             target=_serve,
             args=(

@@ -8,7 +8,7 @@ UID = 10001
 """The user that the image and the Kubernetes manifests run the mirror as."""
 
 _BECOME = """
-import sys, os, encodings.idna, pkgutil, importlib
+import sys, os, encodings.idna, encodings.utf_8_sig, pkgutil, importlib
 import mirror
 for module in pkgutil.walk_packages(mirror.__path__, "mirror."):
     if not module.name.endswith("__main__"):
