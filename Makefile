@@ -41,7 +41,7 @@ test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift,
 	  tests/faults/test_fleet.py $(ARGS) || exit 1; done
 
 soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	$(BIN)/python -m pytest -s -m soak $(ARGS)
 
 format: $(VENV)/dev.ok
 	$(BIN)/ruff format .

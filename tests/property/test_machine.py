@@ -506,6 +506,9 @@ def test_whatever_happens_nobody_gets_wrong_bytes_and_in_the_end_everybody_the_r
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_the_same_for_an_hour_at_random() -> None:
-    deadline = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "3600"))
+    seconds = float(os.environ.get("SOAK_SECONDS", "3600"))
+    deadline, seeds, steps = time.monotonic() + seconds, 0, 0
     while time.monotonic() < deadline:
-        run(40, 100, derandomize=False)
+        steps += run(40, 100, derandomize=False)  # a seed of its own, which Hypothesis prints when it fails
+        seeds += 1
+        print(f"{seeds} seeds, {steps} steps", flush=True)
