@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from mirror.common.shared_notes import SharedNotes
 from mirror.common.units import format_duration, format_size
 from mirror.images.fill import OUT_OF_SPACE, Fill
 from mirror.images.outcome import Reason, State
+from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
@@ -41,9 +42,6 @@ READY = 20.0
 
 AHEAD = 5.0
 """The same for a place that is nearer than the fill that runs."""
-
-LOOK_AGAIN = 5.0
-"""Seconds between two looks whether a store that failed is well again, when nobody asks it for anything."""
 
 _OUTCOMES = {
     Reason.WRONG_BYTES: "wrong_bytes",
@@ -131,11 +129,7 @@ class Library:
         self._read: set[str] = set()
         self._beginning = asyncio.Lock()
         self._windows: weakref.WeakSet[MemoryWindow] = weakref.WeakSet()
-        self._state = StoreState()
-        self._unreadable = False
-        self._over: Callable[[], Awaitable[object]] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._nameless: StoreUnavailable | None = None
+        self._health = StoreHealth(self._own_task)
         self._wrong = WrongBytes(wrong or shared_wrong_bytes())
 
     def take_up(self, *, holdback: int, retry: float) -> None:
@@ -145,7 +139,7 @@ class Library:
     @property
     def store_state(self) -> StoreState:
         """Whether the store took an image when it was last asked to from here."""
-        return self._state
+        return self._health.state
 
     @property
     def fills(self) -> Sequence[tuple[Fill, datetime]]:
@@ -157,7 +151,7 @@ class Library:
         try:
             return await self._store.has(image_hash)
         except StoreUnavailable as error:
-            self._failed(error, over=lambda: self._readable(image_hash))
+            self._health.failed(error, lambda: self._readable(image_hash))
             return False
 
     async def stored(self, image_hash: str, span: tuple[int, int] | None = None) -> Body | None:
@@ -174,11 +168,9 @@ class Library:
             log.debug("%s is stored no more: %s", image_hash, error)
             return None
         except (StoreUnavailable, TimeoutError) as error:
-            self._failed(_words(error), over=lambda: self._readable(image_hash))
-            self._unreadable = True
+            self._health.failed(_words(error), lambda: self._readable(image_hash), reading=True)
             return None
-        if self._unreadable:  # whether it takes images as well the next fill will show
-            self._recovered("the store can be read again")
+        self._health.was_read()
         return image
 
     async def list(self) -> Sequence[StoredInfo]:
@@ -243,7 +235,7 @@ class Library:
                 retry=self._retry,
                 rescue=self._rescue,
                 resumed=self._metrics.resumes.inc,
-                nameless=self._nameless is not None,
+                nameless=self._health.nameless is not None,
             )
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
@@ -329,61 +321,26 @@ class Library:
             trouble = _words(error)
             if not pass_through:
                 raise trouble from error
-            self._failed(trouble, over=self._store.probe if _passes(error) else None)
+            self._health.failed(trouble, self._store.probe if _passes(error) else None)
             if self._upstream is None:
                 raise trouble from error
             return self._window(metadata)
-        self._recovered("the store takes images again")
+        self._health.takes_images()
         return journal
 
     async def _rescue(self, fill: Fill, error: OSError) -> Partial:
         """See `mirror.images.fill.Rescue`."""
         journal = fill.journal
         if isinstance(error, Unnamed):
-            self._nameless = StoreUnavailable(
-                "the mirror's store cannot give a verified image its name, below images/: "
-                f"{error.strerror or 'input/output error'}"
-            )
-            self._failed(self._nameless)
+            self._health.name_failed(error)
             return journal
         wanted = fill.metadata.size - journal.position
         if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
             return journal
-        over = self._store.probe if journal.file is None else None  # it lies in a bucket
-        self._failed(StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}"), over=over)
+        look = self._store.probe if journal.file is None else None  # it lies in a bucket
+        trouble = StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}")
+        self._health.failed(trouble, look)
         return self._window(fill.metadata, journal.position, journal.digest())
-
-    def _recovered(self, words: str) -> None:
-        left = self._nameless.message if self._nameless is not None else None
-        if self._state.trouble is not None and left is None:
-            log.info("%s", words, extra=event("store.recovered"))
-        self._state = StoreState(left, datetime.now(UTC))
-        self._unreadable, self._over = False, None
-
-    def _failed(self, error: StoreUnavailable, over: Callable[[], Awaitable[object]] | None = None) -> None:
-        """Say that the store fails, until it does what is asked of it, or `over` does not raise any more."""
-        if self._state.trouble is None:
-            log.error(
-                "%s; until it is well again images are passed through and not stored",
-                error,
-                extra=event("store.failing"),
-            )
-        self._state = StoreState(error.message, datetime.now(UTC))
-        self._over = over
-        if over is not None and (self._watching is None or self._watching.done()):
-            self._watching = self._own_task(self._watch(), "watch the store")
-
-    async def _watch(self) -> None:
-        while (over := self._over) is not None:
-            await asyncio.sleep(LOOK_AGAIN)
-            try:
-                async with asyncio.timeout(READY):
-                    await over()
-            except (StoreUnavailable, Cut, TimeoutError) as error:
-                log.debug("the store fails still: %s", error)
-            else:
-                if over is self._over:
-                    self._recovered("the store is well again")
 
     async def _readable(self, image_hash: str) -> None:
         """Read a byte of a stored image, if it is there. Raises StoreUnavailable, Cut."""
@@ -399,7 +356,7 @@ class Library:
     ) -> MemoryWindow:
         if len(self._windows) >= WINDOWS:
             raise StoreUnavailable(
-                f"{self._state.trouble}; and {WINDOWS} images are passed through already, as many as can"
+                f"{self._health.state.trouble}; and {WINDOWS} images are passed through already, as many as can"
             )
         window = MemoryWindow(metadata, position, digest)
         self._windows.add(window)
@@ -432,9 +389,8 @@ class Library:
         if fill.failure is None:
             self._metrics.fill_seconds.observe(seconds)
             self._wrong.forget(image_hash)
-            if not fill.passes_through and self._nameless is not None:
-                self._nameless = None
-                self._recovered("the store takes images again")
+            if not fill.passes_through:
+                self._health.was_named()
             how = "verified and stored" if fill.journal.ours else "verified and stored by the other process"
             if fill.passes_through:
                 how = "verified and passed through" + (", and cannot be stored" if fill.nameless else "")

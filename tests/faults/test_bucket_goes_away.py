@@ -37,7 +37,7 @@ QUICK = {
     "mirror.store.s3.bucket:ANSWER": 8.0,
     "mirror.store.s3.store:ANSWER": 8.0,
     "mirror.store.s3.outage:SPARED": 0.01,
-    "mirror.images.library:LOOK_AGAIN": 0.2,
+    "mirror.images.store_health:LOOK_AGAIN": 0.2,
 }
 REMEMBERING = {**QUICK, "mirror.store.s3.store:REMEMBERED": 1000.0}
 """What the bucket said of an object once is believed: it goes within that time."""
