@@ -15,9 +15,9 @@ from mirror.access.decisions import Decisions
 from mirror.access.refusals import Refusals
 from mirror.access.tokens import Tokens
 from mirror.common.clock import Clock
-from mirror.common.limiter import Limiter
+from mirror.common.concurrency_limit import Limiter
 from mirror.common.metrics import Metrics
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.config.reloadable import Ready
 from mirror.images.catalog import Away, Catalog, Current

@@ -5,7 +5,7 @@ import json
 
 from cachetools import TTLCache
 
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 from mirror.model.errors import UpstreamRefused
 
 LASTING = 3.0

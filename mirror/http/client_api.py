@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp import web
 
 from mirror.access.policies import Access
+from mirror.common.concurrency_limit import Limiter
 from mirror.common.hosts import unmapped
-from mirror.common.limiter import Limiter
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.image_response import bodied, bodiless, redirection

@@ -16,7 +16,7 @@ from enum import Enum
 
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 from mirror.common.units import format_duration, format_size
 from mirror.images.fill import OUT_OF_SPACE, Fill
 from mirror.images.outcome import Reason, State

@@ -4,7 +4,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 
 TIMES = 5
 WITHIN = 600.0

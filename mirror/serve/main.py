@@ -35,8 +35,8 @@ from mirror.process.systemd import PassedSockets, ServiceManager
 from mirror.process.workers import Workers
 from mirror.serve.admin_listener import managed
 from mirror.serve.client_listener import client_listener
+from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.upstream.throttle import Throttle
 from mirror.wiring.mirror import Shared, opened
 
 log = logging.getLogger(__name__)

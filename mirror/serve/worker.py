@@ -30,7 +30,7 @@ from mirror.process.signals import hear_keeper, on_signal, stop_requested
 from mirror.process.systemd import ServiceManager, listening_socket
 from mirror.process.workers import ALIVE, NOTHING_NEW, READY
 from mirror.serve.client_listener import client_listener
-from mirror.upstream.throttle import Throttle
+from mirror.upstream.rate_limit import Throttle
 from mirror.wiring.mirror import Shared, opened
 
 

@@ -35,13 +35,6 @@ class Corrupt(Exception):
         super().__init__(f"expected sha256 {expected}, received {received}")
 
 
-def check(metadata: ImageMetadata, position: int, digest: "hashlib._Hash") -> None:
-    """Compare the `position` bytes received, and their SHA-256, with what was promised. Raises Corrupt."""
-    received = digest.hexdigest()
-    if position != metadata.size or received != metadata.hash:
-        raise Corrupt(f"{metadata.hash} ({metadata.size} bytes)", f"{received} ({position} bytes)")
-
-
 class Unnamed(OSError):
     """The bytes are right, and safe on the disk, but the image cannot get its name. They stay, for another attempt."""
 

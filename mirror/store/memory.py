@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import FellBehind, check
+from mirror.store.base import FellBehind
+from mirror.store.digest import check
 
 SIZE = 8 << 20
 """Bytes kept; more than an `Appender` hands over at once."""

@@ -11,7 +11,7 @@ import time
 import weakref
 
 from mirror.store.read_locks import announce
-from mirror.store.recall import is_recalled
+from mirror.store.revoke import is_recalled
 
 SEGMENT = 256 << 20
 """Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""

@@ -27,9 +27,9 @@ from mirror.upstream import loop_detection as loop
 from mirror.upstream.connection import Connections, NoAnswer, Way, reason
 from mirror.upstream.encoding import decoded
 from mirror.upstream.proxies import Proxies, ProxyFailed
+from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.redirects import FOLLOWED, ForbiddenAddress, RedirectPolicy, forbidden, not_a_url
 from mirror.upstream.statuses import passes, retry_after
-from mirror.upstream.throttle import Throttle
 
 log = logging.getLogger(__name__)
 

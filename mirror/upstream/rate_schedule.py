@@ -11,7 +11,7 @@ from mirror.common import schedule
 from mirror.common.log import event
 from mirror.common.units import format_size
 from mirror.config import RateWindow, Upstream
-from mirror.upstream.throttle import Throttle
+from mirror.upstream.rate_limit import Throttle
 
 LOOK = 1.0
 """Seconds between two looks at the clock: windows begin with a minute, and clocks are set."""

@@ -14,7 +14,7 @@ from mirror.access.refusals import shared_refusals
 from mirror.common.clock import Clock
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config, load_token
 from mirror.config.reloadable import Part, Ready, at_once
 from mirror.images.catalog import Catalog
@@ -29,8 +29,8 @@ from mirror.store.base import StoreUnavailable
 from mirror.upstream import loop_detection as loop
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
+from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.upstream.throttle import Throttle
 from mirror.wiring.stores import Stores, disk_store
 from mirror.wiring.stores import opened as opened_stores
 

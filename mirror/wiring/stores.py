@@ -14,7 +14,7 @@ from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk.store import DiskStore
 
 if TYPE_CHECKING:
-    from mirror.store.s3.room import Bounds
+    from mirror.store.s3.space import Bounds
     from mirror.store.s3.store import S3Store
     from mirror.store.tiered import TieredStore
 
@@ -95,7 +95,7 @@ async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
 
 
 def _bounds(config: S3) -> "Bounds | None":
-    from mirror.store.s3.room import Bounds  # see `opened`
+    from mirror.store.s3.space import Bounds  # see `opened`
 
     if config.max_size is None:
         return None

@@ -27,7 +27,7 @@ CONSTANTS = {
     "mirror.store.s3.parts:PART": 5 * MIB,
     "mirror.store.s3.maintenance:FIRST": 0.5,
     "mirror.store.s3.maintenance:INTERVAL": 0.5,
-    "mirror.store.s3.room:LATELY": 0.0,
+    "mirror.store.s3.space:LATELY": 0.0,
     "mirror.admin.overview:BUCKET_FRESH": 0.2,
 }
 

@@ -33,7 +33,7 @@ from mirror.model.errors import MirrorError
 from mirror.store.disk import partial_file
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import ImageResponse, Upstream
-from mirror.upstream.throttle import Throttle
+from mirror.upstream.rate_limit import Throttle
 from tests.support.scripted import metadata_of
 
 HOLDBACK = 2000

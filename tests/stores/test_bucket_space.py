@@ -14,13 +14,12 @@ from mirror.model.note import Note
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
 from mirror.store.s3 import coordinator as coordinator
-from mirror.store.s3 import lease, parts, source, upload
-from mirror.store.s3 import room as space
+from mirror.store.s3 import lease, parts, source, space, upload
 from mirror.store.s3 import store as s3_store
 from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.processes import Processes
-from mirror.store.s3.room import BucketSpace
+from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.space import BucketSpace
 from tests.stores.kinds import PART, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import make_bucket
 from tests.support.s3.server import S3Server

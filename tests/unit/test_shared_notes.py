@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.access.refusals import Refusals, shared_refusals
-from mirror.common.shared_notes import SharedNotes
+from mirror.common.shared_memory import SharedNotes
 from mirror.images.wrong_bytes import PAUSE, TIMES, WITHIN, WrongBytes, shared_wrong_bytes
 from mirror.model.errors import UpstreamRefused
 
@@ -69,7 +69,7 @@ def test_a_process_that_inherits_the_descriptor_shares_the_notes() -> None:
     notes = SharedNotes(4, 8, 60.0)
     notes.put("a", b"ours")
     program = (
-        "import sys; from mirror.common.shared_notes import SharedNotes\n"
+        "import sys; from mirror.common.shared_memory import SharedNotes\n"
         "notes = SharedNotes(4, 8, 60.0, int(sys.argv[1]))\n"
         "assert notes.get('a') == b'ours'\n"
         "notes.put('b', b'theirs')"

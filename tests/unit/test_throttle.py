@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from mirror.upstream import throttle as throttle_module
-from mirror.upstream.throttle import Throttle
+from mirror.upstream import rate_limit as throttle_module
+from mirror.upstream.rate_limit import Throttle
 
 MB = 1_000_000
 
 TAKER = """
 import asyncio, sys
-from mirror.upstream.throttle import Throttle
+from mirror.upstream.rate_limit import Throttle
 
 async def take(throttle, size):
     for _ in range(2_000_000 // size):

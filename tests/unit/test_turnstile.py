@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mirror.common.limiter import Limiter
+from mirror.common.concurrency_limit import Limiter
 from mirror.model.errors import Unavailable
 
 

@@ -12,30 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirror.cli import check
-from mirror.cli.doctor import (
-    environment as surroundings,
-)
-from mirror.cli.doctor import (
-    loops as circles,
-)
-from mirror.cli.doctor import (
-    ports,
-)
-from mirror.cli.doctor import (
-    proxy as proxying,
-)
-from mirror.cli.doctor import (
-    reachability as reaching,
-)
-from mirror.cli.doctor import (
-    running as company,
-)
-from mirror.cli.doctor import (
-    store as directory,
-)
-from mirror.cli.doctor import (
-    token as credential,
-)
+from mirror.cli.doctor import environment as surroundings
+from mirror.cli.doctor import loops as circles
+from mirror.cli.doctor import ports
+from mirror.cli.doctor import proxy as proxying
+from mirror.cli.doctor import reachability as reaching
+from mirror.cli.doctor import running as company
+from mirror.cli.doctor import store as directory
+from mirror.cli.doctor import token as credential
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.config import Config

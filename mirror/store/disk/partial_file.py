@@ -21,12 +21,13 @@ from typing import TypeVar
 from mirror.common.files import sync_directory, write_durably
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed, check
+from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed
+from mirror.store.digest import check
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
 from mirror.store.read_locks import withdraw
-from mirror.store.recall import readmit
+from mirror.store.revoke import readmit
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from mirror.store.s3.bucket import Bucket, ObjectGone, Version
 from mirror.store.s3.capabilities import Capabilities
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Held, Lease
-from mirror.store.s3.processes import Processes
+from mirror.store.s3.lease_holders import Processes
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.verified_versions import Versions
 

@@ -13,7 +13,8 @@ import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import Cut, check
+from mirror.store.base import Cut
+from mirror.store.digest import check
 from mirror.store.s3 import parts
 from mirror.store.s3.bucket import PIECE, Bucket, ObjectGone
 from mirror.store.s3.coordinator import Coordinator, Readable

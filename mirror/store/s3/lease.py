@@ -1,9 +1,9 @@
 """Who of the replicas that share a bucket fetches an image: at most one, as far as the server heeds conditions.
 
 `leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock, or
-until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.processes`). It also says
-how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a holder
-that lost it and does not know yet does no harm.
+until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.lease_holders`). It also
+says how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a
+holder that lost it and does not know yet does no harm.
 """
 
 import json
@@ -13,7 +13,7 @@ from itertools import groupby
 
 from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
 from mirror.store.s3.errors import BucketFailed
-from mirror.store.s3.processes import Processes
+from mirror.store.s3.lease_holders import Processes
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""

@@ -2,12 +2,12 @@
 
     images/<hash>, images/<hash>.json    the bytes, and upstream's metadata body
     pinned/<hash>                        there when the image is pinned
-    served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.room`)
+    served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.space`)
     parts/, leases/                      while images arrive (see `mirror.store.s3.upload`)
 
 `images/<hash>` is there only when it was verified by whoever wrote it. That is no reason to trust it: bytes are hashed
 again until this process has verified that version of the object. Nothing is evicted from a bucket that has no bounds
-(see `mirror.store.s3.room`).
+(see `mirror.store.s3.space`).
 """
 
 import asyncio
@@ -36,9 +36,9 @@ from mirror.store.s3.coordinator import Coordinator, Readable
 from mirror.store.s3.errors import BucketFailed, failed
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
-from mirror.store.s3.processes import Processes
-from mirror.store.s3.room import MARK, Bounds, BucketSpace
+from mirror.store.s3.lease_holders import Processes
 from mirror.store.s3.source import BucketSource
+from mirror.store.s3.space import MARK, Bounds, BucketSpace
 from mirror.store.s3.verified_versions import Versions
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from mirror.store.s3.byte_range import ReadInto, Span
 from mirror.store.s3.capabilities import Capabilities
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
-from mirror.store.s3.processes import Processes
+from mirror.store.s3.lease_holders import Processes
 
 log = logging.getLogger(__name__)
 

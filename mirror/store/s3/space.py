@@ -28,7 +28,7 @@ from mirror.store.disk.space import Use, chosen
 from mirror.store.s3.bucket import Bucket, ConditionFailed, Listed, Version
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.processes import Processes
+from mirror.store.s3.lease_holders import Processes
 
 log = logging.getLogger(__name__)
 
