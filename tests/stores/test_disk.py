@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -463,3 +464,41 @@ def test_a_file_is_replaced_as_one_step(tmp_path: Path, monkeypatch: pytest.Monk
     assert [entry.name for entry in tmp_path.iterdir()] == ["note.json"]
     write_durably(path, b"secret", mode=0o600)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_partial_that_another_process_puts_away_while_we_open_it_is_no_failure_of_the_store(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, exists = tmp_path / "partial" / METADATA.hash, Path.exists
+    away: list[Path] = []
+
+    def exists_a_last_time(path: Path) -> bool:
+        there = exists(path)
+        if path == partial and not away:
+            away.append(path)
+            path.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "exists", exists_a_last_time)
+    journal = await begin(store)
+    assert journal.ours
+    await journal.close()
+
+
+async def test_an_altered_image_that_is_removed_while_we_look_at_it_is_fetched(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store)
+    image = tmp_path / "images" / METADATA.hash / "image"
+    image.write_bytes(IMAGE[::-1])
+    rename = Path.rename
+
+    def too_late(path: Path, target: Path) -> Path:
+        if path == image:
+            shutil.rmtree(image.parent)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", too_late)
+    journal = await begin(store)
+    assert (journal.ours, journal.position) == (True, 0)
+    await journal.close()

@@ -146,7 +146,7 @@ class PartialFile:
     def _follow(self) -> bool:
         free = lock(self.file.fd)
         file = os.fstat(self.file.fd)
-        if _is(self._path, file) and file.st_size >= self.position:
+        if names(self._path, file) and file.st_size >= self.position:
             self.position = file.st_size
             if free:
                 self.ours, self.position = True, 0  # to be digested by us
@@ -154,7 +154,7 @@ class PartialFile:
             return True
         if free:
             self._unlock()
-        if _is(self._images / self._metadata.hash / "image", file):
+        if names(self._images / self._metadata.hash / "image", file):
             self.published, self.position = True, self._metadata.size
             self.file.recallable = True
             return False
@@ -317,7 +317,7 @@ def lock(fd: int) -> bool:
     return True
 
 
-def _is(path: Path, file: os.stat_result) -> bool:
+def names(path: Path, file: os.stat_result) -> bool:
     """Whether `path` names that very file."""
     try:
         return os.path.samestat(path.stat(), file)

@@ -29,7 +29,7 @@ from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Source
 from mirror.store.base import Partial, Remote, Retention, StoredImage, StoredInfo, StoreUnavailable
 from mirror.store.disk.layout import Layout
-from mirror.store.disk.partial_file import PartialFile, lock
+from mirror.store.disk.partial_file import PartialFile, lock, names
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.disk.space import Collected, Space, Use
@@ -234,7 +234,7 @@ class DiskStore:
             try:
                 ours = lock(fd)
                 # Whoever held the lock may have published or removed the file since we opened it.
-                if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+                if names(path, os.fstat(fd)):
                     if ours and (image := self._open(metadata.hash)) is not None:
                         path.unlink()
                         os.close(fd)
@@ -261,7 +261,13 @@ class DiskStore:
         image = self._images / metadata.hash / "image"
         if (file := self._layout.file(metadata.hash)) is None:
             return False
-        if length < file.st_size <= metadata.size:
+        try:
+            return self._adopt_file(image, file.st_size, metadata, length)
+        except FileNotFoundError:  # somebody has just removed it
+            return False
+
+    def _adopt_file(self, image: Path, size: int, metadata: ImageMetadata, length: int) -> bool:
+        if length < size <= metadata.size:
             log.warning(
                 "%s is not the file that was verified: it is verified again",
                 image,
@@ -272,7 +278,7 @@ class DiskStore:
         log.warning(
             "%s has %d bytes and should have %d: it is set aside",
             image,
-            file.st_size,
+            size,
             metadata.size,
             extra=event("image.set_aside", image=metadata.hash),
         )
