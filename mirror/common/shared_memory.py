@@ -11,6 +11,7 @@ import os
 import secrets
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,7 +26,8 @@ _NEIGHBOURS = 8
 class SharedNotes:
     """At most `slots` notes of up to `longest` bytes, each good for `lasting` seconds after it was written.
 
-    `descriptor` is that of another process's notes, which are to be shared; without one they are new.
+    `descriptor` is that of another process's notes, which are to be shared; without one they are new. It is closed when
+    nobody uses them any more.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SharedNotes:
             descriptor = os.memfd_create("pps-mirror-notes", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, size)
         self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
         self._memory = mmap.mmap(descriptor, size)
         if fresh:
             self._memory[:_KEY] = secrets.token_bytes(_KEY)

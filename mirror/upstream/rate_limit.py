@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,7 @@ class Throttle:
         if descriptor is None:
             descriptor = os.memfd_create("pps-mirror-rate", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, _STATE.size)
+        weakref.finalize(self, os.close, descriptor)
         self.descriptor = descriptor
         self._state = mmap.mmap(descriptor, _STATE.size)
 

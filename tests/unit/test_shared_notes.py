@@ -125,3 +125,11 @@ def test_wrong_bytes_are_forgotten_after_ten_minutes() -> None:
     wrong.count("image")
     assert wrong.pause("image") <= 0
     assert shared_wrong_bytes().get("image") is None
+
+
+def test_notes_that_nobody_uses_any_more_leave_no_descriptor_open() -> None:
+    notes = SharedNotes(16, 8, 10.0)
+    descriptor = notes.descriptor
+    del notes
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
