@@ -19,7 +19,7 @@ METADATA = metadata_of(IMAGE)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "SIZE", SIZE)
     monkeypatch.setattr(window_module, "GATHER", 0.0)
-    monkeypatch.setattr(window_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(window_module, "READER_GRACE", 0.05)
     monkeypatch.setattr(window_module, "LONELY", 0.05)
 
 
