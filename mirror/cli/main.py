@@ -58,11 +58,13 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
     try:
         return build_parser().parse_args(arguments)
-    except SystemExit:
+    except (SystemExit, BrokenPipeError) as ended:  # what argparse cannot say it keeps to itself from Python 3.11.3 on
         try:
             sys.stderr.flush()  # what is wrong with the arguments is said there
         except OSError:
             _give_up(sys.stderr)
+            if isinstance(ended, BrokenPipeError):
+                raise SystemExit(2) from None
         raise
     finally:
         sys.stdout.flush()

@@ -323,6 +323,7 @@ def test_what_nobody_trusted_has_signed_as_it_is_does_not_reach_the_store(
 
 
 def test_keys_and_lists_that_cannot_be_read_are_status_2(here: Site, there: Site, bundle: Path, tmp_path: Path) -> None:
+    needs("ssh-keygen", "apt-get install openssh-client")
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("no key")
     stick = tmp_path / "stick"

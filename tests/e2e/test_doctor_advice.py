@@ -32,6 +32,7 @@ Configured = Callable[..., MirrorProcess]
 @pytest.fixture
 def configured(tmp_path: Path, simulator: Simulator) -> Configured:
     """Mirrors with a token that their user may read, below a directory that everybody may search."""
+    needs("chown", "apt-get install coreutils", root=True)
     for directory in (tmp_path, *tmp_path.parents):
         if stat.S_IMODE(directory.stat().st_mode) & 0o001 == 0:
             directory.chmod(directory.stat().st_mode | 0o001)
