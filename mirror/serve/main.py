@@ -27,6 +27,7 @@ from mirror.http.bind import listening, unusable
 from mirror.http.tls import ServerTls
 from mirror.images.scrub import Scrubber
 from mirror.model.status import Health
+from mirror.process import asyncio_errors
 from mirror.process.descriptors import DescriptorBudget, take_all
 from mirror.process.orphans import reaping
 from mirror.process.reload import Reload
@@ -53,6 +54,7 @@ async def serve(
 
     `read_again` gives the configuration as it is written at a SIGHUP, for the one that holds then.
     """
+    asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     _take_descriptors(config.server)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of its memory would have credentials in it
     tls = ServerTls.of(config.server)

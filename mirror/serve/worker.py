@@ -25,6 +25,7 @@ from mirror.config import Config
 from mirror.config.reloadable import at_once
 from mirror.http.tls import ServerTls
 from mirror.model.errors import ConfigError, MirrorError, no_thread
+from mirror.process import asyncio_errors
 from mirror.process.reload import Reload
 from mirror.process.signals import hear_keeper, on_signal, stop_requested
 from mirror.process.systemd import ServiceManager, listening_socket
@@ -69,6 +70,7 @@ async def _serve(
     name: str,
 ) -> None:
     """Serve clients until told to stop or left alone, then drain."""
+    asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     tls = ServerTls.of(config.server)
     with Events(metrics) as events:
         async with (

@@ -1,0 +1,22 @@
+"""What asyncio reports because nobody awaits it: it goes to the log, but for one report that means nothing."""
+
+import asyncio
+import logging
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report an error as asyncio does by default, unless a transport only lost its connection twice.
+
+    This is a loop's exception handler. When a client goes in the moment in which the last byte of a full buffer is
+    sent, CPython 3.11 calls a transport's `_call_connection_lost` at once, and again when nothing is left to close.
+    """
+    twice = isinstance(context.get("exception"), AttributeError) and "_call_connection_lost" in str(
+        context.get("message")
+    )
+    if twice:
+        log.debug("a connection was lost twice: %s", context["message"])
+    else:
+        loop.default_exception_handler(context)
