@@ -59,11 +59,15 @@ class DescriptorBudget:
         """What to say when there cannot be as many clients as the configuration allows; None when there can."""
         if self.clients == self.wanted:
             return None
-        enough = self.wanted * EACH + BEYOND + OPERATORS + RESERVE
         return (
             f"server.max_connections = {self.wanted}, but {self.limit} files may be open at once: that is enough for "
-            f"{self.clients} connections; raise the limit to {enough} (ulimit -Hn, LimitNOFILE=)"
+            f"{self.clients} connections; raise the limit to {files_for(self.wanted)} (ulimit -Hn, LimitNOFILE=)"
         )
+
+
+def files_for(connections: int) -> int:
+    """How many files a mirror with so many client connections has to be allowed to open."""
+    return connections * EACH + BEYOND + OPERATORS + RESERVE
 
 
 def take_all() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +12,6 @@ from mirror.cli.doctor.case import Case
 from mirror.cli.doctor.user import mirrors_user
 from mirror.cli.findings import Finding
 from mirror.config import FILE_VARIABLE, KEYS, PREFIX, TOKEN_VARIABLE
-
-SPARE_FILES = 64
-"""Descriptors that the mirror needs beside those of its clients, and one more for each client that streams."""
 
 
 def examine(case: Case) -> Iterator[Finding]:
@@ -39,7 +35,6 @@ def examine(case: Case) -> Iterator[Finding]:
             note=True,
             advice=advice,
         )
-    yield from _open_files(case)
 
 
 def _overrides(case: Case) -> Iterator[Finding]:
@@ -79,17 +74,3 @@ def _misspelt(environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(
                 "environment", True, f"{name} has no effect", note=True, advice=f"{PREFIX}{meant[bare]} is the name"
             )
-
-
-def _open_files(case: Case) -> Iterator[Finding]:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = case.config.server.max_connections + SPARE_FILES
-    if most != resource.RLIM_INFINITY and most < wanted:
-        yield Finding(
-            "environment",
-            True,
-            f"{most} files may be open here, and server.max_connections = {case.config.server.max_connections} needs "
-            f"{wanted} or more",
-            note=True,
-            advice=case.deployment.more_files(wanted),
-        )

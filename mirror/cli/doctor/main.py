@@ -23,6 +23,7 @@ from mirror.cli.doctor import token as credential
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.config import Config
+from mirror.process.descriptors import files_for
 
 _ADVICE = {
     "upstream": "a line above may say which step fails; docs/troubleshooting.md explains the message",
@@ -94,6 +95,9 @@ def summary(found: list[Finding]) -> str:
 
 def _advised(case: Case, finding: Finding) -> Finding:
     """What `check` found, with what to do about it."""
+    if finding.check == "connections" and (finding.note or not finding.ok):
+        wanted = files_for(case.config.server.max_connections)
+        return replace(finding, advice=case.deployment.more_files(wanted))
     if finding.ok or finding.advice:
         return finding
     if finding.check in {"server", "admin"}:
