@@ -7,8 +7,9 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from mirror import __version__, config
+from mirror import __version__
 from mirror.cli.examples import EXAMPLES
+from mirror.common.environment import FILE_VARIABLE, TOKEN_VARIABLE
 from mirror.common.units import parse_duration
 
 HELP_WIDTH = 100
@@ -154,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
             "download the image as a client, verified, and load it",
             "Asks URL, a mirror's or DataRobot's, for the current image and its hash. A line that breaks is resumed, "
             "also after this command was killed: run it again. The file has its name only when it is whole and right. "
-            f"Sends the token of --token-file or {config.TOKEN_VARIABLE}, never to where URL redirects to. "
+            f"Sends the token of --token-file or {TOKEN_VARIABLE}, never to where URL redirects to. "
             "Needs no configuration.",
         )
     )
@@ -223,7 +224,7 @@ def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
         type=Path,
         metavar="FILE",
         default=default,
-        help=f"configuration file (else the one that {config.FILE_VARIABLE} names, else none)",
+        help=f"configuration file (else the one that {FILE_VARIABLE} names, else none)",
     )
     parser.add_argument(
         "--log-level",

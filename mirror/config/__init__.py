@@ -5,8 +5,9 @@ text is None. Every problem is one `ConfigError` whose text is one line that a p
 what may be a secret. It never touches the network or the store, and imports `common` and `model` only.
 """
 
+from mirror.common.environment import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE
 from mirror.config.changes import RESTART, Changes
-from mirror.config.loader import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE, load, load_admin_token, load_token
+from mirror.config.loader import load, load_admin_token, load_token
 from mirror.config.schema import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
 
 __all__ = [

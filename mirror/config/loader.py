@@ -16,15 +16,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from mirror.common.environment import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE
 from mirror.common.log import event
 from mirror.config.changes import given as given_in
 from mirror.config.schema import KEYS, Config
 from mirror.model.errors import ConfigError
-
-FILE_VARIABLE: Final = "PPS_MIRROR_CONFIG"
-TOKEN_VARIABLE: Final = "DATAROBOT_API_TOKEN"  # noqa: S105 - the name of a variable
-PREFIX: Final = "PPS_MIRROR__"
-"""What the variables of keys begin with. One underscore is not ours: Kubernetes sets PPS_MIRROR_PORT and the like."""
 
 _SECRET: Final = re.compile("token|secret|passw|credential|auth|proxy|key")
 """Names of keys, known or made up, whose value no message quotes; those that end in _file hold a path."""

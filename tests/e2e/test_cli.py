@@ -183,6 +183,16 @@ def test_help_names_every_command_and_shows_examples() -> None:
     assert "  pps-mirror serve -c config.toml" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["get", "--help"], ["completion", "bash"]])
+def test_help_version_and_completion_load_nothing_that_they_do_not_need(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mirror", *arguments], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "mirror.cli.parser" in loaded
+    assert not loaded & {"asyncio", "aiohttp", "pydantic", "rich", "prometheus_client", "json"}
+
+
 def test_a_reader_that_has_left_is_no_traceback(tmp_path: Path) -> None:
     lay_out(tmp_path)
     for arguments in (["ls"], ["ls", "--json"], ["--help"]):
