@@ -1,19 +1,31 @@
 """Writes lines of the log in a thread of its own: whoever reads them slowly, or not at all, keeps nobody waiting.
 
 Lines wait in memory, within a bound; what has no room, or cannot be written, is counted and dropped. Nothing here may
-block or fail for who has something to say: neither a pipe that nobody reads, nor one that is closed, nor a full disk.
+block or fail for whoever has something to say: neither a pipe that nobody reads, nor one that is closed, nor a full
+disk. Lines are written several at a time: waking a thread and calling the kernel for each cost more than making it.
 """
 
+import itertools
 import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
 ROOM = 1 << 20
 """Bytes of lines that may wait. The last quarter is for warnings and errors."""
+
+GATHER_SECONDS = 0.1
+"""How long a line may wait for others to be written with it. A warning does not wait, nor do those before it."""
+
+GATHER_BYTES = 64 << 10
+"""Bytes of lines that do not wait for more."""
+
+PIECE = select.PIPE_BUF
+"""Bytes that are written at a time, save a longer line: the kernel keeps so much in one piece in a pipe that several
+processes write to."""
 
 END_SECONDS = 3.0
 """How long the end may take when lines wait and nobody reads them."""
@@ -25,13 +37,22 @@ class LogWriter:
     `complain` is called, in the writing thread, with the number of lines that were lost, once there is room again.
     """
 
-    def __init__(self, stream: TextIO, complain: Callable[[int], None], *, end_seconds: float = END_SECONDS) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        complain: Callable[[int], None],
+        *,
+        gather_seconds: float = GATHER_SECONDS,
+        end_seconds: float = END_SECONDS,
+    ) -> None:
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
         self._complain = complain
+        self._gather_seconds = gather_seconds
         self._end_seconds = end_seconds
         self._lines: deque[bytes] = deque()
         self._waiting = 0  # bytes in them
+        self._hurry = False  # one of them is not to wait
         self._unsaid = 0
         self._torn = False  # the last line was written in part only
         self._changed = threading.Condition()
@@ -49,9 +70,13 @@ class LogWriter:
         with self._changed:
             room = ROOM if important else ROOM * 3 // 4
             if kept := self._waiting + len(encoded) <= room:
+                is_first = not self._lines
                 self._lines.append(encoded)
                 self._waiting += len(encoded)
-                self._changed.notify()
+                if important or self._waiting >= GATHER_BYTES:
+                    self._hurry = True
+                if is_first or self._hurry:
+                    self._changed.notify()
             else:
                 self._unsaid += 1
         if not kept:
@@ -70,23 +95,34 @@ class LogWriter:
         self._thread.join(self._end_seconds)
 
     def _run(self) -> None:
-        while (line := self._next()) is not None:
-            if self._put(line):
-                self._admit()
-            else:
-                with self._changed:
-                    self._unsaid += 1
-                self._count_lost(1)
+        while self._gather():
+            while lines := self._take():
+                lost = self._put(lines)
+                if lost < len(lines):
+                    self._admit()
+                if lost:
+                    with self._changed:
+                        self._unsaid += lost
+                    self._count_lost(lost)
 
-    def _next(self) -> bytes | None:
-        """The next line; None when there is none and we end."""
+    def _gather(self) -> bool:
+        """Wait for lines, and for more of them if there is time; False when there are none and we end."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ending)
-            if not self._lines:
-                return None
-            line = self._lines.popleft()
-            self._waiting -= len(line)
-            return line
+            self._changed.wait_for(lambda: self._hurry or self._ending, self._gather_seconds)
+            self._hurry = False
+            return bool(self._lines)
+
+    def _take(self) -> list[bytes]:
+        """The next lines to be written at once; none when none wait."""
+        with self._changed:
+            lines: list[bytes] = []
+            size = 0
+            while self._lines and (not lines or size + len(self._lines[0]) <= PIECE):
+                lines.append(self._lines.popleft())
+                size += len(lines[-1])
+            self._waiting -= size
+            return lines
 
     def _admit(self) -> None:
         """Say what was lost: not for each line that finds room while little is read."""
@@ -96,18 +132,23 @@ class LogWriter:
         if lost:
             self._complain(lost)
 
-    def _put(self, line: bytes) -> bool:
-        """Write a line, however long that takes; whether that was possible."""
-        rest = b"\n" + line if self._torn else line
+    def _put(self, lines: Sequence[bytes]) -> int:
+        """Write lines, however long that takes; how many of them could not be written whole."""
+        ends = list(itertools.accumulate(map(len, lines)))
+        rest = b"".join(lines)
+        if self._torn:
+            ends, rest = [end + 1 for end in ends], b"\n" + rest
+        written = 0
         try:
             while rest:
                 try:
-                    written = os.write(self._descriptor, rest)
+                    size = os.write(self._descriptor, rest)
                 except BlockingIOError:  # somebody else who has it open made it so
                     select.select([], [self._descriptor], [])
                     continue
-                rest = rest[written:]
-                self._torn = bool(rest)
+                written += size
+                self._torn = not rest[:size].endswith(b"\n")
+                rest = rest[size:]
         except OSError:
-            return False
-        return True
+            return sum(end > written for end in ends)
+        return 0

@@ -1,13 +1,14 @@
 """The thread that writes the log: it keeps nobody waiting, loses nothing without saying so, and ends."""
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mirror.common.log_writer import ROOM, LogWriter
+from mirror.common.log_writer import PIECE, ROOM, LogWriter
 
 LINE = "x" * 1023
 """With its end, a kibibyte."""
@@ -120,3 +121,51 @@ def test_a_character_that_the_stream_lacks_is_escaped(pipe: Pipe) -> None:
         writer.write("caf\xe9 \udce9 \N{CHECK MARK}")
     pipe.stream.close()
     assert pipe.read() == ["caf\\xe9 \\udce9 \\u2713"]
+
+
+@pytest.fixture
+def writes() -> Iterator[tuple[LogWriter, socket.socket]]:
+    """A writer that waits for an hour for more lines, and a socket that gets each of its writes as a message."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, its, os.fdopen(os.dup(its.fileno()), "w", encoding="ascii") as stream:
+        yield LogWriter(stream, lambda lines: None, gather_seconds=3600.0, end_seconds=60.0), ours
+
+
+def test_lines_are_written_together_and_a_warning_takes_those_before_it_along(
+    writes: tuple[LogWriter, socket.socket],
+) -> None:
+    writer, ours = writes
+    with writer:
+        for number in range(5):
+            writer.write(f"line {number}")
+        writer.write("a warning", important=True)
+        assert ours.recv(1 << 16) == b"line 0\nline 1\nline 2\nline 3\nline 4\na warning\n"
+
+
+def test_what_waits_is_written_at_the_end_in_pieces_that_a_pipe_keeps_whole(
+    writes: tuple[LogWriter, socket.socket],
+) -> None:
+    writer, ours = writes
+    with writer:
+        for _ in range(10):
+            writer.write(LINE)
+        writer.write(LINE * 5)
+        writer.write("short")
+    received = [ours.recv(1 << 16) for _ in range(5)]
+    lines = [f"{LINE}\n".encode()] * 10 + [f"{LINE * 5}\n".encode(), b"short\n"]
+    assert received == [b"".join(lines[:4]), b"".join(lines[4:8]), b"".join(lines[8:10]), lines[10], lines[11]]
+    assert all(len(each) <= PIECE for each in received if each != lines[10])
+
+
+def test_many_lines_do_not_wait_for_more(writes: tuple[LogWriter, socket.socket]) -> None:
+    writer, ours = writes
+    with writer:
+        for _ in range(64):
+            writer.write(LINE)
+        assert sum(len(ours.recv(1 << 16)) for _ in range(16)) == 64 << 10
+
+
+def test_a_line_alone_is_written_after_a_while(pipe: Pipe) -> None:
+    with pipe.writer as writer:
+        writer.write("alone")
+        assert os.read(pipe.read_end, 100) == b"alone\n"
