@@ -19,6 +19,7 @@ from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Library
 from mirror.images.outcome import State
+from mirror.model.cache_status import CacheStatus
 from mirror.model.status import Event, RunningFill, StoreState, Traffic, UpstreamState
 from mirror.wiring.stores import Stores
 
@@ -27,9 +28,6 @@ INTERVAL = 1.0
 
 PACE_SECONDS = 10.0
 """How far back the rate of a fill looks."""
-
-HITS = frozenset({"hit", "stale", "collapsed"})
-"""Cache statuses of downloads that cost upstream nothing of their own."""
 
 _SUMMED = frozenset({"counter", "histogram"})
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -190,7 +188,7 @@ class AllProcesses:
             served=int(sum(_by_label(families, "pps_mirror_served_bytes", "cache").values())),
             fetched=int(_by_label(families, "pps_mirror_fetched_bytes", "origin").get("upstream", 0)),
             downloads=int(sum(downloads.values())),
-            hits=int(sum(count for cache, count in downloads.items() if cache in HITS)),
+            hits=int(sum(downloads.get(status.label, 0) for status in CacheStatus if status.is_hit)),
         )
 
     @property

@@ -13,7 +13,8 @@ from mirror.common.hosts import is_loopback
 from mirror.config.reloadable import at_once
 from mirror.http.admin_api import AdminApi
 from mirror.http.admin_auth import AdminAccess
-from mirror.http.listener import Crowd, Listener
+from mirror.http.connection import Crowd
+from mirror.http.listener import Listener
 from mirror.http.page import Page
 from mirror.http.token_guesses import Guesses
 from mirror.images.prefetch import Prefetcher, nothing_to_fetch

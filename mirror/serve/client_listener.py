@@ -4,12 +4,13 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from mirror.common.log import log_access
 from mirror.config import Config
 from mirror.config.reloadable import at_once
+from mirror.http.access_log import log_access
 from mirror.http.client_api import ClientApi, Location
+from mirror.http.connection import Crowd
 from mirror.http.image_response import content_disposition
-from mirror.http.listener import Crowd, Listener
+from mirror.http.listener import Listener
 from mirror.http.request_metrics import Accounting
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
@@ -51,7 +52,7 @@ async def client_listener(mirror: Mirror, tls: ServerTls | None, passed: Sequenc
         header_timeout=server.header_timeout,
         crowd=_crowd(server.max_connections),
         drain=server.drain,
-        log_access=accounting.ended,
+        ended=accounting.ended,
         tls=tls.context if tls else None,
     )
     try:
