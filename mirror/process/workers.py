@@ -61,7 +61,7 @@ class Workers:
 
     They share memory, by the descriptors `shared`, and the mirror's `name` with this process, and all accept from
     `sockets`: whichever is free first serves who comes, and while there is none who comes waits. The sockets are closed
-    when the workers stop.
+    when the workers stop. `died` is called when one ends by itself.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Workers:
         name: str,
         heard: Heard,
         sockets: Sequence[socket.socket],
+        died: Callable[[], None],
     ) -> None:
         self.count = config.server.workers
         self._name = name
@@ -79,6 +80,7 @@ class Workers:
         self._sockets = sockets
         self._descriptors = [*shared, *(each.fileno() for each in sockets)]
         self._heard = heard
+        self._died = died
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
         self._serving: set[int] = set()
@@ -182,6 +184,7 @@ class Workers:
             if self._stopping.is_set() or (status == 2 and not started.is_set()):
                 return
             delay = first if clock() - began > SETTLED else min(most, delay * 2)
+            self._died()
             died = event("worker.died", worker=number, status=status)
             log.error("worker %d ended with status %d; another one starts in %.1f s", number, status, delay, extra=died)
             with contextlib.suppress(TimeoutError):

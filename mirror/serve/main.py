@@ -67,7 +67,7 @@ async def serve(
     writer.count_lost_with(metrics.log_lines_lost.inc)
     async with contextlib.AsyncExitStack() as alive, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(reaping())
-        events = stack.enter_context(Events(metrics))
+        events = stack.enter_context(Events())
         pace = RateSchedule(throttle, config.upstream)
         await stack.enter_async_context(pace.kept())
         mirror = await stack.enter_async_context(
@@ -87,7 +87,7 @@ async def serve(
             sockets = clients or _listening(config.server)
             port = int(sockets[0].getsockname()[1])
             memory = throttle.descriptor, *shared.descriptors
-            workers = Workers(config, environ, memory, mirror.name, together.hear, sockets)
+            workers = Workers(config, environ, memory, mirror.name, together.hear, sockets, metrics.worker_deaths.inc)
             mirror.parts += _of_workers(workers, tls, mirror.pool)
 
         started, stopping = asyncio.Event(), asyncio.Event()
@@ -113,7 +113,7 @@ async def serve(
             port = await stack.enter_async_context(client_listener(mirror, tls, clients))
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
-            scrubber = Scrubber(mirror.stores.disk, config.store.scrub_interval)
+            scrubber = Scrubber(mirror.stores.disk, config.store.scrub_interval, metrics)
             mirror.parts.append(at_once(lambda config: setattr(scrubber, "interval", config.store.scrub_interval)))
             await stack.enter_async_context(scrubber.running())
         if mirror.upstream is not None:

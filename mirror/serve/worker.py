@@ -72,7 +72,7 @@ async def _serve(
     """Serve clients until told to stop or left alone, then drain."""
     asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     tls = ServerTls.of(config.server)
-    with Events(metrics) as events:
+    with Events() as events:
         async with (
             opened(
                 config,
