@@ -16,10 +16,10 @@ from prometheus_client.metrics_core import Metric
 from mirror import __version__
 from mirror.admin.gauges import gauges
 from mirror.admin.traffic_history import History
-from mirror.admin.worker_report import INTERVAL, AllProcesses, Gathered, Telemetry
+from mirror.admin.worker_report import INTERVAL, AllProcesses, Gathered
 from mirror.common.log import event
 from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
-from mirror.process.workers import Workers
+from mirror.process.workers import ClientProcesses
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
@@ -48,19 +48,17 @@ class Overview:
     def __init__(
         self,
         mirror: Mirror,
-        telemetry: Telemetry,
-        together: AllProcesses,
+        processes: AllProcesses,
         *,
         health: Callable[[], Awaitable[Health]],
         prefetch: Callable[[], PrefetchState],
-        workers: Workers | None,
+        clients: ClientProcesses,
     ) -> None:
         self._mirror = mirror
-        self._telemetry = telemetry
-        self._together = together
+        self._processes = processes
         self._health = health
         self._prefetch = prefetch
-        self._workers = workers
+        self._clients = clients
         self._history = History(mirror.config.store.path / "history.json")
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
@@ -71,7 +69,7 @@ class Overview:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(Gathered(together, self._gauges))
+        self._registry.register(Gathered(processes, self._gauges))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -83,7 +81,7 @@ class Overview:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            self._history.record(self._together.traffic())
+            self._history.record(self._processes.traffic())
             await self._blocking(self._history.save)
 
     def expire(self) -> None:
@@ -107,8 +105,8 @@ class Overview:
     async def _watch(self) -> None:
         while True:
             try:
-                self._telemetry.tick()
-                if self._history.record(self._together.traffic()):
+                self._processes.tick()
+                if self._history.record(self._processes.traffic()):
                     await self._blocking(self._history.save)
             except Exception:
                 log.exception("watching how the mirror is pauses", extra=event("mirror.mistake"))
@@ -128,16 +126,16 @@ class Overview:
             started_at=self._started_at,
             health=found.health,
             current=current,
-            upstream=replace(self._together.upstream, url=mirror.config.upstream.url),
-            fills=self._together.fills,
+            upstream=replace(self._processes.upstream, url=mirror.config.upstream.url),
+            fills=self._processes.fills,
             images=[_line(info, current) for info in found.images],
             rooms=found.rooms,
             today=self._history.today,
-            events=self._together.events,
+            events=self._processes.events,
             history=self._history.intervals,
             prefetch=self._prefetch(),
-            workers=self._workers.count if self._workers else 1,
-            workers_missing=self._workers.missing if self._workers else 0,
+            workers=self._clients.count,
+            workers_missing=self._clients.missing,
             needs_token=mirror.config.admin.token_file is not None,
         )
 

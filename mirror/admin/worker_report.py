@@ -156,6 +156,10 @@ class AllProcesses:
         self._reports: dict[int, Report] = {}
         self._gone: dict[str, Family] = {}
 
+    def tick(self) -> None:
+        """Look where the fills of this process are; to be called every `INTERVAL`."""
+        self._telemetry.tick()
+
     @property
     def events(self) -> Sequence[Event]:
         """The last notable events of all, newest first."""
@@ -230,13 +234,13 @@ def _past(moment: datetime | None) -> datetime:
 class Gathered:
     """A collector of prometheus-client: the metrics of all processes, and what `more` looks up."""
 
-    def __init__(self, together: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
-        self._together = together
+    def __init__(self, processes: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
+        self._processes = processes
         self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric there is."""
-        for name, family in self._together.families().items():
+        for name, family in self._processes.families().items():
             metric = Metric(name, family.text, family.type)
             for (sample, labels), value in family.samples.items():
                 metric.add_sample(sample, dict(labels), value)
