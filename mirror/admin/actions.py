@@ -84,6 +84,8 @@ class Operator:
             for name, place in selection.places(image_hash):
                 verified = await place.verify(image_hash)
                 good = verified.verdict is Verdict.GOOD
+                if not good:
+                    self._mirror.metrics.unverified.labels("scrub").inc()
                 said = event("image.verified" if good else "image.bad", image=image_hash, place=name)
                 log.log(
                     logging.INFO if good else logging.ERROR,

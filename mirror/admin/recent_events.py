@@ -1,4 +1,4 @@
-"""What happened lately, in words: the log's notable records, kept for the status page, and some of them counted."""
+"""What happened lately, in words: the log's notable records, kept for the status page."""
 
 import logging
 from collections import deque
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from mirror.common.log import harmless
-from mirror.common.metrics import Metrics
 from mirror.model.status import Event
 
 KEPT = 50
@@ -19,9 +18,8 @@ SAME = timedelta(seconds=3)
 class Events(logging.Handler):
     """Hears the log, in whatever thread, and keeps what is notable. A context manager: it listens inside."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._metrics = metrics
         self._last: deque[Event] = deque(maxlen=KEPT)
         self._untold: deque[Event] = deque(maxlen=1000)
 
@@ -44,7 +42,6 @@ class Events(logging.Handler):
             return
         at = datetime.fromtimestamp(record.created, UTC)
         event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()))
-        self._count(action)
         self._last.append(event)
         self._untold.append(event)
 
@@ -53,18 +50,7 @@ class Events(logging.Handler):
         return [self._untold.popleft() for _ in range(len(self._untold))]
 
     def take(self, events: Iterable[Event]) -> None:
-        """Take up what another process heard, and counted, unless it is known from a third."""
+        """Take up what another process heard, unless it is known from a third."""
         for event in events:
             if not any(known.message == event.message and abs(known.at - event.at) < SAME for known in self._last):
                 self._last.append(event)
-
-    def _count(self, action: str) -> None:
-        match action:
-            case "image.evicted":
-                self._metrics.evictions.inc()
-            case "scrub.good" | "scrub.bad":
-                self._metrics.scrubs.labels(action.removeprefix("scrub.")).inc()
-            case "worker.died":
-                self._metrics.worker_deaths.inc()
-        if action in {"scrub.bad", "image.bad"}:
-            self._metrics.unverified.labels("scrub").inc()

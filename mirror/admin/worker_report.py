@@ -19,6 +19,7 @@ from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Library
 from mirror.images.outcome import State
+from mirror.model.cache_status import CacheStatus
 from mirror.model.status import Event, RunningFill, StoreState, Traffic, UpstreamState
 from mirror.wiring.stores import Stores
 
@@ -27,9 +28,6 @@ INTERVAL = 1.0
 
 PACE_SECONDS = 10.0
 """How far back the rate of a fill looks."""
-
-HITS = frozenset({"hit", "stale", "collapsed"})
-"""Cache statuses of downloads that cost upstream nothing of their own."""
 
 _SUMMED = frozenset({"counter", "histogram"})
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -158,6 +156,10 @@ class AllProcesses:
         self._reports: dict[int, Report] = {}
         self._gone: dict[str, Family] = {}
 
+    def tick(self) -> None:
+        """Look where the fills of this process are; to be called every `INTERVAL`."""
+        self._telemetry.tick()
+
     @property
     def events(self) -> Sequence[Event]:
         """The last notable events of all, newest first."""
@@ -190,7 +192,7 @@ class AllProcesses:
             served=int(sum(_by_label(families, "pps_mirror_served_bytes", "cache").values())),
             fetched=int(_by_label(families, "pps_mirror_fetched_bytes", "origin").get("upstream", 0)),
             downloads=int(sum(downloads.values())),
-            hits=int(sum(count for cache, count in downloads.items() if cache in HITS)),
+            hits=int(sum(downloads.get(status.label, 0) for status in CacheStatus if status.is_hit)),
         )
 
     @property
@@ -232,13 +234,13 @@ def _past(moment: datetime | None) -> datetime:
 class Gathered:
     """A collector of prometheus-client: the metrics of all processes, and what `more` looks up."""
 
-    def __init__(self, together: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
-        self._together = together
+    def __init__(self, processes: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
+        self._processes = processes
         self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric there is."""
-        for name, family in self._together.families().items():
+        for name, family in self._processes.families().items():
             metric = Metric(name, family.text, family.type)
             for (sample, labels), value in family.samples.items():
                 metric.add_sample(sample, dict(labels), value)

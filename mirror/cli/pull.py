@@ -12,9 +12,9 @@ from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
 from mirror.images.catalog import Away
-from mirror.images.library import Found
 from mirror.images.outcome import FillFailed, Reason, State
 from mirror.images.watch import watch
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import ConfigError, MirrorError, UpstreamRefused
 from mirror.model.metadata import ImageMetadata
@@ -91,7 +91,7 @@ class _Pull:
             return
         if opened.fill.state is State.FOLLOWING:
             self._meter.say("another process is receiving this image into the same store: following it")
-        if opened.found is not Found.PASSED:
+        if opened.status is not CacheStatus.BYPASS:
             await watch(opened.fill, self._meter, kept="will be resumed by the next pull or by serve")
         if opened.fill.passes_through:
             raise StoreUnavailable(self._mirror.library.store_state.trouble or "the mirror's store takes no image")

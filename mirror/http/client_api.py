@@ -11,13 +11,14 @@ from mirror.common.concurrency_limit import Limiter
 from mirror.common.hosts import unmapped
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
+from mirror.http.exchange import Exchange, marked
 from mirror.http.image_response import bodied, bodiless, redirection
-from mirror.http.listener import finish_headers
 from mirror.http.send import Sender
-from mirror.images.catalog import Catalog, Current, Freshness
+from mirror.images.catalog import Catalog, Current
 from mirror.images.describe import describe
-from mirror.images.library import Found, Library, Opened
+from mirror.images.library import Library, Opened
 from mirror.images.outcome import FillFailed, Reason
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable
 from mirror.model.metadata import ImageMetadata, is_hash
@@ -38,21 +39,7 @@ PASSED_AT_ONCE = 16
 PASSED_SECONDS = 10.0
 """How long the others wait for their turn."""
 
-_METADATA_STATUS = {
-    Freshness.HIT: "hit",
-    Freshness.REFRESHED: "fwd=stale",
-    Freshness.MISS: "fwd=miss",
-    Freshness.STALE: "hit; detail=stale",
-}
-_IMAGE_STATUS = {
-    Found.STORED: "hit",
-    Found.BEGAN: "fwd=miss; stored",
-    Found.JOINED: "fwd=miss; collapsed",
-    Found.PASSED: "fwd=bypass",
-}
-
-Route = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]
-
+Route = Callable[[Exchange, Caller], Awaitable[web.StreamResponse]]
 
 Location = Callable[[ImageMetadata], Awaitable[str | None]]
 """Where a stored image is to be had, for whoever has the URL; None when it is to be had here."""
@@ -101,47 +88,49 @@ class ClientApi:
         }
         self._routes |= {API + path: ("passthrough", self._pass_through) for path in paths}
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request."""
+        request = exchange.request
         path = request.path if request.path.endswith("/") else request.path + "/"
         found = self._routes.get(path)
         if found is None and path.startswith(IMAGES):
             found = self._by_hash(*path.removeprefix(IMAGES).split("/"))
         if found is None:
             raise NotFound("there is nothing here; the mirror serves " + ", ".join((IMAGE, METADATA, IMAGES)))
-        request["route"], route = found
+        exchange.route, route = found
         if request.method not in {"GET", "HEAD"}:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
-        return await route(request, _caller(request, self._name))
+        return await route(exchange, _caller(exchange, self._name))
 
     def _by_hash(self, image_hash: str, *rest: str) -> tuple[str, Route] | None:
         if not is_hash(image_hash):
             return None
         if rest == ("",):
-            return "stored_image", lambda request, caller: self._image_by_hash(request, caller, image_hash)
+            return "stored_image", lambda exchange, caller: self._image_by_hash(exchange, caller, image_hash)
         if rest == ("metadata", ""):
-            return "stored_metadata", lambda request, caller: self._metadata_by_hash(caller, image_hash)
+            return "stored_metadata", lambda exchange, caller: self._metadata_by_hash(caller, image_hash)
         return None
 
     # Metadata and lists
 
-    async def _metadata(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(request, caller)
-        return _json(current.metadata.raw, _METADATA_STATUS[current.freshness])
+    async def _metadata(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        current = await self._current(exchange, caller)
+        return _json(current.metadata.raw, current.status)
 
     async def _metadata_by_hash(self, caller: Caller, image_hash: str) -> web.StreamResponse:
         await self._access.admit(caller)
-        return _json((await self._known(caller, image_hash)).raw, "hit")
+        return _json((await self._known(caller, image_hash)).raw, CacheStatus.HIT)
 
-    async def _list(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    async def _list(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
         await self._access.admit(caller)
         current = await self._catalog.known_hash()
         images = [describe(info, current=info.metadata.hash == current) for info in await self._library.list()]
-        return _json(json.dumps(images).encode(), "hit")
+        return _json(json.dumps(images).encode(), CacheStatus.HIT)
 
-    async def _pass_through(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    async def _pass_through(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        request = exchange.request
         if self._upstream is None:
             raise NotFound("the mirror has no upstream to pass this on to")
         path = request.path if request.path.endswith("/") else request.path + "/"
@@ -155,41 +144,42 @@ class ClientApi:
 
     # Images
 
-    async def _current_image(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(request, caller)
+    async def _current_image(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        current = await self._current(exchange, caller)
         try:
-            return await self._image(request, caller, current.metadata, stale=current.freshness is Freshness.STALE)
+            return await self._image(exchange, caller, current.metadata, stale=current.status is CacheStatus.STALE)
         except FillFailed as failure:
             if failure.reason is not Reason.CHANGED:
                 raise failure.error from failure
         # Upstream has rolled over since it was asked for metadata, and nothing has been sent yet: take the new image.
-        current = await self._current(request, caller)
+        current = await self._current(exchange, caller)
         try:
-            return await self._image(request, caller, current.metadata, stale=False)
+            return await self._image(exchange, caller, current.metadata, stale=False)
         except FillFailed as failure:
             raise failure.error from failure
 
-    async def _image_by_hash(self, request: web.BaseRequest, caller: Caller, image_hash: str) -> web.StreamResponse:
+    async def _image_by_hash(self, exchange: Exchange, caller: Caller, image_hash: str) -> web.StreamResponse:
         await self._access.admit(caller)
         try:
-            return await self._image(request, caller, await self._known(caller, image_hash), stale=False)
+            return await self._image(exchange, caller, await self._known(caller, image_hash), stale=False)
         except FillFailed as failure:
             raise failure.error from failure
 
     async def _image(
-        self, request: web.BaseRequest, caller: Caller, metadata: ImageMetadata, *, stale: bool
+        self, exchange: Exchange, caller: Caller, metadata: ImageMetadata, *, stale: bool
     ) -> web.StreamResponse:
+        request = exchange.request
         selection = select(
             request.method, request.headers, etag=metadata.hash, modified=metadata.created, size=metadata.size
         )
         if request.method == "HEAD":  # begins nothing
-            status = _IMAGE_STATUS[Found.STORED] if await self._library.has(metadata.hash) else "fwd=miss"
+            status = CacheStatus.HIT if await self._library.has(metadata.hash) else CacheStatus.MISS
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
-        if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
+        if answer := bodiless(metadata, selection, CacheStatus.HIT):
             return answer
         if self._location is not None and (url := await self._location(metadata)):
             self._library.serving(metadata.hash)
-            return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
+            return redirection(metadata, url)
         outside = self._access.credential_for_image(caller)
         start, stop = (selection.start, selection.stop) if isinstance(selection, Part) else (0, metadata.size)
         clock = asyncio.get_running_loop().time
@@ -198,11 +188,11 @@ class ClientApi:
         async with opened.attached():
             await self._answered(opened, max(deadline, clock() + LEAST_WAIT))
             self._library.serving(metadata.hash)
-            found = _found(opened)
-            status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
+            status = _status(opened)
+            if stale and status is CacheStatus.HIT:
+                status = CacheStatus.STALE
             response, start, stop = bodied(metadata, selection, status)
-            finish_headers(request, response)
-            await self._sender.send(request, response, opened.body, start, stop)
+            await self._sender.send(exchange, response, opened.body, start, stop)
         return response
 
     async def _answered(self, opened: Opened, deadline: float) -> None:
@@ -214,11 +204,11 @@ class ClientApi:
 
     # Who asks for what
 
-    async def _current(self, request: web.BaseRequest, caller: Caller) -> Current:
+    async def _current(self, exchange: Exchange, caller: Caller) -> Current:
         """Let the caller in, and find out what is current in the same breath where that is one question."""
         speaker = self._access.credential_for_metadata(caller)
         current = await self._access.admit(caller) or await self._catalog.current(speaker)
-        return await self._catalog.shown(current, None if request.method == "HEAD" else speaker)
+        return await self._catalog.shown(current, None if exchange.request.method == "HEAD" else speaker)
 
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):
@@ -235,45 +225,43 @@ class ClientApi:
         return current.metadata
 
 
-def _found(opened: Opened) -> Found:
+def _status(opened: Opened) -> CacheStatus:
     """How the image was come by, now that it is known where the fill gets its bytes."""
     fill = opened.fill
     if fill is not None and opened.body is fill:
         if fill.passes_through:
-            return Found.PASSED
+            return CacheStatus.BYPASS
         if fill.origin is Origin.STORE:
-            return Found.STORED
+            return CacheStatus.HIT
         if fill.origin is Origin.REPLICA:
-            return Found.JOINED
-    return opened.found
+            return CacheStatus.COLLAPSED
+    return opened.status
 
 
-def _caller(request: web.BaseRequest, name: str) -> Caller:
+def _caller(exchange: Exchange, name: str) -> Caller:
     """Who asks, as upstream will see it, and by which mirrors; `name` is this one.
 
     Raises BadRequest for what cannot be sent on as a header, LoopDetected for what this mirror has sent itself.
     """
+    request = exchange.request
     came_by = loop.came_by(request.headers, name)
     authorization = request.headers.get("Authorization")
     if authorization is not None and not _is_plain(authorization):
         raise BadRequest("the Authorization header has characters that no token has")
     trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
     sane_trace = trace if trace and _is_plain(trace) else None
-    return Caller(authorization, request["id"], sane_trace, came_by, f"client {unmapped(request.remote)}")
+    return Caller(authorization, exchange.id, sane_trace, came_by, f"client {unmapped(request.remote)}")
 
 
 def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _json(body: bytes, cache_status: str) -> web.Response:
-    return web.Response(
-        body=body,
-        headers={
-            "Content-Type": JSON,
-            "Cache-Status": f"pps-mirror; {cache_status}",
-            "Cache-Control": "private, no-cache",
-            "Vary": "Authorization",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+def _json(body: bytes, status: CacheStatus) -> web.Response:
+    headers = {
+        "Content-Type": JSON,
+        "Cache-Control": "private, no-cache",
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return marked(web.Response(body=body, headers=headers), status)

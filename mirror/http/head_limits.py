@@ -5,7 +5,7 @@ Cookies of a whole company's domain, and tokens with many groups in them, are lo
 
 from collections.abc import Iterable
 
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from mirror.http.aiohttp_internals import has_too_many_fields, longest
 
 LINE = 8 << 10
 """Bytes of a request's target, at most."""
@@ -19,8 +19,6 @@ HEAD = 64 << 10
 
 ALL_TOO_LONG = f"the header fields of this request are longer than {HEAD} bytes together; send fewer or smaller cookies"
 
-_TOO_MANY = "Too many headers"
-
 
 def size(fields: Iterable[tuple[bytes, bytes]]) -> int:
     """How long they are on the line, in bytes."""
@@ -29,10 +27,10 @@ def size(fields: Iterable[tuple[bytes, bytes]]) -> int:
 
 def refusal(mistake: BaseException | None) -> tuple[int, str]:
     """The status and the words for a head that the parser did not take."""
-    if isinstance(mistake, LineTooLong):
-        if mistake.args[1] == LINE:
+    if (limit := longest(mistake)) is not None:
+        if limit == LINE:
             return 414, f"the target of this request is longer than {LINE} bytes; no route here is"
         return 431, f"a header field of this request is longer than {FIELD} bytes; send fewer or smaller cookies"
-    if isinstance(mistake, HttpProcessingError) and mistake.message.startswith(_TOO_MANY):
+    if has_too_many_fields(mistake):
         return 431, f"this request has more than {FIELDS} header fields; send fewer"
     return 400, "this is not a request that the mirror can read"

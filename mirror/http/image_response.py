@@ -11,10 +11,12 @@ from multidict import CIMultiDict
 
 from mirror.http.conditional import NotModified, Part, PreconditionFailed, Selection, Unsatisfiable
 from mirror.http.errors import message_response
+from mirror.http.exchange import marked
+from mirror.model.cache_status import CacheStatus
 from mirror.model.metadata import ImageMetadata
 
 
-def image_headers(metadata: ImageMetadata, cache_status: str) -> CIMultiDict[str]:
+def image_headers(metadata: ImageMetadata) -> CIMultiDict[str]:
     """What every answer about an image says, 200, 206 and 304 alike, but for its length."""
     return CIMultiDict(
         {
@@ -24,7 +26,6 @@ def image_headers(metadata: ImageMetadata, cache_status: str) -> CIMultiDict[str
             "Content-Type": "application/octet-stream",
             "Content-Disposition": content_disposition(metadata.filename, f"{metadata.hash[:12]}.tar.gz"),
             "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(metadata.hash)).decode()}:",
-            "Cache-Status": f"pps-mirror; {cache_status}",
             "Cache-Control": "private, no-cache",
             "Vary": "Authorization",
             "X-Content-Type-Options": "nosniff",
@@ -46,12 +47,12 @@ def safe_name(filename: str, otherwise: str) -> str:
     return "".join(c for c in name if c.isprintable()).strip().lstrip(".")[:200] or otherwise
 
 
-def bodiless(metadata: ImageMetadata, selection: Selection, cache_status: str) -> web.Response | None:
+def bodiless(metadata: ImageMetadata, selection: Selection, status: CacheStatus) -> web.Response | None:
     """The answer to a request that gets no bytes of the image (304, 412, 416); None when it does."""
     if isinstance(selection, NotModified):
-        headers = image_headers(metadata, cache_status)
+        headers = image_headers(metadata)
         del headers["Content-Type"], headers["Content-Disposition"]
-        return web.Response(status=304, headers=headers)
+        return marked(web.Response(status=304, headers=headers), status)
     if isinstance(selection, PreconditionFailed):
         return message_response(412, "the image here is another version than the one asked for (If-Match)")
     if isinstance(selection, Unsatisfiable):
@@ -61,18 +62,18 @@ def bodiless(metadata: ImageMetadata, selection: Selection, cache_status: str) -
     return None
 
 
-def redirection(metadata: ImageMetadata, url: str, cache_status: str) -> web.Response:
+def redirection(metadata: ImageMetadata, url: str) -> web.Response:
     """The 302 to where the image's bytes are; nobody may keep that URL."""
-    headers = image_headers(metadata, cache_status)
+    headers = image_headers(metadata)
     del headers["Content-Type"], headers["Content-Disposition"], headers["Accept-Ranges"]
     headers["Location"] = url
     headers["Cache-Control"] = "no-store"
-    return web.Response(status=302, headers=headers)
+    return marked(web.Response(status=302, headers=headers), CacheStatus.HIT)
 
 
-def bodied(metadata: ImageMetadata, selection: Selection, cache_status: str) -> tuple[web.StreamResponse, int, int]:
+def bodied(metadata: ImageMetadata, selection: Selection, status: CacheStatus) -> tuple[web.StreamResponse, int, int]:
     """The 200 or 206 that is to be sent, and the bytes [start, stop) that go with it."""
-    response = web.StreamResponse(headers=image_headers(metadata, cache_status))
+    response = marked(web.StreamResponse(headers=image_headers(metadata)), status)
     start, stop = 0, metadata.size
     if isinstance(selection, Part):
         start, stop = selection.start, selection.stop

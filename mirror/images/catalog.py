@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -22,6 +21,7 @@ from mirror.common.log import event
 from mirror.common.units import format_duration
 from mirror.config import Upstream as UpstreamConfig
 from mirror.images.rollover import WhenStored
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, Unavailable, UpstreamRefused, UpstreamTimeout
 from mirror.model.metadata import ImageMetadata
@@ -38,21 +38,12 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Freshness(Enum):
-    """How an answer was come by: remembered, asked for anew, asked for the first time, or the last known one."""
-
-    HIT = "hit"
-    REFRESHED = "refreshed"
-    MISS = "miss"
-    STALE = "stale"
-
-
 @dataclass(frozen=True, slots=True)
 class Current:
     """The current image's metadata and how it was come by."""
 
     metadata: ImageMetadata
-    freshness: Freshness
+    status: CacheStatus
 
 
 class Away(Exception):
@@ -198,7 +189,7 @@ class Catalog:
         if self._upstream is None:
             if (named := await self._named_here()) is None:
                 raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
-            return Current(named, Freshness.HIT)
+            return Current(named, CacheStatus.HIT)
         if fresh := self._fresh():
             return fresh
         # Who comes by another mirror does not wait for questions under way: in a loop they wait for its answer.
@@ -217,7 +208,7 @@ class Catalog:
         """
         if self._rollover is None:
             return current
-        if self._upstream is None or current.freshness is Freshness.STALE:
+        if self._upstream is None or current.status is CacheStatus.STALE:
             caller = None
         newest = self._known or current.metadata  # which may have been learnt after `current`
         return replace(current, metadata=await self._rollover.show(newest, caller))
@@ -260,11 +251,11 @@ class Catalog:
                 self._probe = None
                 probe.set()
         self._is_back()
-        freshness = Freshness.MISS if self._known is None else Freshness.REFRESHED
+        status = CacheStatus.MISS if self._known is None else CacheStatus.REFRESHED
         if began > self._learnt:  # else a later question was answered sooner, maybe with a newer image
             self._learnt = began
             await self._learn(metadata)
-        return Current(metadata, freshness)
+        return Current(metadata, status)
 
     def _is_back(self) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -285,12 +276,12 @@ class Catalog:
         if self._known is None or age > self._stale_if_error:
             raise away.error
         log.debug("serving metadata that is %s old: %s", format_duration(age), away)
-        return Current(self._known, Freshness.STALE)
+        return Current(self._known, CacheStatus.STALE)
 
     def _fresh(self) -> Current | None:
         if self._known is None or self._clock.steady() - self._confirmed >= self._ttl:
             return None
-        return Current(self._known, Freshness.HIT)
+        return Current(self._known, CacheStatus.HIT)
 
     async def _learn(self, metadata: ImageMetadata) -> None:
         if self._known is None or self._known.hash != metadata.hash:

@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.common.units import format_duration, format_size
 from mirror.images.fill import OUT_OF_SPACE, Fill
-from mirror.images.outcome import Reason, State
+from mirror.images.outcome import OUTCOMES, Reason, State
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
@@ -43,32 +43,13 @@ READY = 20.0
 AHEAD = 5.0
 """The same for a place that is nearer than the fill that runs."""
 
-_OUTCOMES = {
-    Reason.WRONG_BYTES: "wrong_bytes",
-    Reason.CHANGED: "changed",
-    Reason.REFUSED: "refused",
-    Reason.GAVE_UP: "gave_up",
-    Reason.STORE: "store_failed",
-    Reason.ABANDONED: "abandoned",
-    Reason.STOPPED: "stopped",
-}
-
-
-class Found(Enum):
-    """How a request came by its body."""
-
-    STORED = "stored"
-    BEGAN = "began a fill"
-    JOINED = "joined a fill"
-    PASSED = "passed through"
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A body to send, how it was come by, and the fill when there is one."""
 
     body: Body
-    found: Found
+    status: CacheStatus
     fill: Fill | None = None
 
     @asynccontextmanager
@@ -131,6 +112,8 @@ class Library:
         self._windows: weakref.WeakSet[MemoryWindow] = weakref.WeakSet()
         self._health = StoreHealth(self._own_task)
         self._wrong = WrongBytes(wrong or shared_wrong_bytes())
+        for outcome in OUTCOMES:  # from the beginning, or nobody would see the first of them as an increase
+            self._metrics.fills.labels(outcome)
 
     def take_up(self, *, holdback: int, retry: float) -> None:
         """From now on fills that begin have these."""
@@ -224,7 +207,7 @@ class Library:
             self._refuse_doomed(metadata.hash)
             journal = await self._begin(metadata, span, pass_through=pass_through)
             if not isinstance(journal, Partial):
-                return Opened(journal, Found.STORED)
+                return Opened(journal, CacheStatus.HIT)
             source = self._source(metadata, caller)
             nearest = CountingSource(self._store.source(metadata, journal, source), self._metrics.fetched)
             fill = Fill(
@@ -242,7 +225,7 @@ class Library:
             how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
             began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
-            return Opened(fill, _how(fill, Found.BEGAN), fill)
+            return Opened(fill, _how(fill, CacheStatus.STORED), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
@@ -280,9 +263,9 @@ class Library:
         running = self._fills.get(metadata.hash)
         if running and running.fill.state is not State.PUBLISHED and running.fill.reaches(start):
             running.source.offer(caller)
-            return Opened(running.fill, _how(running.fill, Found.JOINED), running.fill)
+            return Opened(running.fill, _how(running.fill, CacheStatus.COLLAPSED), running.fill)
         if image := await self.stored(metadata.hash, span):
-            return Opened(image, Found.STORED)
+            return Opened(image, CacheStatus.HIT)
         return None
 
     async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
@@ -296,7 +279,7 @@ class Library:
         except (StoreUnavailable, Cut, TimeoutError) as error:
             log.debug("%s has to wait for its fill: %s", fill.metadata.hash, error)
             return None
-        return Opened(image, Found.STORED, fill)
+        return Opened(image, CacheStatus.HIT, fill)
 
     async def _holds(self, image_hash: str) -> bool:
         """Whether the store has such an image, maybe one that has to be verified anew."""
@@ -437,7 +420,7 @@ class Library:
 def _outcome(fill: Fill) -> str:
     """What became of a fill, in one word for machines."""
     if fill.failure is not None:
-        return _OUTCOMES.get(fill.failure.reason, "other")
+        return fill.failure.reason.outcome
     if fill.passes_through:
         return "passed_through"
     return "published" if fill.journal.ours else "followed"
@@ -459,7 +442,7 @@ def _words(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"the mirror's store fails: {error}")
 
 
-def _how(fill: Fill, found: Found) -> Found:
+def _how(fill: Fill, status: CacheStatus) -> CacheStatus:
     if isinstance(fill.journal, MemoryWindow):
-        return Found.PASSED
-    return found if fill.journal.ours else Found.JOINED
+        return CacheStatus.BYPASS
+    return status if fill.journal.ours else CacheStatus.COLLAPSED

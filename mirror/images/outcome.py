@@ -1,7 +1,7 @@
 """The states of a fill, and why it failed, as its readers and the log are told."""
 
 import logging
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from mirror.common.log import event
 from mirror.model.errors import BadUpstream, MirrorError, Unavailable
@@ -23,17 +23,28 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Reason(StrEnum):
-    """Why a fill failed."""
+class Reason(Enum):
+    """Why a fill failed: in words, and as its `outcome`, which is what metrics and the log's events call it."""
 
-    WRONG_BYTES = "wrong bytes"
-    CHANGED = "changed"
-    REFUSED = "refused"
-    GAVE_UP = "gave up"
-    STORE = "store"
-    ABANDONED = "abandoned"
-    MISTAKE = "a mistake of the mirror"
-    STOPPED = "stopped"
+    WRONG_BYTES = "wrong bytes", "wrong_bytes"
+    CHANGED = "changed", "changed"
+    REFUSED = "refused", "refused"
+    GAVE_UP = "gave up", "gave_up"
+    STORE = "store", "store_failed"
+    ABANDONED = "abandoned", "abandoned"
+    MISTAKE = "a mistake of the mirror", "other"
+    STOPPED = "stopped", "stopped"
+
+    def __init__(self, words: str, outcome: str) -> None:
+        self._words = words
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return self._words
+
+
+OUTCOMES = ("published", "followed", "passed_through", *(reason.outcome for reason in Reason))
+"""What may become of a fill."""
 
 
 class FillFailed(Exception):

@@ -18,8 +18,9 @@ from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Prefetch
 from mirror.images.catalog import Away, Catalog
 from mirror.images.fill import Fill
-from mirror.images.library import Found, Library
+from mirror.images.library import Library
 from mirror.images.outcome import State
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefused
 from mirror.model.status import Done, PrefetchState
@@ -149,7 +150,7 @@ class Prefetcher:
             self._counter.labels("nothing").inc()
             return Done(f"the current image {name} is stored", metadata.hash), None
         opened = await self._library.open(metadata, caller, pass_through=False)
-        if opened.found is not Found.BEGAN:
+        if opened.status is not CacheStatus.STORED:
             self._counter.labels("nothing").inc()
             return Done(f"the current image {name} is on its way already", metadata.hash), None
         self._counter.labels("began").inc()

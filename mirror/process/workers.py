@@ -15,6 +15,7 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, Self
 
 from mirror.common.log import event
 from mirror.config import Config
@@ -56,12 +57,33 @@ _OURS = frozenset(
 log = logging.getLogger(__name__)
 
 
+class ClientProcesses(Protocol):
+    """The processes that serve clients, be it this one alone. A context manager: they serve inside.
+
+    `count` is how many there are, and `port` where they listen.
+    """
+
+    count: int
+    port: int
+
+    @property
+    def missing(self) -> int:
+        """How many of them do not serve just now."""
+
+    def toggle_debugging(self) -> None:
+        """Have all but this one write everything to the log, or what the configuration says again; later ones too."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
 class Workers:
     """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
 
     They share memory, by the descriptors `shared`, and the mirror's `name` with this process, and all accept from
     `sockets`: whichever is free first serves who comes, and while there is none who comes waits. The sockets are closed
-    when the workers stop.
+    when the workers stop. `died` is called when one ends by itself.
     """
 
     def __init__(
@@ -72,13 +94,16 @@ class Workers:
         name: str,
         heard: Heard,
         sockets: Sequence[socket.socket],
+        died: Callable[[], None],
     ) -> None:
         self.count = config.server.workers
+        self.port = int(sockets[0].getsockname()[1])
         self._name = name
         self._config = config
         self._sockets = sockets
         self._descriptors = [*shared, *(each.fileno() for each in sockets)]
         self._heard = heard
+        self._died = died
         self._environ = {name: value for name, value in environ.items() if name not in _OURS}
         self._processes: dict[int, Process] = {}
         self._serving: set[int] = set()
@@ -91,10 +116,10 @@ class Workers:
 
     @property
     def missing(self) -> int:
-        """How many of them do not serve just now."""
+        """See `ClientProcesses`."""
         return self.count - sum(self._unheard[number] < SILENT for number in self._serving)
 
-    async def __aenter__(self) -> "Workers":
+    async def __aenter__(self) -> Self:
         started = [asyncio.Event() for _ in range(self.count)]
         self._keepers = [
             asyncio.create_task(self._keep(number, event), name=f"worker {number}")
@@ -124,7 +149,7 @@ class Workers:
             self._give_config(self._processes[worker])
 
     def toggle_debugging(self) -> None:
-        """Have all of them write everything to the log, or what the configuration says again; later ones as well."""
+        """See `ClientProcesses`."""
         self._debugging = not self._debugging
         self._tell(signal.SIGUSR1)
 
@@ -182,6 +207,7 @@ class Workers:
             if self._stopping.is_set() or (status == 2 and not started.is_set()):
                 return
             delay = first if clock() - began > SETTLED else min(most, delay * 2)
+            self._died()
             died = event("worker.died", worker=number, status=status)
             log.error("worker %d ended with status %d; another one starts in %.1f s", number, status, delay, extra=died)
             with contextlib.suppress(TimeoutError):

@@ -8,19 +8,20 @@ from urllib.parse import urlsplit
 
 from mirror.admin.actions import Operator
 from mirror.admin.overview import Overview
-from mirror.admin.worker_report import AllProcesses, Telemetry
+from mirror.admin.worker_report import AllProcesses
 from mirror.common.hosts import is_loopback
 from mirror.config.reloadable import at_once
 from mirror.http.admin_api import AdminApi
 from mirror.http.admin_auth import AdminAccess
-from mirror.http.listener import Crowd, Listener
+from mirror.http.connection import Crowd
+from mirror.http.listener import Listener
 from mirror.http.page import Page
 from mirror.http.token_guesses import Guesses
 from mirror.images.prefetch import Prefetcher, nothing_to_fetch
 from mirror.model.errors import ConfigError
 from mirror.model.status import Health
 from mirror.process.descriptors import DescriptorBudget
-from mirror.process.workers import Workers
+from mirror.process.workers import ClientProcesses
 from mirror.wiring.mirror import Mirror
 
 
@@ -35,10 +36,9 @@ class Managed:
 @asynccontextmanager
 async def managed(
     mirror: Mirror,
-    telemetry: Telemetry,
-    together: AllProcesses,
+    processes: AllProcesses,
     health: Callable[[], Awaitable[Health]],
-    workers: Workers | None,
+    clients: ClientProcesses,
     passed: socket.socket | None,
 ) -> AsyncIterator[Managed]:
     """Listen to operators, on the socket that was `passed` or our own.
@@ -50,7 +50,7 @@ async def managed(
     if not is_loopback(host) and config.admin.token_file is None:
         raise ConfigError("the admin socket that was passed is not on loopback, so admin.token_file is required")
     prefetcher = Prefetcher(config.prefetch, mirror.catalog, mirror.library, mirror.own, mirror.metrics)
-    overview = Overview(mirror, telemetry, together, health=health, prefetch=lambda: prefetcher.state, workers=workers)
+    overview = Overview(mirror, processes, health=health, prefetch=lambda: prefetcher.state, clients=clients)
     fetch_now = prefetcher.fetch_now if mirror.upstream is not None else nothing_to_fetch
     operator = Operator(mirror, fetch_now, overview.expire)
     public_url = config.admin.public_url

@@ -1,15 +1,17 @@
-"""What every process that serves clients does: listen to them."""
+"""Listening to clients: what every process that serves them does."""
 
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Self
 
-from mirror.common.log import log_access
 from mirror.config import Config
-from mirror.config.reloadable import at_once
+from mirror.config.reloadable import Part, at_once
+from mirror.http.access_log import log_access
 from mirror.http.client_api import ClientApi, Location
+from mirror.http.connection import Crowd
 from mirror.http.image_response import content_disposition
-from mirror.http.listener import Crowd, Listener
+from mirror.http.listener import Listener
 from mirror.http.request_metrics import Accounting
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
@@ -21,50 +23,72 @@ SENDING_THREADS = 2
 """Threads that send images from memory: two keep the cores of a small machine busy."""
 
 
-@asynccontextmanager
-async def client_listener(mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> AsyncIterator[int]:
-    """Serve clients, of the sockets that were `passed` or of our own; on which port."""
-    server = mirror.config.server
-    sender = Sender(mirror.pool, SENDING_THREADS)
+class ClientListener:
+    """Serves clients from this process, on the sockets that were `passed` or on its own. Listens as a context manager.
 
-    def take_up(config: Config) -> None:
-        client_api.pass_through(config.upstream.passthrough)
-        server = config.server
-        crowd = _crowd(server.max_connections)
-        clients.take_up(header_timeout=server.header_timeout, crowd=crowd, drain=server.drain)
+    Where no workers do, it is all `mirror.process.workers.ClientProcesses` that there are.
+    """
 
-    client_api = ClientApi(
-        mirror.access,
-        mirror.catalog,
-        mirror.library,
-        mirror.upstream,
-        sender,
-        passthrough=mirror.config.upstream.passthrough,
-        name=mirror.name,
-        location=_location(mirror),
-    )
-    accounting = Accounting(client_api, log_access, mirror.metrics)
-    clients = Listener(
-        accounting,
-        server.host,
-        server.port,
-        header_timeout=server.header_timeout,
-        crowd=_crowd(server.max_connections),
-        drain=server.drain,
-        log_access=accounting.ended,
-        tls=tls.context if tls else None,
-    )
-    try:
-        await clients.start(passed)
-        mirror.parts.append(at_once(take_up))
-        if tls is not None:
-            mirror.parts.append(lambda config: tls.prepare(config.server, mirror.pool))
-        try:
-            yield clients.port
-        finally:
-            await clients.stop()
-    finally:
-        sender.close()
+    count, missing = 1, 0
+
+    def __init__(self, mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> None:
+        self._mirror = mirror
+        self._tls = tls
+        self._passed = passed
+        self._open = AsyncExitStack()
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        mirror, server = self._mirror, self._mirror.config.server
+        async with AsyncExitStack() as stack:
+            sender = Sender(mirror.pool, SENDING_THREADS)
+            stack.callback(sender.close)
+            api = ClientApi(
+                mirror.access,
+                mirror.catalog,
+                mirror.library,
+                mirror.upstream,
+                sender,
+                passthrough=mirror.config.upstream.passthrough,
+                name=mirror.name,
+                location=_location(mirror),
+            )
+            accounting = Accounting(api, log_access, mirror.metrics)
+            listener = Listener(
+                accounting,
+                server.host,
+                server.port,
+                header_timeout=server.header_timeout,
+                crowd=_crowd(server.max_connections),
+                drain=server.drain,
+                ended=accounting.ended,
+                tls=self._tls.context if self._tls else None,
+            )
+            await listener.start(self._passed)
+            stack.push_async_callback(listener.stop)
+            self.port = listener.port
+            mirror.parts += self._parts(api, listener)
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def toggle_debugging(self) -> None:
+        """See `ClientProcesses`: there is no other process."""
+
+    def _parts(self, api: ClientApi, listener: Listener) -> Iterator[Part]:
+        """Yield what takes up another configuration."""
+
+        def take_up(config: Config) -> None:
+            server = config.server
+            api.pass_through(config.upstream.passthrough)
+            crowd = _crowd(server.max_connections)
+            listener.take_up(header_timeout=server.header_timeout, crowd=crowd, drain=server.drain)
+
+        yield at_once(take_up)
+        if (tls := self._tls) is not None:
+            yield lambda config: tls.prepare(config.server, self._mirror.pool)
 
 
 def _crowd(max_connections: int) -> Crowd:

@@ -30,7 +30,7 @@ from mirror.process.reload import Reload
 from mirror.process.signals import hear_keeper, on_signal, stop_requested
 from mirror.process.systemd import ServiceManager, listening_socket
 from mirror.process.workers import ALIVE, NOTHING_NEW, READY
-from mirror.serve.client_listener import client_listener
+from mirror.serve.client_listener import ClientListener
 from mirror.upstream.rate_limit import Throttle
 from mirror.wiring.mirror import Shared, opened
 
@@ -72,7 +72,7 @@ async def _serve(
     """Serve clients until told to stop or left alone, then drain."""
     asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     tls = ServerTls.of(config.server)
-    with Events(metrics) as events:
+    with Events() as events:
         async with (
             opened(
                 config,
@@ -84,7 +84,7 @@ async def _serve(
                 name=name,
             ) as mirror,
             _reporting(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)),
-            client_listener(mirror, tls, passed),
+            ClientListener(mirror, tls, passed),
         ):
             told = config
 

@@ -135,7 +135,7 @@ async def opened(
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        stores = await stack.enter_async_context(opened_stores(config, pool))
+        stores = await stack.enter_async_context(opened_stores(config, pool, metrics.evictions.inc))
         store = stores.front
         try:
             await disk_store(config, pool).prepare()  # without a local copy, the place of notes

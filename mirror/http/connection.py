@@ -1,0 +1,195 @@
+"""Connections of clients, and the server that counts them: how many there may be, what ends them, how they all stop.
+
+Knows nothing of what is answered.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from mirror.common.hosts import unmapped
+from mirror.http import head_limits as heads
+from mirror.http import tcp
+from mirror.http.aiohttp_internals import PrivateConnection, PrivateServer
+from mirror.http.errors import message_response
+from mirror.model.errors import BadRequest, HeadersTooLarge
+
+log = logging.getLogger(__name__)
+
+RESET_SECONDS = 5.0
+"""How long, at most, requests may take to end after their connections were reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many connections are served at most; `beyond` more get 503, as `said`, and others are just closed."""
+
+    most: int
+    beyond: int
+    said: str
+
+
+class Server(PrivateServer):
+    """All connections of one listener. See `mirror.http.listener.Listener` for `header_timeout`."""
+
+    def __init__(self, handler: Any, *, crowd: Crowd, header_timeout: float, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=True, access_log=None, **options)
+        self.take_up(crowd=crowd, header_timeout=header_timeout)
+        self._open: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._busy: set[web.RequestHandler] = set()
+        self._at_rest = asyncio.Event()
+        self._stopping = False
+
+    def take_up(self, *, crowd: Crowd, header_timeout: float) -> None:
+        """From now on these hold, for connections that are made now."""
+        self.crowd = crowd
+        self._header_timeout = header_timeout
+
+    def __call__(self) -> web.RequestHandler:
+        """Make the protocol of a connection."""
+        return self.connection(Connection, keepalive_timeout=self._header_timeout)
+
+    def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
+        """Count a connection, and close it when it is one too many even to be told so."""
+        super().connection_made(handler, transport)
+        self._open[handler] = transport
+        # A client that asks and never reads the answers holds a connection no longer than one that never asks; for an
+        # image, which a client may need time to put somewhere, `mirror.http.send` allows more.
+        tcp.bound_unread(transport, self._header_timeout)
+        if isinstance(handler, Connection):
+            handler.one_too_many = len(self._open) > self.crowd.most
+        if self._stopping or len(self._open) > self.crowd.most + self.crowd.beyond:
+            handler.force_close()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Count a connection no more."""
+        super().connection_lost(handler, exc)
+        self._open.pop(handler, None)
+        self._rest(handler)
+
+    @contextmanager
+    def answering(self, handler: web.RequestHandler) -> Iterator[None]:
+        """Mark a connection as one that stopping waits for, from then on until the last byte is with the kernel."""
+        if handler in self._open:  # else it was lost while the handler was about to begin
+            self._busy.add(handler)
+        try:
+            yield
+        finally:
+            if not self._stopping:
+                self._rest(handler)
+
+    def _rest(self, handler: web.RequestHandler) -> None:
+        self._busy.discard(handler)
+        if not self._busy:
+            self._at_rest.set()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close what is idle, each other connection when its answer has been sent; reset what is left after `timeout`.
+
+        Not aiohttp's way alone: it does not wait for what it has yet to send, waits for handlers twice that long, and
+        then ends connections with a plain close, which some clients take for the end of a whole body.
+        """
+        self._stopping = True
+        self._at_rest.clear()
+        resetting = asyncio.get_running_loop().call_later(timeout or 0.0, self._reset_all)
+        try:
+            await super().shutdown((timeout or 0.0) + RESET_SECONDS)
+            if self._busy:
+                await self._at_rest.wait()
+        finally:
+            resetting.cancel()
+
+    def _reset_all(self) -> None:
+        for transport in tuple(self._open.values()):
+            tcp.reset(transport)
+
+
+class Connection(PrivateConnection):
+    """A connection of a client. `server` made it; `one_too_many` when there are as many others as may be.
+
+    A client that has ended its side (the end of `printf ... | nc`) still wants its answers, as far as anybody can tell:
+    one that has left looks the same. So it gets them, and what tells the two apart is the answer to what is sent: by
+    the next bytes, or by the kernel's probes when there are none for long. Over TLS asyncio knows no such state, and
+    closes.
+    """
+
+    __slots__ = ("_half_closed", "_head", "_head_too_long", "one_too_many", "server")
+
+    def __init__(self, manager: Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.server = manager
+        self.one_too_many = False
+        self._half_closed = False
+        self._head, self._head_too_long = 0, False
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether the client has ended its side, and what is answered now is its last request."""
+        return self._half_closed and not self.has_more_requests
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes, but never keep a head in memory that does not end."""
+        super().data_received(data)
+        self._head = self._head + len(data) if self.is_idle else 0
+        if self._head > heads.HEAD:
+            self._head_too_long = True
+            self.read_no_more()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's own never keeps a connection
+        """Whether the connection stays open to be answered."""
+        if self.transport is None or self.is_idle or self.transport.get_extra_info("sslcontext") is not None:
+            return False
+        self._half_closed = True
+        tcp.probe(self.transport)
+        self._watch()
+        return True
+
+    def _watch(self) -> None:
+        """End it when it was answered, or when its client turns out to have left."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.is_idle:
+            self.transport.close()
+        elif tcp.is_lost(self.transport):
+            self.transport.abort()
+        else:
+            asyncio.get_running_loop().call_later(tcp.LOOK, self._watch)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP, or too long, and what the listener did not catch."""
+        # Only the kind of mistake: its text quotes what came, and that may be a credential.
+        log.debug("cannot read a request from %s: %s", unmapped(request.remote), type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("an answer has begun already")
+        said = "the request failed"
+        if self._head_too_long:
+            status, said = HeadersTooLarge.status, heads.ALL_TOO_LONG
+        elif status == BadRequest.status:
+            status, said = heads.refusal(exc)
+        response = message_response(status, said)
+        identify(response, new_id())
+        response.force_close()
+        return response
+
+
+def new_id() -> str:
+    """An id for a request that brings none of its own."""
+    return secrets.token_hex(16)
+
+
+def identify(response: web.StreamResponse, request_id: str) -> None:
+    """Add what every answer says: whose it is, and to which request."""
+    response.headers["X-Request-ID"] = request_id
+    response.headers["Server"] = "pps-mirror"

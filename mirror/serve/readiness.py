@@ -1,0 +1,39 @@
+"""Whether the mirror can serve: where it is between its start and its end, and how its parts are."""
+
+from enum import Enum
+
+from mirror.admin.worker_report import AllProcesses
+from mirror.model.status import Health
+from mirror.process.workers import ClientProcesses
+from mirror.wiring.mirror import Mirror
+
+
+class Phase(Enum):
+    """Where a mirror is between its start and its end."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+
+
+class Readiness:
+    """Finds out the health of a mirror. Whoever starts and stops it sets its `phase`."""
+
+    def __init__(self, mirror: Mirror, processes: AllProcesses, clients: ClientProcesses) -> None:
+        self.phase = Phase.STARTING
+        self._mirror = mirror
+        self._processes = processes
+        self._clients = clients
+
+    async def health(self) -> Health:
+        """What keeps the mirror from serving now, and what it does without."""
+        if self.phase is not Phase.SERVING:
+            return Health([f"the mirror is {self.phase.value}"])
+        health = await self._mirror.health(self._processes.store, self._processes.stuck)
+        missing, count = self._clients.missing, self._clients.count
+        if not missing:
+            return health
+        said = f"{missing} of {count} workers do not serve"
+        if missing == count:
+            return Health([*health.reasons, said], health.degraded)
+        return Health(health.reasons, [*health.degraded, said])
