@@ -78,25 +78,25 @@ def _say_lost(lines: int) -> None:
 
 
 class Verbosity:
-    """How much is written, and how: what the configuration says, or everything."""
+    """How much is written to `output`, and how: what the configuration says, or everything."""
 
-    def __init__(self, handler: "Output", level: str, format_: str) -> None:
-        self._handler = handler
+    def __init__(self, output: "Output", level: str, format_: str) -> None:
+        self.output = output
         self._debugging = False
         self.take_up(level, format_)
 
     def take_up(self, level: str, format_: str) -> None:
         """From now on the configuration says this."""
-        terminal = self._handler.stream.isatty()
+        terminal = self.output.stream.isatty()
         as_json = format_ == "json" or (format_ == "auto" and not terminal)
         coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._handler.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
+        self.output.setFormatter(JsonFormatter() if as_json else ConsoleFormatter(coloured=coloured))
         self._level = logging.getLevelNamesMapping()[level.upper()]
         self._write(logging.DEBUG if self._debugging else self._level)
 
     def toggle(self) -> None:
         """Write everything from now on, or what the configuration says again."""
-        was_debugging = self._handler.level == logging.DEBUG
+        was_debugging = self.output.level == logging.DEBUG
         self._debugging = not was_debugging
         self._write(logging.DEBUG if self._debugging else self._level)
         said = "is as the configuration says again" if was_debugging else "has everything now"
@@ -104,10 +104,10 @@ class Verbosity:
 
     def say_the_rest(self) -> None:
         """Write what is held back still."""
-        self._handler.close()
+        self.output.close()
 
     def _write(self, level: int) -> None:
-        self._handler.setLevel(level)
+        self.output.setLevel(level)
         logging.getLogger().setLevel(min(level, logging.INFO))  # what is notable is for the status page too
         access.setLevel(level)
 
@@ -178,6 +178,11 @@ class Output(logging.StreamHandler[TextIO]):
         with self.lock or nullcontext():
             self._forget(float("inf"))
         super().close()
+
+    @property
+    def lines(self) -> LogWriter | None:
+        """What writes finished lines of JSON, for whoever makes them without a record; None when there must be one."""
+        return self._writer if isinstance(self.formatter, JsonFormatter) else None
 
     def _put(self, record: logging.LogRecord) -> None:
         if self._writer is None:

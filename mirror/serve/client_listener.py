@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
+from mirror.common.log import Output
 from mirror.config import Config
 from mirror.config.reloadable import Part, at_once
-from mirror.http.access_log import log_access
+from mirror.http.access_log import AccessLog
 from mirror.http.client_api import ClientApi, Location
 from mirror.http.connection import Crowd
 from mirror.http.image_response import content_disposition
@@ -31,8 +32,9 @@ class ClientListener:
 
     count, missing = 1, 0
 
-    def __init__(self, mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> None:
+    def __init__(self, mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket], log: Output) -> None:
         self._mirror = mirror
+        self._access_log = AccessLog(log)
         self._tls = tls
         self._passed = passed
         self._open = AsyncExitStack()
@@ -53,7 +55,7 @@ class ClientListener:
                 name=mirror.name,
                 location=_location(mirror),
             )
-            accounting = Accounting(api, log_access, mirror.metrics)
+            accounting = Accounting(api, self._access_log, mirror.metrics)
             listener = Listener(
                 accounting,
                 server.host,

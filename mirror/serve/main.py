@@ -17,7 +17,7 @@ from mirror.admin.recent_events import Events
 from mirror.admin.worker_report import AllProcesses, Telemetry
 from mirror.common import time_zone as zone
 from mirror.common.hosts import as_url
-from mirror.common.log import Verbosity, event
+from mirror.common.log import Output, Verbosity, event
 from mirror.common.log_writer import LogWriter
 from mirror.common.metrics import Metrics
 from mirror.config import Config, Server
@@ -76,7 +76,7 @@ async def serve(
         ):
             processes = AllProcesses(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores))
             memory = throttle.descriptor, *shared.descriptors
-            clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear)
+            clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear, verbosity.output)
             readiness = Readiness(mirror, processes, clients)
             async with (
                 managed(mirror, processes, readiness.health, clients, passed.admin) as operators,
@@ -122,6 +122,7 @@ def _client_processes(
     passed: PassedSockets,
     memory: Sequence[int],
     heard: Heard,
+    output: Output,
 ) -> ClientProcesses:
     """Choose who serves clients: this process, or workers. They listen already for workers, which take up the sockets.
 
@@ -130,7 +131,7 @@ def _client_processes(
     config, metrics = mirror.config, mirror.metrics
     sockets: Sequence[socket.socket] = [] if passed.clients is None else [passed.clients]
     if config.server.workers == 1:
-        return ClientListener(mirror, tls, sockets)
+        return ClientListener(mirror, tls, sockets, output)
     sockets = sockets or _listening(config.server)
     workers = Workers(config, environ, memory, mirror.name, heard, sockets, metrics.worker_deaths.inc)
     mirror.parts.append(at_once(workers.reload))

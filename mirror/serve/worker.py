@@ -84,7 +84,7 @@ async def _serve(
                 name=name,
             ) as mirror,
             _reporting(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)),
-            ClientListener(mirror, tls, passed),
+            ClientListener(mirror, tls, passed, verbosity.output),
         ):
             told = config
 
