@@ -73,10 +73,10 @@ class LogWriter:
                 is_first = not self._lines
                 self._lines.append(encoded)
                 self._waiting += len(encoded)
-                if important or self._waiting >= GATHER_BYTES:
-                    self._hurry = True
-                if is_first or self._hurry:
+                hurry = important or self._waiting >= GATHER_BYTES
+                if is_first or (hurry and not self._hurry):
                     self._changed.notify()
+                self._hurry |= hurry
             else:
                 self._unsaid += 1
         if not kept:
