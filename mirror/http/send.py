@@ -1,10 +1,8 @@
 """Moving an image's bytes to a client as they may be sent.
 
-How they travel (measured, see docs/performance.md): on a plain connection the kernel takes them from the page cache, so
-they never enter this process. From the file's mapping that is quickest, but what is mapped counts as resident, by
-whole huge pages; so when downloads are many, and each gets only a small slice of what may be in memory, it is
-`sendfile`. Over TLS they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps
-neither a fill waiting nor the next request.
+On a plain connection the kernel takes them from the page cache (`sendfile`), so they never enter this process. Over TLS
+they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps neither a fill waiting nor
+the next request. docs/performance.md has what was measured.
 """
 
 import asyncio
@@ -20,17 +18,21 @@ from aiohttp import web
 from mirror.common.log import event
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
-from mirror.http.send_threads import LEAST_SLICE, Lane, Memory
+from mirror.http.send_threads import Lane
 from mirror.images.outcome import FillFailed
-from mirror.store.base import BLOCK, Body, Cut
+from mirror.store.base import Body, Cut
 from mirror.store.shared_file import LOOK, SharedFile
 
 log = logging.getLogger(__name__)
 
+SLICE = 1 << 20
+"""Bytes that one download sends, at most, before it is the turn of others in its thread."""
+
 TLS_SLICE = 256 << 10
+LEAST_TLS_SLICE = 64 << 10
 TLS_MEMORY = 2 << 20
-"""Bytes of the largest slice over TLS, and of those of all downloads together as long as LEAST_SLICE allows: what is
-encrypted exists several times over until it is sent, and the buffers that it was in stay with the connection."""
+"""Bytes of the largest and the smallest slice over TLS, and of those of all downloads together as long as the smallest
+allows: what is encrypted exists several times over until it is sent, and its buffers stay with the connection."""
 
 PIECES_PENDING = 16 << 10
 """Bytes that may wait in memory for a client when the next piece of what is in no file is made."""
@@ -65,9 +67,9 @@ class Sender:
             tcp.bound_unread(transport, STALLED)
             if transport.get_extra_info("sslcontext") is None:
                 await _headers_gone(transport)
-                start = await self._send_mapped(exchange, transport, body, start, stop)
+                start = await self._send_file(exchange, transport, body, start, stop)
             else:
-                transport.set_write_buffer_limits(LEAST_SLICE)  # asyncio would keep half a megabyte for each
+                transport.set_write_buffer_limits(LEAST_TLS_SLICE)  # asyncio would keep half a megabyte for each
                 start = await self._send_copied(exchange, response, body, start, stop)
             if start < stop:
                 await self._send_pieces(exchange, response, body, start, stop)
@@ -92,7 +94,7 @@ class Sender:
             )
             tcp.reset(exchange.connection.transport)
 
-    async def _send_mapped(
+    async def _send_file(
         self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
         """Send what is in a file; how far that was."""
@@ -107,34 +109,22 @@ class Sender:
                     break
                 if transport.is_closing():
                     raise ConnectionResetError
-                await lane.run(self._push(exchange, connection, lane.memory, file, position, limit))
+                await lane.run(self._push(exchange, connection, file, position, limit))
                 position = limit
         return position
 
     async def _push(
-        self,
-        exchange: Exchange,
-        connection: socket.socket,
-        memory: Memory,
-        file: SharedFile,
-        start: int,
-        stop: int,
+        self, exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, stop: int
     ) -> None:
         """Send the bytes [start, stop), all of which are there. Runs in a lane."""
         loop = asyncio.get_running_loop()
-        position = start
         connection.setblocking(False)
-        while position < stop:
-            with memory.slice(BLOCK - position % BLOCK, stop - position) as size:
-                _check(file, surely=position + size == stop)
-                if not file.resident(position, position + size):
-                    await loop.run_in_executor(self._pool, file.load, position, position + size)
-                if size >= BLOCK // 2:
-                    with file.window(position, position + size) as window:
-                        await _send(exchange, connection, file, window)
-                else:
-                    await _sendfile(exchange, connection, file, position, size)
-            position += size
+        for position in range(start, stop, SLICE):
+            end = min(stop, position + SLICE)
+            _check(file, surely=end == stop)
+            if not file.resident(position, end):
+                await loop.run_in_executor(self._pool, file.load, position, end)
+            await _sendfile(exchange, connection, file, position, end)
             await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
 
     async def _send_copied(
@@ -150,7 +140,7 @@ class Sender:
                 if (file := body.file_at(position)) is None:
                     break
                 while position < limit:
-                    size = max(LEAST_SLICE, min(TLS_SLICE, TLS_MEMORY // self._encrypted))
+                    size = max(LEAST_TLS_SLICE, min(TLS_SLICE, TLS_MEMORY // self._encrypted))
                     end = min(limit, position + size)
                     _check(file, surely=end == limit)
                     if file.resident(position, end):
@@ -182,26 +172,12 @@ async def _headers_gone(transport: asyncio.Transport) -> None:
         await asyncio.sleep(0.001)
 
 
-# The loop's own ways do not tell how much the kernel has taken when they are cancelled: a client that leaves with its
-# last byte would not have got it; and `loop.sock_sendfile` hides an error that comes first.
+async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, stop: int) -> None:
+    """Send the bytes [start, stop) of `file`, and count those that the kernel took.
 
-
-async def _send(exchange: Exchange, connection: socket.socket, file: SharedFile, window: memoryview) -> None:
-    """Send what is in `window` of `file`."""
-    while window:
-        try:
-            sent = connection.send(window)
-        except BlockingIOError:
-            await _writable(connection, LOOK)
-            _check(file)
-        else:
-            exchange.sent += sent
-            window = window[sent:]
-
-
-async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, size: int) -> None:
-    """Send `size` bytes of `file` from `start`."""
-    stop = start + size
+    `loop.sock_sendfile` does not tell that when it is cancelled, and a client that leaves with its last byte would not
+    have got it; it also hides an error that comes first.
+    """
     while start < stop:
         try:
             sent = os.sendfile(connection.fileno(), file.fileno(), start, stop - start)

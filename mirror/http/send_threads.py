@@ -1,37 +1,14 @@
-"""Threads that send: each runs an event loop of its own, and shares out the memory that its slices may take."""
+"""Threads that send: each runs an event loop of its own."""
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
-
-LEAST_SLICE = 64 << 10
-LANE_MEMORY = 12 << 20
-"""Bytes of the smallest slice, and of all larger ones together that one lane sends at a time."""
-
-
-class Memory:
-    """Shares `size` bytes among the slices that are being sent: the more there are, the smaller the next."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    @contextmanager
-    def slice(self, most: int, wanted: int) -> Iterator[int]:
-        """Hold a slice of at most that many bytes while it is sent."""
-        size = min(wanted, most, max(LEAST_SLICE, self._left // 2))
-        self._left -= size
-        try:
-            yield size
-        finally:
-            self._left += size
+from collections.abc import Coroutine
 
 
 class Lane:
     """An event loop in a thread of its own."""
 
     def __init__(self, name: str) -> None:
-        self.memory = Memory(LANE_MEMORY)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()

@@ -1,23 +1,24 @@
-"""Between a source that gives pieces as they come and a journal that takes them best in whole blocks."""
+"""Between a source that gives pieces as they come and a journal that takes them best in few steps."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
 
-from mirror.store.base import BLOCK, Partial
+from mirror.store.base import Partial
 
 IN_FLIGHT = 4 << 20
 """Bytes received and not yet handed to the journal, at most."""
 
+BATCH = 1 << 20
 GATHER = 0.02
-"""Seconds that bytes may wait for more, so that a fast line's go to the journal in whole blocks (see BLOCK); what comes
-after a silence goes at once. Each step of progress costs a send for every reader, too."""
+"""Bytes that go to the journal without waiting for more, and seconds that fewer may wait; what comes after a silence
+goes at once. Each step of progress costs a send for every reader, too."""
 
 
 class Appender:
     """Hands pieces to the journal in batches: each is what came while the one before was written and digested.
 
-    So a slow line's bytes reach readers at once, and a fast line's in few large steps, on the boundaries of blocks.
+    So a slow line's bytes reach readers at once, and a fast line's in few large steps.
     `moved` is called when the journal has grown; `validator` is kept in it as soon as it has a byte.
     """
 
@@ -26,7 +27,7 @@ class Appender:
         self._validator = validator
         self._noted = False
         self._moved = moved
-        self._pending: list[bytes | memoryview] = []
+        self._pending: list[bytes] = []
         self._size = 0
         self._ending = False
         self._room = asyncio.Event()
@@ -40,7 +41,7 @@ class Appender:
         if self._work is None or self._work.done():
             await self._finish_work()
             self._work = asyncio.create_task(self._append())
-        if self._size >= self._to_boundary():
+        if self._size >= BATCH:
             self._enough.set()
         while self._size >= IN_FLIGHT and not self._work.done():
             self._room.clear()
@@ -68,27 +69,14 @@ class Appender:
         finally:
             self._room.set()
 
-    def _take(self) -> list[bytes | memoryview]:
-        """Take what is pending, but for what is beyond the last boundary of a block when there is one."""
-        batch, self._pending, size, self._size = self._pending, [], self._size, 0
-        beyond = (size - self._to_boundary()) % BLOCK if size >= self._to_boundary() and not self._ending else 0
-        while beyond:
-            last = batch.pop()
-            keep = min(beyond, len(last))
-            self._pending.insert(0, memoryview(last)[len(last) - keep :])
-            if keep < len(last):
-                batch.append(memoryview(last)[: len(last) - keep])
-            beyond -= keep
-            self._size += keep
+    def _take(self) -> list[bytes]:
+        batch, self._pending, self._size = self._pending, [], 0
         self._room.set()
         return batch
 
     async def _gather(self) -> None:
-        if self._size < self._to_boundary() and not self._ending:
+        if self._size < BATCH and not self._ending:
             self._enough.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GATHER):
                     await self._enough.wait()
-
-    def _to_boundary(self) -> int:
-        return BLOCK - self._journal.position % BLOCK

@@ -16,10 +16,6 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Source
 from mirror.store.shared_file import SharedFile
 
-BLOCK = 2 << 20
-"""Bytes of a block. A journal written in whole, aligned ones lies in the page cache in pages of that size (ext4, xfs),
-from which sending takes a quarter less CPU."""
-
 
 class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""

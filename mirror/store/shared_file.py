@@ -1,23 +1,11 @@
-"""One open file that any number of downloads send from, through one mapping; it may still be growing.
+"""One open file that any number of downloads send from; it may still be growing."""
 
-Only the kernel touches the mapping (`send`, `madvise`): there a file cut short or a failing disk is an OSError, whereas
-Python code reading the mapping would die of SIGBUS. What must be read by Python (hashing, TLS) comes from `read`.
-"""
-
-import contextlib
-import mmap
 import os
 import time
 import weakref
 
 from mirror.store.read_locks import announce
 from mirror.store.revoke import is_recalled
-
-SEGMENT = 256 << 20
-"""Bytes of one mapping, a multiple of a block. Only the last is mapped anew as the file grows."""
-
-IN_MEMORY = 8 << 20
-"""Bytes that may be sent before the pages they were sent from leave this process's resident memory."""
 
 PROBE = 1 << 20
 """Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
@@ -31,7 +19,7 @@ SCRATCH = 128 << 10
 
 
 class SharedFile:
-    """A descriptor, closed when the last user lets go of it, and the mappings of what has been sent from it.
+    """A descriptor, closed when the last user lets go of it.
 
     While it is open all processes can see that the file is read. Who reads along in a journal hears the fill's verdict,
     and nothing before that: there it is not `recallable`.
@@ -40,8 +28,6 @@ class SharedFile:
     def __init__(self, fd: int, *, recallable: bool = True) -> None:
         self.fd = fd
         self.recallable = recallable
-        self._segments: dict[int, mmap.mmap] = {}
-        self._handed_out = 0
         self._recalled = False
         self._looked_at = float("-inf")
         weakref.finalize(self, os.close, fd)
@@ -60,26 +46,6 @@ class SharedFile:
             self._looked_at = now
             self._recalled = is_recalled(os.fstat(self.fd))
         return self._recalled
-
-    def window(self, start: int, stop: int) -> memoryview:
-        """Map the bytes [start, stop), which lie in one block. Only to be handed to the kernel.
-
-        Raises OSError when the file is shorter than `stop`.
-        """
-        base = start - start % SEGMENT
-        segment = self._segments.get(base)
-        if segment is None or len(segment) < stop - base:
-            length = min(os.fstat(self.fd).st_size - base, SEGMENT)
-            if length < stop - base:
-                raise OSError(f"the file ends at byte {base + length}, before {stop}")
-            segment = mmap.mmap(self.fd, length, access=mmap.ACCESS_READ, offset=base)
-            with contextlib.suppress(OSError):  # a kernel without huge pages
-                segment.madvise(mmap.MADV_HUGEPAGE)
-            self._segments[base] = segment
-        self._handed_out += stop - start
-        if self._handed_out > IN_MEMORY:
-            self._forget()
-        return memoryview(segment)[start - base : stop - base]
 
     def resident(self, start: int, stop: int) -> bool:
         """Whether [start, stop) seems to be in the page cache, so that sending it will not wait for the disk."""
@@ -103,12 +69,3 @@ class SharedFile:
         if not (data := os.pread(self.fd, stop - start, start)):
             raise OSError(f"the file ends before byte {start}")
         return data
-
-    def _forget(self) -> None:
-        """Drop all pages from resident memory, those of stalled downloads too: a send that goes on has them back.
-
-        They stay in the page cache. One call for many slices is cheap, and downloads side by side share the pages.
-        """
-        self._handed_out = 0
-        for segment in list(self._segments.values()):  # another thread may be adding one
-            segment.madvise(mmap.MADV_DONTNEED)

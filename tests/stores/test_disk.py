@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.common.files import write_durably
-from mirror.images.appender import Appender
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost, StoredImage, StoreUnavailable
+from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable
 from mirror.store.disk.partial_file import PartialFile
 from mirror.store.disk.store import DiskStore
 from tests.support.scripted import disk_store, metadata_of
@@ -396,14 +395,12 @@ async def test_a_short_write_is_completed(store: DiskStore, monkeypatch: pytest.
     await journal.close()
 
 
-async def test_a_stored_file_is_mapped_once_for_all_and_closed_when_nobody_reads(store: DiskStore) -> None:
+async def test_a_stored_file_is_opened_once_for_all_and_closed_when_nobody_reads(store: DiskStore) -> None:
     await put(store)
     one = await store.open(METADATA.hash)
     other = await store.open(METADATA.hash)
     assert one is not None
     assert one is other
-    with one.file.window(5, 50) as window:
-        assert len(window) == 45
     descriptor = one.file.fd
     del one, other
     async with asyncio.timeout(10):
@@ -411,42 +408,30 @@ async def test_a_stored_file_is_mapped_once_for_all_and_closed_when_nobody_reads
             await asyncio.sleep(0.01)
 
 
-async def test_a_window_grows_with_the_file_and_never_reaches_past_its_end(store: DiskStore) -> None:
-    journal = await begin(store)
-    await journal.append([IMAGE[:5000]])
-    with journal.file.window(0, 5000) as window:
-        assert len(window) == 5000
-    with pytest.raises(OSError, match="ends at byte 5000"):
-        journal.file.window(0, 5001)
-    await journal.append([IMAGE[5000:9000]])
-    with journal.file.window(4000, 9000) as window:
-        assert len(window) == 5000
-    await journal.close()
-
-
-async def test_writes_end_at_the_boundaries_of_blocks_whatever_the_pieces(
+async def test_what_is_appended_in_many_pieces_is_written_in_few_steps(
     store: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = bytes(range(251)) * 30_000  # 3.6 blocks
+    image = bytes(range(251)) * 30_000  # 7.5 MB
     metadata = metadata_of(image)
-    ends: list[int] = []
+    writes: list[int] = []
     real = os.pwritev
 
     def note(fd: int, pieces: list[memoryview], offset: int) -> int:
         written = real(fd, pieces, offset)
-        ends.append(offset + written)
+        writes.append(written)
         return written
 
     monkeypatch.setattr(os, "pwritev", note)
     journal = await begin(store, metadata)
-    appender = Appender(journal, None, lambda: None)
-    for first in range(0, len(image), 300_001):
-        await appender.put(image[first : first + 300_001])
-    await appender.finish()
+    await journal.append([image[first : first + 30_001] for first in range(0, len(image), 30_001)])
+    assert journal.position == len(image)
     await journal.publish()
     await journal.close()
-    assert set(range(BLOCK, len(image), BLOCK)) <= set(ends)
-    assert ends[-1] == len(image)
+    assert sum(writes) == len(image)
+    assert all(1 << 20 <= size < (1 << 20) + 30_001 for size in writes[:-1])
+    stored = await store.open(metadata.hash)
+    assert stored is not None
+    assert stored.file.read(0, len(image)) == image
 
 
 def test_a_file_is_replaced_as_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from typing import TypeVar
 from mirror.common.files import sync_directory, write_durably
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed
+from mirror.store.base import Corrupt, Lost, Reader, Unnamed
 from mirror.store.digest import check
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
@@ -40,6 +40,10 @@ FOLLOW = 0.05
 
 _RECOVERY_STEP = 64 << 20
 _DIGEST_STEP = 2 << 20
+_APPEND_STEP = 1 << 20
+"""Bytes that are written, and digested while they are in the processor's cache, at a time. Not more: a write that fills
+a huge page exactly has the kernel look for one, which took ten times as long where free memory was in small pieces."""
+
 _IOV_MAX = 1024
 
 T = TypeVar("T")
@@ -174,7 +178,7 @@ class PartialFile:
 
     def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
         try:
-            for block in _blocks(pieces, self.position):
+            for block in _steps(pieces):
                 self._write(block)
                 for piece in block:
                     self._digest.update(piece)
@@ -290,22 +294,18 @@ class PartialFile:
         return Identity.of(os.fstat(self.file.fd))
 
 
-def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:
-    """Divide what is appended at `position` so that each write ends at a boundary, or at the end."""
-    block: list[memoryview] = []
-    end = position
-    for whole in pieces:
-        piece = memoryview(whole)
-        while piece:
-            part = piece[: BLOCK - end % BLOCK]
-            block.append(part)
-            end += len(part)
-            piece = piece[len(part) :]
-            if end % BLOCK == 0 or len(block) == _IOV_MAX:
-                yield block
-                block = []
-    if block:
-        yield block
+def _steps(pieces: Sequence[bytes | memoryview]) -> Iterator[list[memoryview]]:
+    """Divide what is appended into what is written, digested and shown to readers at a time."""
+    step: list[memoryview] = []
+    size = 0
+    for piece in pieces:
+        step.append(memoryview(piece))
+        size += len(piece)
+        if size >= _APPEND_STEP or len(step) == _IOV_MAX:
+            yield step
+            step, size = [], 0
+    if step:
+        yield step
 
 
 def lock(fd: int) -> bool:
