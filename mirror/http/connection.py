@@ -16,7 +16,7 @@ from aiohttp import web
 from mirror.common.hosts import unmapped
 from mirror.http import head_limits as heads
 from mirror.http import tcp
-from mirror.http.aiohttp_internals import PrivateConnection, PrivateServer
+from mirror.http.aiohttp_internals import PrivateConnection, PrivateServer, keep_small_read_buffer
 from mirror.http.errors import message_response
 from mirror.model.errors import BadRequest, HeadersTooLarge
 
@@ -62,6 +62,7 @@ class Server(PrivateServer):
         # A client that asks and never reads the answers holds a connection no longer than one that never asks; for an
         # image, which a client may need time to put somewhere, `mirror.http.send` allows more.
         tcp.bound_unread(transport, self._header_timeout)
+        keep_small_read_buffer(transport)
         if isinstance(handler, Connection):
             handler.one_too_many = len(self._open) > self.crowd.most
         if self._stopping or len(self._open) > self.crowd.most + self.crowd.beyond:

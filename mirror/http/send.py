@@ -29,7 +29,7 @@ SLICE = 1 << 20
 """Bytes that one download sends, at most, before it is the turn of others in its thread."""
 
 TLS_SLICE = 256 << 10
-LEAST_TLS_SLICE = 64 << 10
+LEAST_TLS_SLICE = 32 << 10
 TLS_MEMORY = 2 << 20
 """Bytes of the largest and the smallest slice over TLS, and of those of all downloads together as long as the smallest
 allows: what is encrypted exists several times over until it is sent, and its buffers stay with the connection."""
