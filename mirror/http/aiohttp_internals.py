@@ -55,7 +55,7 @@ TLS_READ_BUFFER = 16 << 10
 
 def keep_small_read_buffer(transport: asyncio.Transport) -> None:
     """Give a client's TLS connection a small buffer to read into, if asyncio still has the large one there."""
-    protocol = getattr(transport, "_ssl_protocol", None)
+    protocol: Any = getattr(transport, "_ssl_protocol", None)
     if getattr(protocol, "max_size", 0) > TLS_READ_BUFFER and hasattr(protocol, "_ssl_buffer_view"):
         protocol.max_size = TLS_READ_BUFFER
         protocol._ssl_buffer = bytearray(TLS_READ_BUFFER)
