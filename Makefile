@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests mostly wait, so that there are more workers than cores. Those of one file share fixtures, and a worker.
+WORKERS ?= 4
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The oldest Python that README promises; constraints.txt is resolved by it, and holds for every newer one.
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
@@ -27,8 +30,11 @@ lint: $(VENV)/dev.ok        ## format, lint, types, direction of imports, dead c
 quick: lint                 ## that, pure logic and the disk store: while you work
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
 
-check: lint                 ## that, and the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+check: lint                 ## that, and the whole suite: in parallel, and then what measures time or memory, alone
+	@failed=0; \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak and not alone' $(ARGS) || failed=1; \
+	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	exit $$failed  # (5: ARGS leaves none of them)
 
 coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure logic and the disk store reach
 	$(BIN)/python -m coverage run --source=mirror -m pytest -q tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)

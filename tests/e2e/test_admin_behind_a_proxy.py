@@ -125,7 +125,7 @@ def test_who_guesses_is_slowed_and_others_are_not(site: Site) -> None:
     assert "so many wrong admin tokens came from 127.0.0.7" in log
     assert "wrong-0" not in log
     assert site.mirror.process is not None
-    site.mirror.process.send_signal(signal.SIGHUP)
+    site.mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "reloaded" in site.mirror.log(), what="the reload")
     assert site.ask("GET", "/api/status", AUTHORIZED, "127.0.0.7").status == 200
 

@@ -17,6 +17,7 @@ from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.air_gap import Site, put
 from tests.support.downloads import fetch
 from tests.support.fixtures import Sections
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess
 
 SIZE = 5 << 20
@@ -49,7 +50,7 @@ def stick(tmp_path: Path) -> Path:
 def mirror(tmp_path: Path) -> Iterator[MirrorProcess]:
     """A running mirror of two processes, without upstream and without an image."""
     sections: Sections = {"server": {"workers": 2}, "auth": {"mode": "open"}}
-    with MirrorProcess(tmp_path / "mirror", "", sections) as mirror:
+    with ForkedMirror(tmp_path / "mirror", "", sections) as mirror:
         yield mirror
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
@@ -40,7 +41,7 @@ def token_file(tmp_path: Path, simulator: Simulator) -> str:
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator, token_file: str) -> Iterator[MirrorProcess]:
     """A mirror with its own token that is not started: its configuration is what the commands are run with."""
-    mirror = MirrorProcess(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
+    mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
     yield mirror
     if mirror.process is not None and mirror.process.poll() is None:
         mirror.stop()
@@ -242,7 +243,7 @@ def test_check_beside_a_running_mirror_sees_that_it_is_one(
         "server": {"tls_cert": str(cert), "tls_key": str(key)},
         "upstream": {"token_file": token_file},
     }
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror:
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, sections) as mirror:
         done = run("check", "-c", mirror.config_file)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("taken, by a pps-mirror that runs already") == 2

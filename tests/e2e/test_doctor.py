@@ -30,6 +30,7 @@ from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
 from tests.support.circles import circle, relay
 from tests.support.fixtures import Ask, Canary
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually, free_port
 from tests.support.raw import raw_upstream
@@ -125,7 +126,7 @@ def configured(tmp_path: Path, simulator: Simulator) -> Iterator[Configured]:
         token.write_text(simulator.token)
         token.chmod(0o600)
         tables = {**(sections or {}), "upstream": {"token_file": str(token), **upstream}}
-        mirrors.append(MirrorProcess(directory, url or simulator.api_url, tables))
+        mirrors.append(ForkedMirror(directory, url or simulator.api_url, tables))
         return mirrors[-1]
 
     yield configure

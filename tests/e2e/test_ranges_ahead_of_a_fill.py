@@ -192,7 +192,7 @@ def test_fifty_ranges_ahead_of_a_fill_take_little_memory(make: Make, simulator: 
             ):
                 assert answer.ended == "complete"
                 assert answer.body == simulator.read("first")[start : start + MIB]
-        assert mirror._child is not None
-        status = Path(f"/proc/{mirror._child.pid}/status").read_text()
+        assert mirror.process is not None
+        status = Path(f"/proc/{mirror.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
         assert peak < 150 * MIB

@@ -140,7 +140,7 @@ def arrives(bucket: TestBucket, simulator: Simulator, name: str = "first") -> No
 def reload(mirror: ForkedMirror) -> str:
     """Send SIGHUP; what the log says of it."""
     before = len(mirror.log())
-    mirror._signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "SIGHUP: reloaded" in mirror.log()[before:], what="the reload")
     return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
 

@@ -13,6 +13,8 @@ from tests.support.fixtures import Ask, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.set_clock import WallClock
 
+pytestmark = pytest.mark.real_command
+
 HOUR = 3600
 OTHER = "another-good-token"
 SOON = {"auth": {"ttl": "1s"}, "upstream": {"metadata_ttl": "1s"}}

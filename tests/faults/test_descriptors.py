@@ -91,8 +91,7 @@ def test_each_worker_has_its_own_descriptors(tmp_path: Path, simulator: Simulato
 
 def test_too_few_to_run_at_all_is_one_line_and_status_2(tmp_path: Path, simulator: Simulator) -> None:
     mirror = limited(tmp_path, simulator, LEAST - 1).start(wait=False)
-    assert mirror.process is not None
-    assert mirror.process.wait(30) == 2
+    assert mirror.wait_dead(30) == 2
     assert mirror.log().count("\n") == 1
     assert f"only {LEAST - 1} files may be open at once" in mirror.log()
 

@@ -341,7 +341,7 @@ def test_a_store_without_room_for_the_new_image_goes_on_with_the_last_one_and_fe
 def test_all_workers_switch_when_the_image_is_in_the_store_whoever_stored_it(
     tmp_path: Path, simulator: Simulator
 ) -> None:
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, WHEN_STORED | {"server": {"workers": 2}}) as mirror:
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, WHEN_STORED | {"server": {"workers": 2}}) as mirror:
         pending(mirror, simulator)
         simulator.wait_held()
         assert {shown(mirror) for _ in range(16)} == {simulator.image_sha256("first")}

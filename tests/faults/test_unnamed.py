@@ -14,6 +14,7 @@ from tests.e2e.test_cli import COMMAND, environment, lay_out, run
 from tests.faults.test_store_fails import BYPASS, degraded
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
 from tests.support.fixtures import SIZE, Sections
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.small_disk import SmallDisk
@@ -126,7 +127,7 @@ def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_t
         disk.remount("nr_inodes=40")
         store = {"path": str(disk.path / "store"), "min_free": "0B"}
         with (
-            MirrorProcess(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror,
+            ForkedMirror(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror,
             Download(mirror.image_url) as client,
         ):
             client.read(MIB)
@@ -200,7 +201,7 @@ def test_one_directory_of_another_user_keeps_nothing_else_from_being_seen_kept_a
 def test_a_store_that_cannot_be_written_is_verified_all_the_same(tmp_path: Path, simulator: Simulator) -> None:
     with SmallDisk(tmp_path / "disk", 64 * MIB) as disk:
         store = {"path": str(disk.path / "store"), "min_free": "0B"}
-        with MirrorProcess(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror:
+        with ForkedMirror(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror:
             assert fetch(mirror.image_url).ended == "complete"
             disk.remount("ro")
             assert run("verify", "--all", "-c", mirror.config_file).returncode == 0

@@ -6,22 +6,23 @@ It also tells, or ends at, each step that it takes to make something durable: se
 import importlib
 import json
 import multiprocessing
-import multiprocessing.process
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Self
 
-from tests.support.processes import START_SECONDS, MirrorProcess, eventually
+from tests.support.processes import MirrorProcess, Process
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
+multiprocessing.get_context("forkserver").set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,23 +63,22 @@ class ForkedMirror(MirrorProcess):
     steps: Steps | None = None
     clock: Path | None = None
     constants: Mapping[str, float] = MappingProxyType({})
-    _child: multiprocessing.process.BaseProcess | None = None
 
-    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
-        """Start it and wait until it is ready, unless told not to."""
-        assert not self.alive(), "it runs already, and would not be ended"
-        self._child = _FORKSERVER.Process(
-            target=_serve,
-            args=(
-                *(str(self.config_file), str(self.log_file), self.environ, str(self.store), self.steps),
-                dict(self.constants),
-                self.clock,
-            ),
-        )
-        self._child.start()
-        if wait:
-            eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
-            assert self.alive() or self.steps, self.log()
+    def _launch(self) -> Process:
+        assert not self.through, "only a command can be run through another one"
+        assert not self.passed, "only a command inherits descriptors"
+        changed = {name for name, value in self.environ.items() if os.environ.get(name) != value}
+        assert not [name for name in changed if name.startswith(("PYTHON", "LD_"))], "only a command obeys these"
+        settings = (self.config_file, self.log_file, self.environ, self.store)
+        child = _Child(target=_serve, args=(*settings, self.steps, dict(self.constants), self.clock))
+        child.start()
+        return child
+
+    def wait_ready(self) -> Self:
+        """See `MirrorProcess`; with `steps` it may also have died."""
+        if self.steps is None:
+            return super().wait_ready()
+        self._wait_ready_or_dead()
         return self
 
     def set_clock(self, local: str) -> None:
@@ -88,70 +88,47 @@ class ForkedMirror(MirrorProcess):
         new.write_text(datetime.fromisoformat(local).astimezone().isoformat())
         new.replace(self.clock)
 
-    def freeze(self) -> None:
-        """Stop it where it stands; it notices nothing."""
-        self._signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
+class _Child(ForkServerProcess):
+    """A process that was forked, with the methods of one that was started by a command."""
 
-    def _signal(self, number: int) -> None:
-        assert self._child is not None
-        assert self._child.pid is not None
-        os.kill(self._child.pid, number)
+    pid: int
 
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._child is not None and self._child.is_alive()
+    def poll(self) -> int | None:
+        """See `Process`."""
+        return self.exitcode
 
-    def wait_dead(self, seconds: float = 30.0) -> None:
-        """Wait until it has ended by itself."""
-        assert self._child is not None
-        self._child.join(seconds)
-        assert not self._child.is_alive(), self.log()
+    def wait(self, timeout: float | None = None) -> int:
+        """See `Process`."""
+        self.join(timeout)
+        if self.exitcode is None:
+            raise subprocess.TimeoutExpired("the forked mirror", timeout or 0.0)
+        return self.exitcode
 
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        assert self._child is not None
-        self._child.kill()
-        self._child.join()
-
-    def stop(self, seconds: float = 20.0) -> int:
-        """End it with SIGTERM; its exit status."""
-        assert self._child is not None
-        self._child.terminate()
-        self._child.join(seconds)
-        if self._child.exitcode is None:
-            self.kill()
-            raise TimeoutError(f"the mirror did not end: {self.log()}")
-        return self._child.exitcode
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.alive():
-            self.thaw()
-            self.stop()
+    def send_signal(self, sig: int) -> None:
+        """See `Process`."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
 
 
 def _serve(
-    config: str,
-    log: str,
+    config: Path,
+    log: Path,
     environ: Mapping[str, str],
-    store: str,
+    store: Path,
     steps: Steps | None,
     constants: Mapping[str, float],
     clock: Path | None,
 ) -> None:
     """Become the mirror."""
-    with Path(log).open("ab") as file:
+    with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environ)
+    time.tzset()
     if steps is not None:
-        _Watched(Path(store), steps).interpose()
+        _Watched(store, steps).interpose()
     from mirror.cli import main as cli
     from mirror.common import schedule
 
@@ -162,7 +139,7 @@ def _serve(
         imported = importlib.import_module(module)
         assert hasattr(imported, name), constant
         setattr(imported, name, value)
-    sys.exit(cli.main(["serve", "-c", config]))
+    sys.exit(cli.main(["serve", "-c", str(config)]))
 
 
 class _Watched:
