@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Fault, Simulator
-from tests.e2e.test_cli import lay_out, on_a_terminal, one_line, run
 from tests.support.admin import ask_admin, status_of
+from tests.support.by_hand import lay_out
+from tests.support.commands import on_a_terminal, one_line, run
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, FreshMirror
 from tests.support.forked import ForkedMirror

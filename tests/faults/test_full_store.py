@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.e2e.test_cli import run
+from tests.support.commands import run
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import FreshMirror, Sections
 from tests.support.processes import MirrorProcess

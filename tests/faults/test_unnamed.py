@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment, lay_out, run
 from tests.faults.test_store_fails import BYPASS, degraded
+from tests.support.by_hand import lay_out
+from tests.support.commands import COMMAND, environment, run
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
 from tests.support.fixtures import SIZE, Sections
 from tests.support.forked import ForkedMirror
