@@ -80,6 +80,38 @@ def test_yaml_and_json_can_be_read_and_a_cluster_would_take_the_manifests(docume
                 kubernetes_validate.validate(each, "1.30", strict=True)
 
 
+def test_the_reference_has_every_key_with_its_default(tmp_path: Path) -> None:
+    rows = list(Document(DOCS / "reference" / "configuration.md").rows("key", "default"))
+    keys = [key.strip("`") for key, _ in rows]
+    assert sorted(keys) == sorted(config.KEYS)
+    file = tmp_path / "defaults.toml"
+    file.write_text("".join(f"{key} = {default.strip('`')}\n" for key, (_, default) in zip(keys, rows, strict=True)))
+    assert config.load(file, {}) == config.Config()
+
+
+# Names
+
+_KEY = re.compile(r"((?:server|admin|upstream|auth|store|prefetch|log)\.[a-z0-9_.]+)(?: = .*)?")
+
+
+@every_document
+def test_keys_files_and_tests_that_are_named_are_there(document: Document) -> None:
+    cells = [cell for (cell,) in Document(DOCS / "logs.md").rows("`event.action`")]
+    others = {*re.findall(r"`([^`]+)`", "".join(cells)), "log.logger"}  # names of events look like keys
+    code, tests = (list((ROOT / name).rglob("*.py")) for name in ("mirror", "tests"))
+    functions = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in tests)))
+    for span in document.spans():
+        if key := _KEY.fullmatch(span):
+            assert key[1] in {*config.KEYS, *others}, span
+        elif re.fullmatch(r"(tests|mirror|deploy|docs|benchmarks)/[\w./*-]*", span):
+            assert list(ROOT.glob(span)), span
+        elif re.fullmatch(r"[\w/]*\w\.py", span):
+            assert any(path.match(span) for path in (*code, *tests)), span
+        elif re.fullmatch(r"test_\w+(…?)", span):
+            name = span.rstrip("…")
+            assert any(each == name or (name != span and each.startswith(name)) for each in functions), span
+
+
 # Commands
 
 _COMMAND = re.compile(
@@ -159,7 +191,7 @@ def test_the_site_is_whole_and_asks_nobody_else_for_anything(tmp_path: Path) -> 
     assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
     pages = {str(path.relative_to(tmp_path).with_suffix("")) for path in tmp_path.rglob("*.html")} - {"404"}
     written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")}
-    assert pages == written | {"reference", "contributing", "reporting"}
+    assert pages == written | {"index", "contributing", "reporting"}
     assert (tmp_path / "config.example.toml").read_bytes() == (ROOT / "config.example.toml").read_bytes()
     assert not list(tmp_path.rglob("*.py"))
     for page in pages:
@@ -174,6 +206,6 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) ->
     for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "config.example.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "docs" / "index.md").open("a") as page:
+    with (tmp_path / "docs" / "clients.md").open("a") as page:
         page.write(f"\n{link}\n")
     assert build(tmp_path, tmp_path / "site").returncode == 1
