@@ -191,7 +191,7 @@ def test_the_site_is_whole_and_asks_nobody_else_for_anything(tmp_path: Path) -> 
     assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
     pages = {str(path.relative_to(tmp_path).with_suffix("")) for path in tmp_path.rglob("*.html")} - {"404"}
     written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")}
-    assert pages == written | {"index", "contributing", "reporting"}
+    assert pages == written | {"index", "changelog", "contributing", "reporting"}
     assert (tmp_path / "config.example.toml").read_bytes() == (ROOT / "config.example.toml").read_bytes()
     assert not list(tmp_path.rglob("*.py"))
     for page in pages:
@@ -203,7 +203,7 @@ def test_the_site_is_whole_and_asks_nobody_else_for_anything(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](faq.md#nowhere)", "[x](../README.md#nowhere)"])
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
-    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "config.example.toml"):
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "config.example.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "docs" / "clients.md").open("a") as page:
