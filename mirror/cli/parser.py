@@ -122,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
         "gc",
         "remove what is of no more use, and images if there is too little room",
         "It removes what crashes left, partials that no fill went on with for a week, and wrong bytes after a day. "
-        "Then it removes images, those that were served least recently first, as far as store.max_size and store.min_free "
-        "demand. The exit status is 1 if that was not enough.",
+        "Then it removes images, those that were served least recently first, as far as store.max_size and "
+        "store.min_free demand. The exit status is 1 if that was not enough.",
     )
     gc.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     add_json(gc)
