@@ -1,8 +1,8 @@
-"""`pps-mirror import`: bring what was carried here into the store, beside a running mirror or alone.
+"""`pps-mirror import`: bring an image that was carried here into the store, beside a running mirror or alone.
 
-Nothing touches the store before all that will be read was checked. Then a fill reads it as it would read upstream: with
-its locks, its room, its resuming, and its own verification of the whole, so that mirrors which share the store need no
-word from here.
+The store is not touched before everything that will be read was checked. Then a fill reads it as it would read
+upstream, with the same locks, room, resuming and verification of the whole. So mirrors that share the store need not be
+told.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ PIECE = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The image that is stored now, whether it is the current one, and what was read for it."""
+    """The outcome: the image that is stored now, whether it is the current one, and what was read for it."""
 
     metadata: ImageMetadata
     current: bool
@@ -55,8 +55,8 @@ def bring_in(
 ) -> Imported:
     """Bring the image at `paths` (see `mirror.bundle.discovery`) into the store.
 
-    Cancelled, it keeps what is there of it. With `trusted` it must be signed by somebody whom that file allows. Raises
-    UsageError, BadBundle, StoreUnavailable.
+    Cancelled, it keeps what it has stored so far. With `trusted` the bundle must be signed by somebody that this file
+    allows. Raises UsageError, BadBundle, StoreUnavailable.
     """
     carried = find(paths, metadata, trusted)
     name = f"{carried.metadata.hash[:12]} ({format_size(carried.metadata.size)})"
@@ -106,7 +106,7 @@ class _Import:
         self._pool = pool
 
     async def run(self) -> Sequence[Checked]:
-        """Check, and fill; once more from the beginning when what an earlier import or fill had left was wrong."""
+        """Check, and fill; once more from the beginning if the bytes that an earlier import had left were wrong."""
         position = self._position()
         while True:
             checked = await Checking(self._carried, self._meter, self._pool).run(position)
@@ -123,7 +123,7 @@ class _Import:
                 return checked
 
     def _position(self) -> int:
-        """Bytes that an earlier import or fill has left in the store: they are not read again."""
+        """Return how many bytes an earlier import or fill has left in the store: they are not read again."""
         if self._stores.disk is None:
             return 0
         file = file_at(Layout(self._config.store.path).partial / self._metadata.hash)

@@ -1,7 +1,7 @@
-"""Writes lines of the log in a thread of its own: whoever reads them slowly, or not at all, keeps nobody waiting.
+"""Writes lines of the log in a thread of its own, so that a slow reader of the log keeps nobody waiting.
 
-Lines wait in memory, within a bound; what has no room, or cannot be written, is counted and dropped. Nothing here may
-block or fail for who has something to say: neither a pipe that nobody reads, nor one that is closed, nor a full disk.
+Lines wait in memory, within a bound. A line that has no room, or cannot be written, is counted and dropped. For callers
+nothing here may block or fail: neither at a pipe that nobody reads, nor at a closed one, nor on a full disk.
 """
 
 import os
@@ -16,11 +16,11 @@ ROOM = 1 << 20
 """Bytes of lines that may wait. The last quarter is for warnings and errors."""
 
 END_SECONDS = 3.0
-"""How long the end may take when lines wait and nobody reads them."""
+"""Seconds that the end may take when lines wait and nobody reads them."""
 
 
 class LogWriter:
-    """Writes to the descriptor of `stream`. A context manager: it writes inside, and what is left when that ends.
+    """Writes to the descriptor of `stream`. A context manager: it writes inside, and the rest when that ends.
 
     `complain` is called, in the writing thread, with the number of lines that were lost, once there is room again.
     """
@@ -44,7 +44,7 @@ class LogWriter:
         self._count_lost = count
 
     def write(self, line: str, *, important: bool = False) -> None:
-        """Have a line written, or dropped if too much waits already. Returns at once."""
+        """Take a line to be written, or drop it if too much waits already. Returns at once."""
         encoded = f"{line}\n".encode(self._encoding, "backslashreplace")
         with self._changed:
             room = ROOM if important else ROOM * 3 // 4
@@ -79,7 +79,7 @@ class LogWriter:
                 self._count_lost(1)
 
     def _next(self) -> bytes | None:
-        """The next line; None when there is none and we end."""
+        """Return the next line; None when there is none and the writer ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ending)
             if not self._lines:
@@ -89,7 +89,7 @@ class LogWriter:
             return line
 
     def _admit(self) -> None:
-        """Say what was lost: not for each line that finds room while little is read."""
+        """Report lost lines, but not for each line that finds room while little is read."""
         with self._changed:
             lost = self._unsaid if self._waiting <= ROOM // 2 else 0
             self._unsaid -= lost
@@ -97,7 +97,7 @@ class LogWriter:
             self._complain(lost)
 
     def _put(self, line: bytes) -> bool:
-        """Write a line, however long that takes; whether that was possible."""
+        """Write a line, however long that takes. Returns whether that was possible."""
         rest = b"\n" + line if self._torn else line
         try:
             while rest:

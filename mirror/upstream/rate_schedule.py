@@ -1,4 +1,4 @@
-"""Set the throttle to the rate that holds at this time of the day."""
+"""Sets the throttle to the rate that holds at this time of the day."""
 
 import asyncio
 import logging
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast a line may be used: as the first of `windows` says that is open, else at `otherwise`; None: at will."""
+    """The rates of a day: that of the first open one of `windows`, else `otherwise`; None: no limit."""
 
     windows: Sequence[RateWindow] = ()
     otherwise: int | None = None
 
     def at(self, moment: datetime, zone: tzinfo | None = None) -> int | None:
-        """Bytes per second."""
+        """Return the rate at that time, in bytes per second."""
         for each in self.windows:
             if schedule.is_open(each.window, moment, zone):
                 return each.rate
@@ -35,7 +35,7 @@ class Rates:
 
 
 class RateSchedule:
-    """What `throttle` is set to."""
+    """Keeps `throttle` at the rate of this time of the day."""
 
     def __init__(self, throttle: Throttle, config: Upstream, now: Callable[[], datetime] | None = None) -> None:
         self._throttle = throttle
@@ -45,13 +45,13 @@ class RateSchedule:
         self.take_up(config)
 
     def take_up(self, config: Upstream) -> None:
-        """From now on `max_rate` and `rates` are these."""
+        """Take up another `max_rate` and other `rates`."""
         self._rates = Rates(config.rates, config.max_rate)
         self._look()
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Change the rate meanwhile as the day goes by."""
+        """Change the rate as the day goes by, while the context lasts."""
         keeping = asyncio.create_task(self._keep(), name="pace")
         try:
             yield
