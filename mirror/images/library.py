@@ -25,9 +25,9 @@ from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
-from mirror.model.source import CountingSource, NoSource, Origin
+from mirror.model.source import CountingSource, NoSource, Origin, Source
 from mirror.model.status import StoreState
-from mirror.store.base import BlobStore, Body, Cut, Partial, Remote, StoredInfo, StoreUnavailable, Unnamed
+from mirror.store.base import BlobStore, Body, Cut, Partial, Remote, StoredInfo, StoreUnavailable, Transfer, Unnamed
 from mirror.store.memory import MemoryWindow
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
@@ -222,14 +222,14 @@ class Library:
             if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
-            journal = await self._begin(metadata, span, pass_through=pass_through)
-            if not isinstance(journal, Partial):
-                return Opened(journal, Found.STORED)
-            source = self._source(metadata, caller)
-            nearest = CountingSource(self._store.source(metadata, journal, source), self._metrics.fetched)
+            upstream = self._source(metadata, caller)
+            begun = await self._begin(metadata, upstream, span, pass_through=pass_through)
+            if not isinstance(begun, Transfer):
+                return Opened(begun, Found.STORED)
+            journal = begun.journal
             fill = Fill(
                 metadata,
-                nearest,
+                CountingSource(begun.source, self._metrics.fetched),
                 journal,
                 holdback=self._holdback,
                 retry=self._retry,
@@ -238,7 +238,7 @@ class Library:
                 nameless=self._health.nameless is not None,
             )
             task = self._own_task(self._run(fill), f"fill {metadata.hash}")
-            self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
+            self._fills[metadata.hash] = _Running(fill, upstream, task, datetime.now(UTC))
             how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
             began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
             log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
@@ -310,13 +310,18 @@ class Library:
         return source
 
     async def _begin(
-        self, metadata: ImageMetadata, span: tuple[int, int] | None, *, pass_through: bool
-    ) -> Partial | Body:
+        self,
+        metadata: ImageMetadata,
+        upstream: Source,
+        span: tuple[int, int] | None,
+        *,
+        pass_through: bool,
+    ) -> Transfer | Body:
         try:
-            journal = await self._store.begin(metadata)
-            if isinstance(journal, Remote) and span is not None:
+            begun = await self._store.begin(metadata, upstream)
+            if isinstance(begun, Remote) and span is not None:
                 async with asyncio.timeout(READY):
-                    await journal.ready(*span)
+                    await begun.ready(*span)
         except (StoreUnavailable, Cut, TimeoutError) as error:
             trouble = _words(error)
             if not pass_through:
@@ -324,9 +329,9 @@ class Library:
             self._health.failed(trouble, self._store.probe if _passes(error) else None)
             if self._upstream is None:
                 raise trouble from error
-            return self._window(metadata)
+            return Transfer(self._window(metadata), self._store.nearest(metadata, upstream))
         self._health.takes_images()
-        return journal
+        return begun
 
     async def _rescue(self, fill: Fill, error: OSError) -> Partial:
         """See `mirror.images.fill.Rescue`."""

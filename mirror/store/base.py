@@ -138,7 +138,6 @@ class Retention(Protocol):
         """`current` and what is being `read` are hashes."""
 
 
-@runtime_checkable
 class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
@@ -201,6 +200,14 @@ class Partial(Protocol):
         """Let go of the journal as it is: published, put away, or to be resumed by the next fill."""
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a fill works with: the journal that it writes, and the source that it reads."""
+
+    journal: Partial
+    source: Source
+
+
 class Reader(Protocol):
     """One who reads along in a journal without a file."""
 
@@ -220,14 +227,15 @@ class BlobStore(Protocol):
     async def probe(self) -> None:
         """Try to write. Raises StoreUnavailable when that fails."""
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | Body:
         """Begin, resume or follow the journal of an image, having made sure there is room for all of it.
 
-        Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store).
+        Its source is `upstream`, or where the store has the bytes nearer. Returns the image itself when another process
+        has stored it meanwhile. Raises StoreUnavailable (no room, no store).
         """
 
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """Where the fill into that journal gets its bytes: from `upstream`, or from where the store has them nearer."""
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """Return where a fill that stores nothing gets its bytes: `upstream`, or where the store has them nearer."""
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
         """The image from where a fill that runs gets its bytes, for a reader that would have to wait for the fill.

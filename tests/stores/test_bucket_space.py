@@ -11,6 +11,7 @@ import pytest
 from mirror.images import retry as patience
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
+from mirror.model.source import NoSource
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
 from mirror.store.s3 import coordinator as coordinator
@@ -161,7 +162,7 @@ async def test_when_nothing_may_go_the_bucket_stays_as_it_is_and_that_is_said(ki
         assert bucket is not None
         if kind.name == "bucket":
             with pytest.raises(NoRoom, match=r"store\.s3\.max_size"):
-                await replica.stores.front.begin(metadata_of(IMAGES[3]))
+                await replica.stores.front.begin(metadata_of(IMAGES[3]), NoSource())
         else:
             await replica.put(IMAGES[3])
             assert replica.stores.disk is not None

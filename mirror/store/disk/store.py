@@ -27,7 +27,7 @@ from mirror.common.files import sync_directory
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Source
-from mirror.store.base import Partial, Remote, Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Remote, Retention, StoredImage, StoredInfo, StoreUnavailable, Transfer
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.partial_file import PartialFile, lock, names
 from mirror.store.disk.quarantine import set_aside
@@ -96,13 +96,18 @@ class DiskStore:
         """See `BlobStore.has`."""
         return await self.open(image_hash) is not None
 
-    async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
-        """See `BlobStore.begin`."""
-        return await self._run(self._begin, metadata)
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | StoredImage:
+        """See `BlobStore.begin`: there is no nearer place than upstream."""
+        begun = await self.journal(metadata)
+        return begun if isinstance(begun, StoredImage) else Transfer(begun, upstream)
 
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """See `BlobStore.source`: there is no nearer place."""
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """See `BlobStore.nearest`."""
         return upstream
+
+    async def journal(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
+        """Begin, resume or follow an image's journal, or return the image. Raises StoreUnavailable."""
+        return await self._run(self._begin, metadata)
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
         """See `BlobStore.ahead`: there is no such place."""

@@ -26,7 +26,7 @@ from mirror.common.log import event
 from mirror.model.errors import BadUpstream
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Source
-from mirror.store.base import Body, Partial, StoredInfo, newest_first
+from mirror.store.base import Body, StoredInfo, Transfer, newest_first
 from mirror.store.disk.removal import Kind, Removal
 from mirror.store.disk.space import Collected, Use
 from mirror.store.disk.verification import Verdict, Verified
@@ -199,7 +199,7 @@ class S3Store:
         self._open.add(image)
         return image
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | Body:
         """See `BlobStore.begin`."""
         await self.abilities()
         self._found.pop(metadata.hash, None)
@@ -218,7 +218,12 @@ class S3Store:
             if version is None or not await self._verified(metadata, version):
                 raise ObjectGone("what the bucket has is not what was received")
 
-        return PartsJournal(self.bucket, metadata, self.coordinator, sure)
+        journal = PartsJournal(self.bucket, metadata, self.coordinator, sure)
+        return Transfer(journal, BucketSource(journal.coordinator, upstream))
+
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """See `BlobStore.nearest`: what lies in the bucket, or what another mirror brings there."""
+        return BucketSource(self.coordinator(metadata, None), upstream)
 
     def coordinator(self, metadata: ImageMetadata, journal: Readable | None) -> Coordinator:
         """What a fill into that journal has to do with the bucket; nothing but reading from it without one."""
@@ -235,11 +240,6 @@ class S3Store:
         )
         self._coordinators.add(coordinator)
         return coordinator
-
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """See `BlobStore.source`."""
-        coordinator = journal.coordinator if isinstance(journal, PartsJournal) else self.coordinator(metadata, None)
-        return BucketSource(coordinator, upstream)
 
     async def make_room(self, wanted: int) -> bool:
         """See `BlobStore.make_room`: a bucket has room, or none that we could make."""
