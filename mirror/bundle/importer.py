@@ -87,7 +87,7 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
             else:
                 meter.say("another image stays the current one, for it is newer; clients get this one by its hash")
             if stores.bucket is not None:
-                await stores.bucket.settled()
+                await stores.bucket.background.settled()
             return Imported(metadata, current, checked)
 
 
@@ -148,9 +148,9 @@ class _Import:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         bucket = self._stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()
         self._meter.say(f"{self._name} is verified and stored")
 
 

@@ -104,6 +104,6 @@ class _Pull:
     async def _settle(self) -> None:
         """Wait until the image is in the bucket too, if there is one."""
         bucket = self._mirror.stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()

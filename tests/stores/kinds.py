@@ -93,7 +93,7 @@ class Replica:
     async def settled(self) -> None:
         """Wait until nothing goes on in the background."""
         if self.stores.bucket is not None:
-            await self.stores.bucket.settled()
+            await self.stores.bucket.background.settled()
 
     async def open(self, image_hash: str) -> Body:
         """A stored image; from the bucket by a fill, if that is what the store does."""
@@ -133,7 +133,7 @@ class Kind:
             if stores.disk is not None:
                 await stores.disk.prepare()
             if stores.bucket is not None:
-                await stores.bucket.abilities()
+                await stores.bucket.capabilities.get()
             replica = Replica(stores)
             stack.push_async_callback(replica.stop)
             yield replica

@@ -14,9 +14,7 @@ from mirror.model.note import Note
 from mirror.model.source import NoSource
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
-from mirror.store.s3 import coordinator as coordinator
-from mirror.store.s3 import lease, parts, source, space, upload
-from mirror.store.s3 import store as s3_store
+from mirror.store.s3 import coordinator, lease, lease_keeper, parts, served_marks, space
 from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
@@ -37,13 +35,12 @@ HASHES = [metadata_of(image).hash for image in IMAGES]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(source, "FOLLOW", 0.1)
+    monkeypatch.setattr(coordinator, "FOLLOW", 0.1)
     monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
-    monkeypatch.setattr(upload, "RENEW", 1.0)
+    monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
     monkeypatch.setattr(space, "LATELY", 0.0)
-    monkeypatch.setattr(space, "MARK", 0.05)
-    monkeypatch.setattr(s3_store, "MARK", 0.05)
+    monkeypatch.setattr(served_marks, "MARK", 0.05)
     monkeypatch.setattr(space, "PAUSE", 0.05)
 
 

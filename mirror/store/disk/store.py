@@ -154,7 +154,7 @@ class DiskStore:
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
         """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
-        await self._run(self._pin, image_hash, pinned)
+        await self._run(self._layout.pins.pin, image_hash, pinned=pinned)
 
     async def remove(self, image_hash: str, *, cut: bool = False) -> bool:
         """Remove an image. False when it is being verified anew just now.
@@ -297,14 +297,6 @@ class DiskStore:
             return  # served while it is still received
         except OSError as error:
             log.debug("cannot note that %s was served: %s", image_hash, error)
-
-    def _pin(self, image_hash: str, pinned: bool) -> None:
-        marker = self._images / image_hash / "pinned"
-        if pinned:
-            marker.touch()
-        else:
-            marker.unlink(missing_ok=True)
-        sync_directory(marker.parent)
 
     def _remove(self, image_hash: str, cut: bool) -> bool:
         if self._layout.file(image_hash) is None and not remove_partial(self._partial / image_hash):

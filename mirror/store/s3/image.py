@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
-from mirror.store.s3.bucket import Bucket, ObjectGone, Version
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.objects import ObjectGone, Version
 from mirror.store.s3.verified_versions import Versions
 from mirror.store.shared_file import SharedFile
 

@@ -16,9 +16,11 @@ from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.digest import check
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import PIECE, Bucket, ObjectGone
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.coordinator import Coordinator, Readable
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.object_reader import PIECE
+from mirror.store.s3.objects import ObjectGone
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,6 @@ class PartsJournal:
         sure: Callable[[], Awaitable[None]],
     ) -> None:
         self.coordinator = coordinator(metadata, self)
-        self.coordinator.needed = True
         self.position = 0
         self.validator: str | None = None
         self.part_size = parts.part_size(metadata.size)
@@ -164,7 +165,7 @@ class PartsJournal:
             self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
             return
         oldest = min(self._parts)
-        if (upload := self.coordinator.upload) is not None and not await upload.landed(oldest, LANDING):
+        if not await self.coordinator.landed(oldest, LANDING):
             raise OSError(errno.EIO, "the bucket takes nothing")
         self._parts[number] = self._parts.pop(oldest)
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.objects import ConditionFailed, NotSupported
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""

@@ -4,7 +4,8 @@ import logging
 
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.s3.bucket import Bucket, Version
+from mirror.store.s3.bucket import Bucket
+from mirror.store.s3.objects import Version
 
 log = logging.getLogger(__name__)
 
