@@ -16,10 +16,11 @@ from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Prefetch
-from mirror.images.catalog import Away, Catalog
+from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Found, Library
 from mirror.images.outcome import State
+from mirror.images.upstream_health import Away
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefused
 from mirror.model.status import Done, PrefetchState

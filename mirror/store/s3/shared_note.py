@@ -24,7 +24,7 @@ WRITE_SECONDS = 5.0
 
 
 class BucketNote:
-    """A `mirror.images.catalog.SharedNote`."""
+    """A `mirror.images.last_answer.SharedNote`."""
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
