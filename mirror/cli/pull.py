@@ -11,7 +11,7 @@ from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
-from mirror.images.library import Found
+from mirror.images.opened import Found
 from mirror.images.outcome import FillFailed, Reason, State
 from mirror.images.upstream_health import Away
 from mirror.images.watch import watch

@@ -18,7 +18,8 @@ from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Prefetch
 from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
-from mirror.images.library import Found, Library
+from mirror.images.library import Library
+from mirror.images.opened import Found
 from mirror.images.outcome import State
 from mirror.images.upstream_health import Away
 from mirror.model.caller import Caller, OwnCredential
