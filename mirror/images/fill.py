@@ -9,13 +9,12 @@ every reader learns it, once.
 
 import asyncio
 import errno
-import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mirror.common.log import event
 from mirror.common.units import format_size
-from mirror.images.appender import Appender
+from mirror.images.journal_writer import write
 from mirror.images.outcome import FillFailed, Reason, State, verdict_on
 from mirror.images.retry import RetryBudget
 from mirror.model.errors import BadUpstream, Unavailable
@@ -294,23 +293,7 @@ class Fill:
             self._answered = True
             self.origin = stream.origin
             self._moved()
-            restarted = stream.offset < self.position
-            digest = self._journal.digest().hexdigest()
-            pieces = _skip(stream.pieces, self.position, digest) if restarted else stream.pieces
-            received = self.position
-            appender = Appender(self._journal, stream.validator, self._moved)
-            try:
-                async for piece in pieces:
-                    received += len(piece)
-                    if received > self.metadata.size:
-                        raise Corrupt(f"{self.metadata.size} bytes", "more")
-                    await appender.put(piece)
-            except Broken as cut:
-                if restarted and received == self.position:  # all that work for no further byte: not for long
-                    raise Broken(str(cut), definitive_after=4) from cut
-                raise
-            finally:
-                await appender.finish()
+            await write(stream, self._journal, self.metadata.size, self._moved)
 
     async def _doubt_validator(self) -> None:
         """Let the next fill go on without it; from the beginning, when what came last may have been something short."""
@@ -323,22 +306,3 @@ class Fill:
         except OSError as error:
             stuck = event("partial.stuck", image=self.metadata.hash)
             log.warning("what was received of %s cannot be put away: %s", self.metadata.hash, error, extra=stuck)
-
-
-async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
-    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
-
-    What ends before that is no answer: Broken.
-    """
-    skipped = hashlib.sha256()
-    async for piece in pieces:
-        head, tail = piece[:count], piece[count:]
-        if head:
-            skipped.update(head)
-            count -= len(head)
-            if not count and skipped.hexdigest() != digest:
-                raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
-        if tail:
-            yield tail
-    if count:
-        raise Broken("what came in the image's place ends before what we hold")

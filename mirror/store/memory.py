@@ -15,7 +15,7 @@ from mirror.store.base import FellBehind
 from mirror.store.digest import check
 
 SIZE = 8 << 20
-"""Bytes kept; more than an `Appender` hands over at once."""
+"""Bytes kept; more than an `JournalWriter` hands over at once."""
 
 GATHER = 2.0
 """Seconds for which the first bytes stay at least, so that clients that come together share one transfer."""

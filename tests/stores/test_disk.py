@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.common.files import write_durably
-from mirror.images.appender import Appender
+from mirror.images.journal_writer import JournalWriter
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import NoSource
 from mirror.store.base import BLOCK, Corrupt, Lost, StoredImage, StoreUnavailable, Transfer
@@ -441,7 +441,7 @@ async def test_writes_end_at_the_boundaries_of_blocks_whatever_the_pieces(
 
     monkeypatch.setattr(os, "pwritev", note)
     journal = await begin(store, metadata)
-    appender = Appender(journal, None, lambda: None)
+    appender = JournalWriter(journal, None, lambda: None)
     for first in range(0, len(image), 300_001):
         await appender.put(image[first : first + 300_001])
     await appender.finish()

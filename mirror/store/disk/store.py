@@ -28,9 +28,9 @@ from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Source
 from mirror.store.base import Remote, Retention, StoredImage, StoredInfo, StoreUnavailable, Transfer
+from mirror.store.disk.adoption import adopt
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.partial_file import PartialFile, lock, names
-from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.disk.space import Collected, Space, Use
 from mirror.store.disk.verification import Verification, Verified
@@ -247,7 +247,7 @@ class DiskStore:
                     if not ours:
                         return self._partial_file(path, fd, metadata, ours=False)
                     length = os.fstat(fd).st_size
-                    if not self._adopt(metadata, length):
+                    if not adopt(self._layout, metadata, length):
                         with self._space.reserved(metadata, metadata.size - length):
                             return self._partial_file(path, fd, metadata, ours=True)
             except BaseException:
@@ -257,38 +257,6 @@ class DiskStore:
 
     def _partial_file(self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool) -> PartialFile:
         return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
-
-    def _adopt(self, metadata: ImageMetadata, length: int) -> bool:
-        """Make the partial of `length` bytes of a file that is stored and cannot be trusted; False when there is none.
-
-        We hold the partial's lock.
-        """
-        image = self._images / metadata.hash / "image"
-        if (file := self._layout.file(metadata.hash)) is None:
-            return False
-        try:
-            return self._adopt_file(image, file.st_size, metadata, length)
-        except FileNotFoundError:  # somebody has just removed it
-            return False
-
-    def _adopt_file(self, image: Path, size: int, metadata: ImageMetadata, length: int) -> bool:
-        if length < size <= metadata.size:
-            log.warning(
-                "%s is not the file that was verified: it is verified again",
-                image,
-                extra=event("image.altered", image=metadata.hash),
-            )
-            image.rename(self._partial / metadata.hash)
-            return True
-        log.warning(
-            "%s has %d bytes and should have %d: it is set aside",
-            image,
-            size,
-            metadata.size,
-            extra=event("image.set_aside", image=metadata.hash),
-        )
-        set_aside(image, self._quarantine, metadata.hash)
-        return False
 
     def _touch(self, image_hash: str) -> None:
         try:
