@@ -1,6 +1,6 @@
 """Coordinates one fill with the shared bucket: who fetches, where bytes are read from, what is uploaded.
 
-What it does now is one of the states of `mirror.store.s3.fill_state`, and changes in `Coordinator._enter` only. The
+What it does now is one of the states of `mirror.store.s3.bucket_state`, and changes in `Coordinator._enter` only. The
 fill's source (`mirror.store.s3.source`) opens what `choose` returns; its journal says how it grows and how it ends.
 """
 
@@ -17,9 +17,9 @@ from mirror.common.tasks import BackgroundTasks
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Changed
 from mirror.store.s3.bucket import Bucket
+from mirror.store.s3.bucket_state import NEXT, NOT_FROM_THE_OBJECT, UPLOADING, BucketState
 from mirror.store.s3.capabilities import KnownCapabilities
 from mirror.store.s3.errors import BucketFailed, NoRoom
-from mirror.store.s3.fill_state import NEXT, NOT_FROM_THE_OBJECT, UPLOADING, State
 from mirror.store.s3.lease import Held, Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
 from mirror.store.s3.objects import ObjectGone, Version
@@ -75,7 +75,7 @@ class Coordinator:
     def __init__(
         self, shared: SharedBucket, metadata: ImageMetadata, journal: Readable | None, *, needed: bool = False
     ) -> None:
-        self.state = State.CHOOSING
+        self.state = BucketState.CHOOSING
         self.metadata = metadata
         self.bucket = shared.bucket
         self.provenance = Provenance()
@@ -87,7 +87,7 @@ class Coordinator:
         self._vanished: LeaseNote | None = None
         self._look_at = 0.0
 
-    def _enter(self, state: State, upload: Upload | None = None) -> Upload | None:
+    def _enter(self, state: BucketState, upload: Upload | None = None) -> Upload | None:
         """Change the state: nothing else does. `upload` begins with it; returns the one that has to be abandoned."""
         if state not in NEXT[self.state]:
             raise AssertionError(f"a fill that is {self.state} cannot be {state}")
@@ -111,28 +111,28 @@ class Coordinator:
 
         Waits while another mirror that fetches has not got beyond `offset`. Raises BucketFailed, Changed.
         """
-        if self.state is State.FETCHING:
+        if self.state is BucketState.FETCHING:
             return None
-        await self._abandon(self._enter(State.CHOOSING))
-        while self.state is State.CHOOSING:
+        await self._abandon(self._enter(BucketState.CHOOSING))
+        while self.state is BucketState.CHOOSING:
             if version := await self._stored():
-                self._enter(State.READING)
+                self._enter(BucketState.READING)
                 self.provenance = self.provenance.from_object(offset, version)
                 return version
             if not (await self._shared.capabilities.get()).conditions:
-                if self._journal is None or not await self._take(None, State.FETCHING):
-                    self._enter(State.ALONE)
+                if self._journal is None or not await self._take(None, BucketState.FETCHING):
+                    self._enter(BucketState.ALONE)
                 return None
             held = await self._lease.look()
             if note := self._ahead(held, offset):
                 # Also when its holder will not come back: what is there is read first, then somebody takes over.
-                self._enter(State.FOLLOWING)
+                self._enter(BucketState.FOLLOWING)
                 return note
             if held is not None and not held.free:
                 await asyncio.sleep(FOLLOW)
             elif self._journal is None:
-                self._enter(State.ALONE)
-            elif await self._take(held, State.FETCHING):
+                self._enter(BucketState.ALONE)
+            elif await self._take(held, BucketState.FETCHING):
                 log.info(
                     "%s is fetched here for all replicas, from byte %d",
                     self.metadata.hash,
@@ -145,7 +145,7 @@ class Coordinator:
         """Go on with upstream though the bucket cannot be asked. Raises OSError if nothing could be stored then."""
         if isinstance(error, NoRoom):  # which has been said
             log.debug("%s is not brought into the bucket: %s", self.metadata.hash, error)
-            self._enter(State.ALONE)
+            self._enter(BucketState.ALONE)
             return
         if error.code is not None:
             self._shared.capabilities.doubt()
@@ -160,16 +160,16 @@ class Coordinator:
             extra=event("lease.skipped", image=self.metadata.hash),
         )
         self._look_at = asyncio.get_running_loop().time() + LOOK_AGAIN
-        self._enter(State.CUT_OFF)
+        self._enter(BucketState.CUT_OFF)
 
     async def upstream_is_outdated(self) -> bool:
         """Whether to choose anew while upstream is read, because another mirror fetches or the bucket answers again."""
-        if self.state is State.CUT_OFF and (now := asyncio.get_running_loop().time()) >= self._look_at:
+        if self.state is BucketState.CUT_OFF and (now := asyncio.get_running_loop().time()) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
             with suppress(BucketFailed):
                 await self._lease.look()
                 return True  # lest every mirror fetches the rest by itself
-        return self.state is State.SUPERSEDED
+        return self.state is BucketState.SUPERSEDED
 
     async def follow(self) -> LeaseNote | None:
         """Wait a little, and return what the lease's holder says then; None when nobody holds it any more."""
@@ -215,7 +215,7 @@ class Coordinator:
 
         The mirror that has the lease names it; when none has, this one. The result says whether it has its name.
         """
-        superseded = self._enter(State.NAMING if self.state is State.FETCHING else State.SETTLING)
+        superseded = self._enter(BucketState.NAMING if self.state is BucketState.FETCHING else BucketState.SETTLING)
         return self._shared.background.start(self._settle(superseded), f"settle {self.metadata.hash}")
 
     async def wrong(self) -> None:
@@ -227,12 +227,12 @@ class Coordinator:
                 extra=event("bucket.bad", image=self.metadata.hash),
             )
             self._shared.versions.distrust(self.metadata.hash, self.provenance.version)
-        await self._abandon(self._enter(State.DONE), "its bytes were wrong")
+        await self._abandon(self._enter(BucketState.DONE), "its bytes were wrong")
 
     async def close(self) -> None:
         """The journal is closed: the fill has ended, or goes on without the bucket."""
         self.provenance = self.provenance.from_elsewhere()
-        if self.state not in {State.SETTLING, State.NAMING}:
+        if self.state not in {BucketState.SETTLING, BucketState.NAMING}:
             await self._end()
 
     # What the store asks
@@ -262,7 +262,7 @@ class Coordinator:
             return None
         return note if note.position > offset and note != self._vanished else None
 
-    async def _take(self, held: Held | None, state: State) -> bool:
+    async def _take(self, held: Held | None, state: BucketState) -> bool:
         """Take the lease and begin to upload; False when another mirror was first. Raises NoRoom, BucketFailed."""
         assert self._journal is not None  # noqa: S101 - callers have looked
         capabilities = await self._shared.capabilities.get()
@@ -286,13 +286,13 @@ class Coordinator:
         return True
 
     def _superseded(self) -> None:
-        if self.state is State.FETCHING:
-            self._enter(State.SUPERSEDED)
+        if self.state is BucketState.FETCHING:
+            self._enter(BucketState.SUPERSEDED)
 
     async def _settle(self, superseded: Upload | None) -> bool:
         try:
             await self._abandon(superseded)
-            while self.state is State.SETTLING:
+            while self.state is BucketState.SETTLING:
                 if await self._stored() is not None:
                     return True
                 conditions = (await self._shared.capabilities.get()).conditions
@@ -302,10 +302,10 @@ class Coordinator:
                 elif self._journal is None:
                     return False
                 else:
-                    await self._take(held, State.NAMING)
+                    await self._take(held, BucketState.NAMING)
             assert self._upload is not None  # noqa: S101 - it is NAMING
             await self._upload.finish()
-            self._enter(State.DONE)
+            self._enter(BucketState.DONE)
         except (BucketFailed, ObjectGone) as error:
             log.warning(
                 "%s is verified, and cannot get its name in the bucket: %s",
@@ -326,7 +326,7 @@ class Coordinator:
 
     async def _end(self) -> None:
         self._journal = None
-        await self._abandon(self._enter(State.DONE))
+        await self._abandon(self._enter(BucketState.DONE))
 
     async def _abandon(self, upload: Upload | None, failed: str | None = None) -> None:
         if upload is not None:
