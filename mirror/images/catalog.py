@@ -1,4 +1,4 @@
-"""What is current: upstream's metadata, remembered for a while, refreshed once for all, stale while upstream is away.
+"""Knows which image is current: caches upstream's metadata, refreshes it once for all, serves it stale in an outage.
 
 It knows nothing of who may read it; `mirror.access.policies` does. Whether upstream is away is known by
 `mirror.images.upstream_health`; what it said last is kept by `mirror.images.last_answer`.
@@ -48,10 +48,10 @@ class Current:
 
 
 class Catalog:
-    """Upstream's current image. `ttl` and `stale_if_error` in seconds; `note` is the file of the last known answer.
+    """Caches upstream's current image. `ttl` and `stale_if_error` are in seconds; `note` is the last answer's file.
 
-    `rollover` says what clients get meanwhile when a new image is to be stored first; without it they get it at once.
-    `shared` is where replicas tell one another.
+    `rollover` says what clients get until a new image is stored; without it they get the new one at once. `shared` is
+    where the mirrors of a fleet tell one another what upstream said.
     """
 
     def __init__(
@@ -80,18 +80,18 @@ class Catalog:
         self._asking = asyncio.Lock()
 
     def take_up(self, config: UpstreamConfig) -> None:
-        """From now on these are `ttl` and `stale_if_error`."""
+        """Use the `ttl` and `stale_if_error` of another configuration from now on."""
         self._ttl, self._stale_if_error = config.metadata_ttl, config.stale_if_error
         if self._rollover is not None:
             self._rollover.pause = config.metadata_ttl
 
     @property
     def upstream_state(self) -> UpstreamState:
-        """What is known of upstream, without asking it."""
+        """Return what is known of upstream, without asking it."""
         return self._health.state
 
     async def last_answer(self) -> Note | None:
-        """What upstream said last, to any process of this store; None when it never did."""
+        """Return what upstream said last to any process of this store; None when it never did."""
         await self._last.read()
         return None if self._last.metadata is None else Note(self._last.metadata, self._last.said_at)
 
@@ -107,16 +107,16 @@ class Catalog:
         self._confirmed = -math.inf
 
     async def known_hash(self) -> str | None:
-        """The hash of what clients get who name none, as far as is known, without asking anybody."""
+        """Return the hash of what clients get that name no image, as far as is known, without asking anybody."""
         known = self._last.metadata if self._upstream is not None else await self._named_here()
         if self._rollover is not None:
             return await self._rollover.shown_hash(known)
         return known.hash if known else None
 
     async def imported(self, metadata: ImageMetadata) -> bool:
-        """Let a stored image be the current one when it was carried here, and no upstream says what is; whether it is.
+        """Make an imported image the current one, if there is no upstream that says what is; return whether it is now.
 
-        It becomes that when what is current by name is older, or is not stored. Without such a name the newest is.
+        It becomes that when the one that is named as current is older, or is not stored. Without a name the newest is.
         """
         named = await self.last_answer()
         if self._upstream is None and named is not None and named.metadata.hash != metadata.hash:
@@ -126,7 +126,7 @@ class Catalog:
         return await self.known_hash() == metadata.hash
 
     async def current(self, caller: Caller) -> Current:
-        """The current image, asking upstream with the caller's credential when the last answer is too old.
+        """Return the current image; ask upstream with the caller's credential when the last answer is too old.
 
         Raises UpstreamRefused (upstream's own answer), NotFound (nothing is current, and there is no upstream), or what
         `Away` carries when nothing is known that is recent enough.
@@ -137,7 +137,7 @@ class Catalog:
             return Current(named, Freshness.HIT)
         if fresh := self._fresh():
             return fresh
-        # Who comes by another mirror does not wait for questions under way: in a loop they wait for its answer.
+        # A request that came by another mirror waits for no question under way: in a loop that waits for its answer.
         async with contextlib.nullcontext() if caller.came_by else self._asking:
             if fresh := self._fresh():  # somebody asked while we waited
                 return fresh
@@ -147,9 +147,9 @@ class Catalog:
                 return await self.last_known(away)
 
     async def shown(self, current: Current, caller: Caller | None) -> Current:
-        """What clients get when that is what upstream says: that, or the last image until the new one is stored.
+        """Return what clients get when upstream says that: the same, or the last image until the new one is stored.
 
-        The new one is brought here meanwhile, with the caller's credential; nothing is begun without a caller.
+        The new one is brought here in the background, with the caller's credential; nothing is begun without a caller.
         """
         if self._rollover is None:
             return current
@@ -161,7 +161,7 @@ class Catalog:
     async def fetch(self, caller: Caller) -> Current:
         """Ask upstream now, with the caller's credential. Raises UpstreamRefused (401, 403, 404) or Away.
 
-        One that is away costs one question, however many ask (see `mirror.images.upstream_health`).
+        An upstream that is away costs one question, however many clients ask (see `mirror.images.upstream_health`).
         """
         assert self._upstream is not None  # noqa: S101 - callers asked
         async with self._health.asking(waits=not caller.came_by) as question:  # as in `current`
@@ -173,7 +173,7 @@ class Catalog:
         return Current(metadata, freshness)
 
     async def last_known(self, away: Away) -> Current:
-        """What was current when upstream was last heard, by any process of this store.
+        """Return what was current when upstream last answered any process of this store.
 
         Raises the error of `away` when that is too long ago.
         """
@@ -194,7 +194,7 @@ class Catalog:
         await self._last.write(metadata)
 
     async def _named_here(self) -> ImageMetadata | None:
-        """What is current where no upstream says so: what the last note names, or else the newest stored image."""
+        """Return what is current where no upstream says so: what the last note names, else the newest stored image."""
         await self._last.read()  # an import may have written it since, here or at another mirror
         await self._last.read_shared_once_in(self._ttl)
         if self._last.metadata is not None:

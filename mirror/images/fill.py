@@ -1,4 +1,4 @@
-"""One fill: a source, a journal, any number of readers, one verdict.
+"""One fill reads a source, writes a journal, serves any number of readers, and ends with one verdict.
 
 A fill belongs to the library, never to a request: readers come and go, and nothing they do moves it. Readers take bytes
 from the journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the
@@ -42,13 +42,12 @@ async def no_rescue(fill: "Fill", error: OSError) -> Partial:
 
 
 class Fill:
-    """The transfer of one image into its `journal`, and the `Body` of those who read along.
+    """The transfer of one image into its `journal`, and the `Body` of the clients that read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
     which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
-    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` are the downloads that
-    read along now. `nameless` when the image cannot get its name: until the verdict what is to be expected, as whoever
-    begins the fill says.
+    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` counts the downloads that
+    read along now. `nameless` says that the image cannot get its name: until the verdict that is a guess.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Fill:
 
     @property
     def passes_through(self) -> bool:
-        """Whether the image is given to clients and not stored, as far as that is known."""
+        """Whether clients get the image and it is not stored, as far as that is known."""
         return self.nameless or isinstance(self._journal, MemoryWindow)
 
     def reaches(self, offset: int) -> bool:
@@ -141,7 +140,7 @@ class Fill:
             await self._wait(self.metadata.size - 1)
 
     async def run(self) -> None:
-        """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
+        """Fill until there is a verdict. Raises nothing but CancelledError."""
         verdict: FillFailed | None = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))
         try:
             while not await self._went_well():

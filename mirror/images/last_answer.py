@@ -1,4 +1,4 @@
-"""What upstream said last, kept where it survives: in `current.json` on the disk, and among the mirrors of a fleet.
+"""Keeps what upstream said last, where it survives: in `current.json` on the disk, and among the mirrors of a fleet.
 
 So a mirror that starts while upstream is away still knows what to serve.
 """
@@ -53,11 +53,11 @@ class LastAnswer:
 
     @property
     def said_at(self) -> datetime:
-        """The time of day of `said`, by the clock as it is set now."""
+        """Return the time of day of `said`, by the clock as it is set now."""
         return time_of(self._clock, self.said)
 
     async def read(self) -> None:
-        """Learn what the file says, if that is later than what we know."""
+        """Read the file, and take over what it says if that is later than what we know."""
         note, trouble = None, None
         try:
             note = Note.parse(await self._blocking(self._note.read_bytes))
@@ -73,7 +73,7 @@ class LastAnswer:
         self._believe(note)
 
     async def read_shared(self) -> None:
-        """Learn what the fleet says, if that is later than what we know."""
+        """Read what the fleet says, and take it over if that is later than what we know."""
         if self._shared is not None:
             self._believe(await self._shared.read())
 
@@ -98,7 +98,7 @@ class LastAnswer:
             self._shared.write(note)
 
     def _believe(self, note: Note | None) -> None:
-        """Know what a note says, if that is later than what we know.
+        """Take over what a note says, if that is later than what we know.
 
         One of a time that is yet to come tells nothing of its age, so it never stands in for upstream.
         """

@@ -1,7 +1,7 @@
-"""Give me a body for this image: the stored one, a fill that is running, or a new fill.
+"""Gives a request the body of an image: the stored one, a fill that is running, or a new fill.
 
-Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives; when
-the store fails images are passed through windows in memory, and who comes too late for one begins another.
+Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives. When
+the store fails, images are passed through windows in memory; a client that comes too late for one begins another.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class _Running:
 
 
 class Library:
-    """All images that can be had. `own` is the mirror's own credential, used before any client's, if it has one.
+    """Finds images or begins to fetch them. `own` is the mirror's own credential, which goes before any client's.
 
     `changed` is called when upstream turned out to have another image than its metadata said. `wrong` is where the
     processes of a mirror count wrong bytes together.
@@ -85,17 +85,17 @@ class Library:
         self._report = FillReport(self._metrics, self._health, self._wrong, changed)
 
     def take_up(self, *, holdback: int, retry: float) -> None:
-        """From now on fills that begin have these."""
+        """Give these to fills that begin from now on."""
         self._holdback, self._retry = holdback, retry
 
     @property
     def store_state(self) -> StoreState:
-        """Whether the store took an image when it was last asked to from here."""
+        """Return whether the store took an image when it was last asked to from here."""
         return self._health.state
 
     @property
     def fills(self) -> Sequence[tuple[Fill, datetime]]:
-        """The fills that others may join now, and when each began."""
+        """Return the fills that others may join now, and when each began."""
         return [(running.fill, running.began_at) for running in self._fills.values()]
 
     async def has(self, image_hash: str) -> bool:
@@ -107,7 +107,7 @@ class Library:
             return False
 
     async def stored(self, image_hash: str, span: tuple[int, int] | None = None) -> Body | None:
-        """The stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
+        """Return the stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
 
         A store that fails, or does not give them in time, has none.
         """
@@ -126,7 +126,7 @@ class Library:
         return image
 
     async def list(self) -> Sequence[StoredInfo]:
-        """Every stored image, newest first. Raises StoreUnavailable."""
+        """Return every stored image, newest first. Raises StoreUnavailable."""
         return await self._store.list()
 
     def serving(self, image_hash: str) -> None:
@@ -144,7 +144,7 @@ class Library:
         *,
         pass_through: bool = True,
     ) -> Opened:
-        """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
+        """Return the image's body for a reader from `start`; begin a fill when it is neither stored nor on its way.
 
         With `stop` the bytes up to there will be read at once, so the first of them are looked for; a range that a fill
         has not reached comes from where the fill's bytes do, if it can be had there. A fill may show the caller's
@@ -233,7 +233,7 @@ class Library:
         return None
 
     async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
-        """The bytes of `span`, which the fill has not reached, from where they can be had now; None if they cannot."""
+        """Return the bytes of `span`, which the fill has not reached, from where they lie; None if that is nowhere."""
         try:
             async with asyncio.timeout(AHEAD):
                 image = await self._store.ahead(fill.metadata.hash, fill.ended)

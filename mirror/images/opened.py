@@ -1,4 +1,4 @@
-"""What a request gets: a body to send, and how it was come by."""
+"""What the library gives a request: a body to send, and how it was found."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from mirror.store.base import Body, Remote
 
 
 class Found(Enum):
-    """How a request came by its body."""
+    """How the body of a request was found."""
 
     STORED = "stored"
     BEGAN = "began a fill"
@@ -20,7 +20,7 @@ class Found(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A body to send, how it was come by, and the fill when there is one."""
+    """A body to send, how it was found, and the fill when there is one."""
 
     body: Body
     found: Found

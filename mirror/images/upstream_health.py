@@ -1,6 +1,7 @@
-"""Whether upstream answers: one that is away costs one question, however many clients ask.
+"""Tracks whether upstream answers: an upstream that is away costs one question, however many clients ask.
 
-It is a circuit breaker (`mirror.common.circuit_breaker`) that knows upstream's answers, and keeps what operators see.
+It is a circuit breaker (`mirror.common.circuit_breaker`) that understands upstream's answers, and keeps what operators
+see of it.
 """
 
 import asyncio
@@ -89,5 +90,5 @@ class UpstreamHealth:
 
 
 def _pause(took: float) -> float:
-    """Seconds for which upstream is not asked after a question that failed when it had taken that long."""
+    """Return for how many seconds upstream is spared after a question that failed and took that long."""
     return took if took > HANGING else 0.0

@@ -224,7 +224,7 @@ class TieredPartial:
 
 
 class _Readable:
-    """A stored image as what an upload reads from."""
+    """Lets an upload read from a stored image."""
 
     validator = None
 

@@ -1,4 +1,4 @@
-"""Taking up a stored file that is not the one that was verified: it becomes a partial, to be digested anew."""
+"""Takes up a stored file that is not the one that was verified: it becomes a partial, and is hashed again."""
 
 import logging
 from pathlib import Path

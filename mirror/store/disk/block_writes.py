@@ -1,4 +1,4 @@
-"""Writing in whole, aligned blocks, from which the page cache sends best (see `mirror.store.base.BLOCK`)."""
+"""Writes in whole, aligned blocks, from which the page cache sends best (see `mirror.store.base.BLOCK`)."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What lies where in the directory of a disk store, read as it is: nothing is changed here. All of it blocks."""
+"""Reads what lies where in the directory of a disk store. It changes nothing. All of it blocks."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Layout:
-    """The directory `root` and its rooms (see `mirror.store.disk.store`)."""
+    """The directory `root` and what is in it (see `mirror.store.disk.store`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""The objects of one bucket below one prefix: what S3 offers, typed, and its failures as BucketFailed, in words.
+"""Typed access to the objects of one bucket below one prefix; failures become BucketFailed, in words.
 
 Only what all servers agree on is relied upon. Large objects are read by `mirror.store.s3.object_reader`.
 """
@@ -52,7 +52,7 @@ class Bucket:
         self.read = self._reader.read
 
     async def __aenter__(self) -> Self:
-        """Nothing is looked for, and nobody asked, yet."""
+        """Open nothing: credentials are looked for when somebody asks."""
         return self
 
     async def __aexit__(
@@ -156,7 +156,7 @@ class Bucket:
     async def copy_part(self, name: str, upload: str, number: int, source: str, etag: str) -> str:
         """Let the server copy an object of that version into the upload, as part `number` (1 and up); the part's ETag.
 
-        Raises Gone, NotSupported.
+        Raises ObjectGone, NotSupported.
         """
         answer = None
         async with self._asking("UploadPartCopy", seconds=10 * ANSWER):
@@ -173,7 +173,7 @@ class Bucket:
         return str(answer["CopyPartResult"]["ETag"])
 
     async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
-        """Write part `number` (1 and up); its ETag. Raises Gone."""
+        """Write part `number` (1 and up); its ETag. Raises ObjectGone."""
         answer = None
         async with self._asking("UploadPart", seconds=_patience(data)):
             answer = await self._clients.ask(
@@ -184,7 +184,7 @@ class Bucket:
         return str(answer["ETag"])
 
     async def complete_upload(self, name: str, upload: str, etags: Sequence[str]) -> None:
-        """Make the parts one object. Raises Gone when the upload or one of its parts is not there any more.
+        """Make the parts one object. Raises ObjectGone when the upload or one of its parts is not there any more.
 
         An upload that was completed before may be gone, or completed once more.
         """

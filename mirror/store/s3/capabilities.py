@@ -1,4 +1,4 @@
-"""What a server can do, found out by trying: servers differ, and some say yes and do nothing."""
+"""Finds out by trying what a server can do: servers differ, and some say yes and do nothing."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class Capabilities:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What is done without, in words."""
+        """Say in words what the mirror has to do without."""
         said = []
         if not self.conditions:
             said.append("it has no conditional writes, so each replica fetches an image once, not all of them together")
@@ -46,7 +46,7 @@ class KnownCapabilities:
         self._finding_out = asyncio.Lock()
 
     async def get(self) -> Capabilities:
-        """What the server can do, as it was tried lately. Raises BucketFailed."""
+        """Return what the server can do, as it was tried lately. Raises BucketFailed."""
         async with self._finding_out:
             if (found := self._known.get(self._bucket.name)) is None:
                 found = self._known[self._bucket.name] = await find_out(self._bucket)
@@ -61,7 +61,7 @@ class KnownCapabilities:
 
 
 async def find_out(bucket: Bucket) -> Capabilities:
-    """Try. What is written for it is removed again. Raises BucketFailed."""
+    """Try what the server can do; what is written for that is removed again. Raises BucketFailed."""
     probe = f"probe{secrets.token_hex(8)}"
     return Capabilities(conditions=await _conditions(bucket, f"leases/{probe}"), copies=await _copies(bucket, probe))
 

@@ -206,7 +206,7 @@ class Coordinator:
         return uploaded_by or self.provenance.writer(number)
 
     def right(self) -> None:
-        """All is verified and stored; with it the image's object, if all bytes came from there."""
+        """Note that all is verified and stored; with it the image's object, if all bytes came from there."""
         if self.provenance.version is not None:
             self._shared.versions.trust(self.metadata.hash, self.provenance.version)
 
@@ -219,7 +219,7 @@ class Coordinator:
         return self._shared.background.start(self._settle(superseded), f"settle {self.metadata.hash}")
 
     async def wrong(self) -> None:
-        """The bytes were not the image."""
+        """Note that the bytes were not the image, and stop the upload."""
         if self.provenance.version is not None:
             log.error(
                 "%s in the bucket is not that image: it is not used",
@@ -230,7 +230,7 @@ class Coordinator:
         await self._abandon(self._enter(BucketState.DONE), "its bytes were wrong")
 
     async def close(self) -> None:
-        """The journal is closed: the fill has ended, or goes on without the bucket."""
+        """Note that the journal is closed: the fill has ended, or goes on without the bucket."""
         self.provenance = self.provenance.from_elsewhere()
         if self.state not in {BucketState.SETTLING, BucketState.NAMING}:
             await self._end()
@@ -244,7 +244,7 @@ class Coordinator:
 
     @property
     def trouble(self) -> BucketFailed | None:
-        """What keeps its upload from going on now, if anything does."""
+        """Return what keeps its upload from going on now, if anything does."""
         return self._upload.trouble if self._upload is not None else None
 
     # How

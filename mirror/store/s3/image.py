@@ -1,4 +1,4 @@
-"""An image that is streamed from the bucket to one reader.
+"""Streams a stored image from the bucket to one reader.
 
 Until this process has read all bytes of that version of the object, and they were right, the last of them are held
 back: a whole read is hashed as it goes; one of a part waits for a verification in the background.

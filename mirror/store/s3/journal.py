@@ -138,7 +138,7 @@ class PartsJournal:
             await reader.leave()
 
     async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop), or the first of them, from the bucket. Raises Gone, BucketFailed."""
+        """Give the bytes [start, stop), or the first of them, from the bucket. Raises ObjectGone, BucketFailed."""
         number, first, last = next(parts.spans(start, stop, self.part_size))
         if not self.named and (fill := self.coordinator.writer(number)):
             try:
@@ -171,7 +171,7 @@ class PartsJournal:
 
 
 class PartsReader:
-    """One who reads along from `position` on."""
+    """A client that reads along from `position` on."""
 
     def __init__(self, journal: PartsJournal, position: int) -> None:
         self.position = position

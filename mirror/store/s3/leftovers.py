@@ -1,4 +1,4 @@
-"""What fills left in a bucket that did not end well: found here, removed by whoever asks."""
+"""Finds and removes what fills left in a bucket that did not end well."""
 
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""Which images lie in a bucket: their objects, and the metadata beside them."""
+"""Lists the images of a bucket: their objects, and the metadata beside them."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence

@@ -59,10 +59,10 @@ class ObjectReader:
         eager: bool = False,
         seen: Callable[[str], None] = lambda _: None,
     ) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop) of an object, going on where a connection broke, in the version `etag`.
+        """Give the bytes [start, stop) of an object in the version `etag`, going on where a connection broke.
 
-        Without one it is the version that is there first; `seen` is told. Raises Gone, and BucketFailed when there is
-        no byte for `patience` seconds; for who is `eager` for the first one, at once when there will be none.
+        Without `etag` it is the version that is there first, and `seen` is called with that. Raises ObjectGone, and
+        BucketFailed when there is no byte for `patience` seconds; if `eager`, at once when there will be no first one.
         """
         clock = asyncio.get_running_loop().time
         progressed = clock()
@@ -92,7 +92,7 @@ class ObjectReader:
 
     @asynccontextmanager
     async def opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, bytes, Any]]:
-        """The object's ETag, its first bytes, which show that it can be read, and what the others are read from."""
+        """Give the object's ETag, its first bytes, which show that it can be read, and what to read the others from."""
         async with AsyncExitStack() as stack:
             body = None
             try:
@@ -111,7 +111,7 @@ class ObjectReader:
 
     @contextmanager
     def _read_from(self) -> Iterator[None]:
-        """Be one of those who read, and share the memory."""
+        """Count as a reader within the context: readers share the memory."""
         self._reading += 1
         try:
             yield

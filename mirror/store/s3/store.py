@@ -80,7 +80,7 @@ class S3Store:
         self._trouble: BucketFailed | None = None
 
     def take_up(self, *, holdback: int, bounds: Bounds | None) -> None:
-        """From now on these are the bounds."""
+        """Use these bounds from now on."""
         self.holdback = holdback
         self._space = None
         self._marks.shared = bounds is not None
@@ -93,7 +93,7 @@ class S3Store:
             )
 
     async def close(self) -> None:
-        """End what goes on in the background; another replica can go on with it."""
+        """End what goes on in the background; another mirror can go on with it."""
         await self.background.stop()
         self._processes.close()
 
@@ -120,7 +120,7 @@ class S3Store:
     async def probe(self) -> None:
         """See `BlobStore.probe`: whether the bucket answers, takes what is written, and no upload is kept from it.
 
-        Whoever asks is not patient: when that takes its time, it is as it was found last.
+        The caller is not patient: when the bucket takes its time, the last result stands.
         """
         if self._probing is None:
             self._probing = self.background.start(self._probe(), "probe the bucket")
@@ -292,7 +292,7 @@ class S3Store:
             self._found.clear()
 
     def _read(self) -> set[str]:
-        """The images that are read here now."""
+        """Return the images that are read here now."""
         brought = {coordinator.metadata.hash for coordinator in self._coordinators if coordinator.reading}
         return brought | {image.metadata.hash for image in self._open}
 

@@ -1,4 +1,4 @@
-"""Hashing the images of a bucket again: each once for all that wait for it."""
+"""Hashes the images of a bucket again: each once for all that wait for it."""
 
 import asyncio
 import hashlib
@@ -38,7 +38,7 @@ class BucketVerification:
     async def is_right(
         self, metadata: ImageMetadata, version: Version, published: Callable[[], Awaitable[None]] | None = None
     ) -> bool:
-        """Read the object once for all who wait; whether it is right. Raises BucketFailed.
+        """Read the object once for all that wait; return whether it is right. Raises BucketFailed.
 
         Not before it is `published`, for it is being read until then. Raises FillFailed when it will not be.
         """
