@@ -20,7 +20,8 @@ from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.config.reloadable import Ready
-from mirror.images.catalog import Away, Catalog, Current
+from mirror.images.catalog import Catalog, Current
+from mirror.images.upstream_health import Away
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
 

@@ -27,7 +27,7 @@ from mirror.images.outcome import FillFailed, Reason, State
 from mirror.images.watch import watch
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Stream
-from mirror.store.base import Partial
+from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
 from mirror.wiring.mirror import loaded_catalog
 from mirror.wiring.stores import Stores, disk_store, opened
@@ -87,7 +87,7 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
             else:
                 meter.say("another image stays the current one, for it is newer; clients get this one by its hash")
             if stores.bucket is not None:
-                await stores.bucket.settled()
+                await stores.bucket.background.settled()
             return Imported(metadata, current, checked)
 
 
@@ -131,13 +131,13 @@ class _Import:
 
     async def _fill(self, checked: Sequence[Checked]) -> None:
         """Bring the image into the store. Raises FillFailed, StoreUnavailable."""
-        journal = await self._stores.front.begin(self._metadata)
-        if not isinstance(journal, Partial):
+        begun = await self._stores.front.begin(self._metadata, _Media(checked, self._pool))
+        if not isinstance(begun, Transfer):
             self._meter.say(f"{self._name} was stored meanwhile, by another process")
             return
         store = self._config.store
-        source = self._stores.front.source(self._metadata, journal, _Media(checked, self._pool))
-        fill = Fill(self._metadata, source, journal, holdback=store.holdback, retry=self._config.upstream.fill_retry)
+        retry = self._config.upstream.fill_retry
+        fill = Fill(self._metadata, begun.source, begun.journal, holdback=store.holdback, retry=retry)
         if fill.state is State.FOLLOWING:
             self._meter.say("another process is receiving this image into the same store: following it")
         running = asyncio.create_task(fill.run(), name=f"import {self._metadata.hash}")
@@ -148,9 +148,9 @@ class _Import:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         bucket = self._stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()
         self._meter.say(f"{self._name} is verified and stored")
 
 

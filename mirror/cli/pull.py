@@ -11,9 +11,9 @@ from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
-from mirror.images.catalog import Away
-from mirror.images.library import Found
+from mirror.images.opened import Found
 from mirror.images.outcome import FillFailed, Reason, State
+from mirror.images.upstream_health import Away
 from mirror.images.watch import watch
 from mirror.model.caller import Caller
 from mirror.model.errors import ConfigError, MirrorError, UpstreamRefused
@@ -104,6 +104,6 @@ class _Pull:
     async def _settle(self) -> None:
         """Wait until the image is in the bucket too, if there is one."""
         bucket = self._mirror.stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()

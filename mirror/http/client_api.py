@@ -16,7 +16,8 @@ from mirror.http.listener import finish_headers
 from mirror.http.send import Sender
 from mirror.images.catalog import Catalog, Current, Freshness
 from mirror.images.describe import describe
-from mirror.images.library import Found, Library, Opened
+from mirror.images.library import Library
+from mirror.images.opened import Found, Opened
 from mirror.images.outcome import FillFailed, Reason
 from mirror.model.caller import Caller
 from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable

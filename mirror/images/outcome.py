@@ -1,4 +1,4 @@
-"""The states of a fill, and why it failed, as its readers and the log are told."""
+"""The states of a fill, and the reasons why it fails, as its readers and the log are told."""
 
 import logging
 from enum import StrEnum
@@ -47,7 +47,7 @@ class FillFailed(Exception):
     def anew(self) -> "FillFailed":
         """Make the same verdict once more, for one more reader.
 
-        What was raised holds on to all that was under way then, the fill and its open file among that.
+        An exception that was raised keeps its frames alive, and with them the fill and its open file.
         """
         error = type(self.error).__new__(type(self.error), *self.error.args)
         error.__dict__.update(self.error.__dict__)
@@ -58,7 +58,7 @@ class FillFailed(Exception):
 
 
 def verdict_on(error: Exception) -> FillFailed:
-    """Put what ended a fill into the words of a verdict."""
+    """Turn the exception that ended a fill into its verdict."""
     match error:
         case FillFailed():
             return error

@@ -1,4 +1,4 @@
-"""Which hop may be followed: the URL is judged before it is asked, the address when it is connected to.
+"""Decides which redirect may be followed: judges the URL before it is asked, and the address when it is connected to.
 
 The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
 no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.config import S3, Config, Store
-from mirror.images.catalog import SharedNote
+from mirror.images.last_answer import SharedNote
 from mirror.images.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk.store import DiskStore

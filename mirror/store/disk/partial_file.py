@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +21,9 @@ from typing import TypeVar
 from mirror.common.files import sync_directory, write_durably
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import BLOCK, Corrupt, Lost, Reader, Unnamed
+from mirror.store.base import Corrupt, Lost, Reader, Unnamed
 from mirror.store.digest import check
+from mirror.store.disk.block_writes import blocks, write_all
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
@@ -40,7 +41,6 @@ FOLLOW = 0.05
 
 _RECOVERY_STEP = 64 << 20
 _DIGEST_STEP = 2 << 20
-_IOV_MAX = 1024
 
 T = TypeVar("T")
 
@@ -174,8 +174,8 @@ class PartialFile:
 
     def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
         try:
-            for block in _blocks(pieces, self.position):
-                self._write(block)
+            for block in blocks(pieces, self.position):
+                write_all(self.file.fd, block, self.position)
                 for piece in block:
                     self._digest.update(piece)
                 self.position += sum(map(len, block))
@@ -187,17 +187,6 @@ class PartialFile:
             self._flushed = self.position
             self._check_flushed()
             self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
-
-    def _write(self, block: Sequence[memoryview]) -> None:
-        written = os.pwritev(self.file.fd, block, self.position)
-        offset = self.position
-        for piece in block:
-            if written < len(piece):  # a short write is rare: a signal, or a disk about to be full
-                done = written
-                while done < len(piece):
-                    done += os.pwrite(self.file.fd, piece[done:], offset + done)
-            written = max(0, written - len(piece))
-            offset += len(piece)
 
     def _check_flushed(self) -> None:
         if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
@@ -288,24 +277,6 @@ class PartialFile:
 
     def _identity(self) -> Identity:
         return Identity.of(os.fstat(self.file.fd))
-
-
-def _blocks(pieces: Sequence[bytes | memoryview], position: int) -> Iterator[list[memoryview]]:
-    """Divide what is appended at `position` so that each write ends at a boundary, or at the end."""
-    block: list[memoryview] = []
-    end = position
-    for whole in pieces:
-        piece = memoryview(whole)
-        while piece:
-            part = piece[: BLOCK - end % BLOCK]
-            block.append(part)
-            end += len(part)
-            piece = piece[len(part) :]
-            if end % BLOCK == 0 or len(block) == _IOV_MAX:
-                yield block
-                block = []
-    if block:
-        yield block
 
 
 def lock(fd: int) -> bool:
