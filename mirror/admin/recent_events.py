@@ -41,7 +41,8 @@ class Events(logging.Handler):
         if action is None or action.startswith("http."):  # of one request: there are too many of them
             return
         at = datetime.fromtimestamp(record.created, UTC)
-        event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()))
+        image = getattr(record, "fields", {}).get("pps_mirror.image")
+        event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()), image)
         self._last.append(event)
         self._untold.append(event)
 

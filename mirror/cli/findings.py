@@ -9,7 +9,8 @@ from mirror.common.log import plain
 class Finding:
     """What one check found. One that is not `ok` fails the command; a `note` is fine and worth knowing.
 
-    `advice` says what to do about it, when somebody knows.
+    `advice` says what to do about it, when somebody knows. `errno` and `port` are what the words are about, where it is
+    an error of the system's, or a port: advice is chosen by these.
     """
 
     check: str
@@ -17,6 +18,8 @@ class Finding:
     message: str
     note: bool = False
     advice: str = ""
+    errno: int | None = None
+    port: int | None = None
 
     @property
     def mark(self) -> str:

@@ -251,8 +251,7 @@ class _Get:
         except FillFailed as failure:
             if failure.reason not in {Reason.CHANGED, Reason.WRONG_BYTES} or last:
                 raise self._explained(failure, target) from failure
-            said = failure.error.message.removesuffix("; ask again")
-            log.warning("%s: beginning anew", said, extra=event("get.began_anew"))
+            log.warning("%s: beginning anew", failure.words, extra=event("get.began_anew"))
             return False
         finally:
             self._resumes += fill.resumes
@@ -286,7 +285,7 @@ class _Get:
     def _explained(self, failure: FillFailed, target: Path) -> MirrorError:
         if isinstance(failure.error, UpstreamRefused):
             return self._refusal(failure.error)
-        said = failure.error.message.removesuffix("; ask again")
+        said = failure.words
         if failure.reason is Reason.STORE and isinstance(failure.error.__cause__, OSError):
             said = _unwritable(target, failure.error.__cause__).message
         return MirrorError(f"{said}; what came is {_kept(target)}" if _received(target) else said)

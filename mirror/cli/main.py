@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from mirror import config
-from mirror.cli import check
+from mirror.cli.check import main as check
 from mirror.cli.findings import Finding
 from mirror.cli.parser import build_parser
 from mirror.common import log

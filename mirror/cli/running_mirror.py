@@ -109,7 +109,7 @@ class RunningMirror:
                 failures = [
                     _Failure(harmless(each["message"]), each["action"] == "fill.changed")
                     for each in status["events"]
-                    if each["level"] == "error" and image_hash in each["message"] and each["at"] >= since
+                    if each["level"] == "error" and each["image"] == image_hash and each["at"] >= since
                 ]
             if places is not None and not missing:
                 return None

@@ -48,12 +48,16 @@ OUTCOMES = ("published", "followed", "passed_through", *(reason.outcome for reas
 
 
 class FillFailed(Exception):
-    """The verdict against a fill. `error` is what a client that has no byte yet is told."""
+    """The verdict against a fill. `error` is what a client that has no byte yet is told.
 
-    def __init__(self, reason: Reason, error: MirrorError) -> None:
+    `words` say what happened, without the advice to such a client.
+    """
+
+    def __init__(self, reason: Reason, error: MirrorError, words: str | None = None) -> None:
         super().__init__(f"{reason}: {error}")
         self.reason = reason
         self.error = error
+        self.words = words or error.message
 
     def anew(self) -> "FillFailed":
         """Make the same verdict once more, for one more reader.
@@ -65,7 +69,7 @@ class FillFailed(Exception):
         if (cause := self.error.__cause__) is not None:
             cause.__context__ = None
             error.__cause__ = cause.with_traceback(None)
-        return FillFailed(self.reason, error)
+        return FillFailed(self.reason, error, self.words)
 
 
 def verdict_on(error: Exception) -> FillFailed:
@@ -78,13 +82,14 @@ def verdict_on(error: Exception) -> FillFailed:
         case MirrorError():
             return FillFailed(Reason.REFUSED, error)
         case Changed():
-            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1), str(error))
         case Corrupt():
-            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"wrong bytes came in: {error}; ask again"))
+            words = f"wrong bytes came in: {error}"
+            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"{words}; ask again"), words)
         case Lost():
-            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case Abandoned():
-            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case _:
             log.error("a fill failed", exc_info=error, extra=event("mirror.mistake"))
             mistake = MirrorError("the mirror made a mistake while fetching the image; its log says more")

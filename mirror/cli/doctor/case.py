@@ -10,8 +10,8 @@ from pathlib import Path
 from yarl import URL
 
 from mirror.cli.doctor.deployment import Deployment
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.config import Config
 from mirror.model.errors import ConfigError, MirrorError
 from mirror.model.metadata import ImageMetadata

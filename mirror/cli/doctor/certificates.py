@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.findings import Finding
 from mirror.common.units import format_duration
 

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.config import Config

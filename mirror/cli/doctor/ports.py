@@ -3,12 +3,10 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 
 PROCESSES = 20_000
@@ -24,8 +22,8 @@ def examine(case: Case) -> Iterator[Finding]:
     server, admin = case.config.server, case.config.admin
     yield from _privileged(case, "server", server.port)
     yield from _privileged(case, "admin", admin.port)
-    clients = health(server.host, server.port, tls=server.tls_cert is not None)
-    operators = health(admin.host, admin.port, tls=False)
+    clients = wire.health(server.host, server.port, tls=server.tls_cert is not None)
+    operators = wire.health(admin.host, admin.port, tls=False)
     if clients is not None and clients.is_mirror and clients.status == 200:
         advice = "did you mix up server.port and admin.port? a client listener knows no /healthz"
         yield Finding("server", False, f"port {server.port} has the admin listener of a pps-mirror", advice=advice)
@@ -42,21 +40,6 @@ def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
     if 0 < port < first and os.geteuid() == 0:
         said = f"port {port} is for root only, and for who has the capability to bind it"
         yield Finding(key, True, said, note=True, advice=case.deployment.low_ports)
-
-
-def health(host: str, port: int, *, tls: bool) -> RawAnswer | None:
-    """What answers there to the question for its health; None when nobody does."""
-    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    if port == 0:
-        return None
-    try:
-        connection = wire.connect(target, port)
-        if tls:
-            connection = wire.wrapped(connection, wire.trusting_anybody(), target)
-        with closing(connection):
-            return wire.ask(connection, "GET", "/healthz", f"localhost:{port}")
-    except OSError:
-        return None
 
 
 def holder(port: int) -> str | None:

@@ -7,10 +7,10 @@ from contextlib import closing
 
 from yarl import URL
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.common.hosts import is_address, is_loopback
 from mirror.model.errors import ConfigError
 from mirror.upstream.proxies import Proxies, Proxy, excepted

@@ -9,11 +9,11 @@ from email.utils import parsedate_to_datetime
 
 from yarl import URL
 
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor import certificates
-from mirror.cli.doctor import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.common.units import format_duration
 from mirror.model.errors import ConfigError
 from mirror.upstream.client import API
@@ -68,27 +68,32 @@ def _name(case: Case, url: URL, *, proxied: bool) -> Generator[Finding, None, Se
 
 def _connection(url: URL, addresses: Sequence[str]) -> Generator[Finding, None, str | None]:
     """Try the addresses; the first that takes a connection."""
-    failed: list[str] = []
+    failed: dict[str, OSError] = {}
     good: str | None = None
     for address in addresses[:ADDRESSES]:
         try:
             wire.connect(address, int(url.port or 0)).close()
             good = good or address
-        except TimeoutError:
-            failed.append(f"{address} does not answer within {wire.STEP:g} s")
         except OSError as error:
-            failed.append(f"{address}: {(error.strerror or type(error).__name__).lower()}")
+            failed[address] = error
+    said = "; ".join(_failed(address, error) for address, error in failed.items())
     if good is None and failed:
         advice = (
             f"does upstream listen on port {url.port}? a firewall may refuse in its place; or a proxy is the way out"
         )
-        if any("does not answer" in each for each in failed):
+        if any(isinstance(error, TimeoutError) for error in failed.values()):
             advice = "a firewall drops it: have it opened, or set upstream.proxy if a proxy is the way out"
-        yield Finding("connection", False, f"port {url.port} cannot be reached: {'; '.join(failed)}", advice=advice)
+        yield Finding("connection", False, f"port {url.port} cannot be reached: {said}", advice=advice)
     elif failed:
         advice = "every new connection may have to wait for it: repair that way, or take the address out of the name"
-        yield Finding("connection", True, f"some addresses fail: {'; '.join(failed)}", note=True, advice=advice)
+        yield Finding("connection", True, f"some addresses fail: {said}", note=True, advice=advice)
     return good
+
+
+def _failed(address: str, error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"{address} does not answer within {wire.STEP:g} s"
+    return f"{address}: {(error.strerror or type(error).__name__).lower()}"
 
 
 # TLS and the answer

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 from mirror import __version__
-from mirror.cli.doctor import ports
+from mirror.cli import raw_request
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.cli.running_mirror import Condition, MirrorGone, running_mirror
@@ -42,7 +42,7 @@ def examine(case: Case) -> Iterator[Finding]:
 
 def _alone(case: Case) -> Finding:
     admin = case.config.admin
-    heard = ports.health(admin.host, admin.port, tls=False)
+    heard = raw_request.health(admin.host, admin.port, tls=False)
     if heard is not None and heard.is_mirror:
         said = f"a pps-mirror is at {admin.host} port {admin.port}, and it is another store's, or lets nobody look"
         advice = "is this the configuration that it runs with? may this user read admin.token_file?"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.cli.check.store import nearest
 from mirror.cli.doctor.case import Case
 from mirror.cli.doctor.deployment import Deployment
 from mirror.cli.doctor.user import User, closed_to, mirrors_user, user_name
@@ -30,7 +31,7 @@ class Mount:
 def examine(case: Case) -> Iterator[Finding]:
     """Look at the directory, or at where it would be made."""
     store = case.config.store
-    root = next(place for place in (store.path, *store.path.parents) if place.exists())
+    root = nearest(store.path)
     if mount := mount_of(root.resolve(), Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")):
         yield from _mount(mount, has_bucket=store.s3.bucket is not None)
     yield from _room(case, root)

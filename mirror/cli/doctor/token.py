@@ -22,6 +22,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.upstream.client import ImageResponse, Upstream
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
+from mirror.upstream.redirects import HostNotAllowed
 
 FIRST = 512
 """Bytes of the image that are asked for: a tar's first header."""
@@ -133,7 +134,7 @@ async def _image(case: Case, image: ImageMetadata) -> list[Finding]:
 
 
 def _redirect_advice(error: Exception) -> str:
-    if "redirect_hosts" in str(error):
+    if isinstance(error, HostNotAllowed):
         return "if that is where upstream keeps its images: add the host to upstream.redirect_hosts, and restart"
     return "" if not isinstance(error, MirrorError) else "whoever runs upstream has to correct where it redirects to"
 

@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from mirror import __version__
@@ -49,9 +49,9 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
-def connect(address: str, port: int) -> socket.socket:
+def connect(address: str, port: int, seconds: float = STEP) -> socket.socket:
     """Connect. Raises OSError."""
-    return socket.create_connection((address, port), timeout=STEP)
+    return socket.create_connection((address, port), timeout=seconds)
 
 
 def to_proxy(proxy: Proxy, config: Upstream) -> socket.socket:
@@ -86,18 +86,42 @@ def trusting_anybody() -> ssl.SSLContext:
     return context
 
 
+def health(host: str, port: int, *, tls: bool, seconds: float = STEP) -> RawAnswer | None:
+    """What answers on a port of this machine to the question for its health; None when nobody does.
+
+    Each step of that takes so many `seconds` at most.
+    """
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    if port == 0:
+        return None
+    try:
+        connection = connect(target, port, seconds)
+        if tls:
+            connection = wrapped(connection, trusting_anybody(), target)
+        with closing(connection):
+            return ask(connection, "GET", "/healthz", f"localhost:{port}", seconds=seconds)
+    except OSError:
+        return None
+
+
 def ask(
-    connection: socket.socket, method: str, target: str, host: str, headers: Mapping[str, str] | None = None
+    connection: socket.socket,
+    method: str,
+    target: str,
+    host: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    seconds: float = STEP,
 ) -> RawAnswer:
-    """Send one request and hear the headers of its answer, for `STEP` seconds at most. Raises OSError."""
+    """Send one request and hear the headers of its answer, for so many `seconds` at most. Raises OSError."""
     given = {"Host": host, "User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"} | dict(
         headers or {}
     )
     if method != "CONNECT":
         given["Connection"] = "close"
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
-    began, deadline = time.time(), time.monotonic() + STEP
-    connection.settimeout(STEP)
+    began, deadline = time.time(), time.monotonic() + seconds
+    connection.settimeout(seconds)
     raw = b""
     with suppress(ConnectionError):  # what came before counts
         connection.sendall("\r\n".join(lines).encode("ascii"))
