@@ -14,9 +14,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from mirror import __version__
+from mirror.admin.all_processes import AllMetrics, AllProcesses
 from mirror.admin.gauges import gauges
 from mirror.admin.traffic_history import History
-from mirror.admin.worker_report import INTERVAL, AllProcesses, Gathered
+from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
 from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
@@ -69,7 +70,7 @@ class Overview:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(Gathered(processes, self._gauges))
+        self._registry.register(AllMetrics(processes, self._gauges))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

@@ -12,26 +12,26 @@ from rich.text import Text
 
 from mirror.common.units import format_size
 from mirror.config import Config
-from mirror.wiring.selection import Listed
+from mirror.wiring.selection import StoredLine
 from mirror.wiring.selection import lines as listed
-from mirror.wiring.stores import opened
+from mirror.wiring.stores import open_stores
 
 PIPE_WIDTH = 200
 """Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
 
 
-def read(config: Config) -> Sequence[Listed]:
+def read(config: Config) -> Sequence[StoredLine]:
     """List the stored images, newest first; none when the store does not exist yet. Raises StoreUnavailable."""
     with ThreadPoolExecutor(1) as pool:
         return asyncio.run(_read(config, pool))
 
 
-async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Listed]:
-    async with opened(config, pool) as stores:
+async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[StoredLine]:
+    async with open_stores(config, pool) as stores:
         return await listed(config, stores, pool)
 
 
-def write(lines: Sequence[Listed], config: Config, stream: TextIO) -> None:
+def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
     """Show the images to a person, or say that there are none."""
     console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
     if not lines:

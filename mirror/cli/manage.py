@@ -13,7 +13,7 @@ from mirror.model.errors import MirrorError
 from mirror.store.disk.removal import Removal
 from mirror.store.disk.space import Collected
 from mirror.store.disk.verification import Verdict, Verified
-from mirror.wiring.selection import opened_selection
+from mirror.wiring.selection import open_selection
 
 _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
 
@@ -49,7 +49,7 @@ def complain_of_excess(collected: Collected) -> None:
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         for image_hash in [selection.find(name)] if name is not None else selection.hashes:
             for where, place in selection.places(image_hash):
                 size = selection.sizes[where].get(image_hash, 0)
@@ -70,19 +70,19 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
 
 
 async def _pin(config: Config, name: str, pinned: bool) -> str:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         return await selection.pin(name, pinned=pinned)
 
 
 async def _remove(config: Config, name: str, force: bool) -> str:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         return await selection.remove(name, force=force)
 
 
 async def _collect(config: Config, dry_run: bool) -> Collected:
     removals: list[Removal] = []
     beyond = 0
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         for name, place in selection.stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
                 collected = await place.collect(dry_run=dry_run)

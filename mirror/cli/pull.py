@@ -19,7 +19,7 @@ from mirror.model.caller import Caller
 from mirror.model.errors import ConfigError, MirrorError, UpstreamRefused
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import StoreUnavailable
-from mirror.wiring.mirror import Mirror, opened
+from mirror.wiring.mirror import Mirror, open_mirror
 
 
 async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None:
@@ -37,7 +37,7 @@ async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None
                 meter.say(f"the running mirror does not bring it ({gone.message}): going on without it")
             else:
                 return
-    async with opened(config, environ) as mirror:
+    async with open_mirror(config, environ) as mirror:
         await _Pull(mirror, meter).run()
 
 

@@ -1,7 +1,7 @@
 """One definition of every metric that a process counts. What is looked up instead is in `mirror.admin.gauges`.
 
 Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
-`mirror.admin.worker_report` adds up what its processes counted.
+`mirror.admin.all_processes` adds up what its processes counted.
 """
 
 import time

@@ -27,33 +27,33 @@ RESET_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """How many connections are served at most; `beyond` more get 503, as `said`, and others are just closed."""
+class ConnectionLimits:
+    """How many connections are `served` at most; `refused` more get 503 with the `message`, and others are closed."""
 
-    most: int
-    beyond: int
-    said: str
+    served: int
+    refused: int
+    message: str
 
 
-class Server(PrivateServer):
+class HttpServer(PrivateServer):
     """All connections of one listener. See `mirror.http.listener.Listener` for `header_timeout`."""
 
-    def __init__(self, handler: Any, *, crowd: Crowd, header_timeout: float, **options: Any) -> None:
+    def __init__(self, handler: Any, *, limits: ConnectionLimits, header_timeout: float, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True, access_log=None, **options)
-        self.take_up(crowd=crowd, header_timeout=header_timeout)
+        self.take_up(limits=limits, header_timeout=header_timeout)
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
         self._at_rest = asyncio.Event()
         self._stopping = False
 
-    def take_up(self, *, crowd: Crowd, header_timeout: float) -> None:
+    def take_up(self, *, limits: ConnectionLimits, header_timeout: float) -> None:
         """From now on these hold, for connections that are made now."""
-        self.crowd = crowd
+        self.limits = limits
         self._header_timeout = header_timeout
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of a connection."""
-        return self.connection(Connection, keepalive_timeout=self._header_timeout)
+        return self.connection(HttpConnection, keepalive_timeout=self._header_timeout)
 
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
         """Count a connection, and close it when it is one too many even to be told so."""
@@ -62,9 +62,9 @@ class Server(PrivateServer):
         # A client that asks and never reads the answers holds a connection no longer than one that never asks; for an
         # image, which a client may need time to put somewhere, `mirror.http.send` allows more.
         tcp.bound_unread(transport, self._header_timeout)
-        if isinstance(handler, Connection):
-            handler.one_too_many = len(self._open) > self.crowd.most
-        if self._stopping or len(self._open) > self.crowd.most + self.crowd.beyond:
+        if isinstance(handler, HttpConnection):
+            handler.one_too_many = len(self._open) > self.limits.served
+        if self._stopping or len(self._open) > self.limits.served + self.limits.refused:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
@@ -110,7 +110,7 @@ class Server(PrivateServer):
             tcp.reset(transport)
 
 
-class Connection(PrivateConnection):
+class HttpConnection(PrivateConnection):
     """A connection of a client. `server` made it; `one_too_many` when there are as many others as may be.
 
     A client that has ended its side (the end of `printf ... | nc`) still wants its answers, as far as anybody can tell:
@@ -121,7 +121,7 @@ class Connection(PrivateConnection):
 
     __slots__ = ("_half_closed", "_head", "_head_too_long", "one_too_many", "server")
 
-    def __init__(self, manager: Server, **options: Any) -> None:
+    def __init__(self, manager: HttpServer, **options: Any) -> None:
         super().__init__(manager, **options)
         self.server = manager
         self.one_too_many = False

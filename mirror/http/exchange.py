@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from mirror.http.connection import Connection, identify, new_id
+from mirror.http.connection import HttpConnection, identify, new_id
 from mirror.model.cache_status import CacheStatus
 
 _CACHE_STATUS = web.ResponseKey("cache_status", CacheStatus)
@@ -37,7 +37,7 @@ class Exchange:
     """
 
     request: web.BaseRequest
-    connection: Connection
+    connection: HttpConnection
     id: str
     route: str = "other"
     response: web.StreamResponse | None = None
@@ -48,7 +48,7 @@ class Exchange:
     @classmethod
     def of(cls, request: web.BaseRequest) -> "Exchange":
         """Begin one; the request's own id is taken over when it is harmless."""
-        assert isinstance(request.protocol, Connection)  # noqa: S101 - the server makes no others
+        assert isinstance(request.protocol, HttpConnection)  # noqa: S101 - the server makes no others
         given = request.headers.get("X-Request-ID", "")
         return cls(request, request.protocol, given if _SANE_ID.fullmatch(given) else new_id())
 

@@ -12,7 +12,7 @@ from mirror.common.log import event
 from mirror.http import head_limits as heads
 from mirror.http.accept import Acceptor
 from mirror.http.bind import listening, unusable
-from mirror.http.connection import Crowd, Server
+from mirror.http.connection import ConnectionLimits, HttpServer
 from mirror.http.errors import error_response, message_response
 from mirror.http.exchange import Exchange
 from mirror.model.errors import BadRequest, HeadersTooLarge, MirrorError, Unavailable
@@ -31,8 +31,8 @@ class Listener:
 
     `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
     between two, and before them its TLS handshake, and the time for which a client may leave a small answer unread;
-    `crowd` says how many clients there may be; `drain` in seconds is what requests under way have to end when it stops.
-    Must be made inside the running loop.
+    `limits` says how many clients there may be; `drain` in seconds is what requests under way have to end when it
+    stops. Must be made inside the running loop.
     """
 
     def __init__(
@@ -42,29 +42,29 @@ class Listener:
         port: int,
         *,
         header_timeout: float,
-        crowd: Crowd,
+        limits: ConnectionLimits,
         drain: float,
         ended: Ended | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._server = Server(
+        self._server = HttpServer(
             _answering(handler, ended or (lambda *_: None)),
             lingering_time=1.0,
             max_line_size=heads.LINE,
             max_field_size=heads.FIELD,
             max_headers=heads.FIELDS,
             auto_decompress=False,  # no request has a body that is of any use here: it is skipped
-            crowd=crowd,
+            limits=limits,
             header_timeout=header_timeout,
         )
         self._host, self._port, self._tls = host, port, tls
         self._header_timeout, self._drain = header_timeout, drain
         self._acceptor: Acceptor | None = None
 
-    def take_up(self, *, header_timeout: float, crowd: Crowd, drain: float) -> None:
+    def take_up(self, *, header_timeout: float, limits: ConnectionLimits, drain: float) -> None:
         """From now on these are its bounds, for connections that are made now; for TLS handshakes after a restart."""
         self._drain = drain
-        self._server.take_up(crowd=crowd, header_timeout=header_timeout)
+        self._server.take_up(limits=limits, header_timeout=header_timeout)
 
     @property
     def port(self) -> int:
@@ -102,7 +102,7 @@ def _answering(handler: Handler, ended: Ended) -> Callable[[web.BaseRequest], Aw
         try:
             with connection.server.answering(connection):
                 if connection.one_too_many:
-                    raise Unavailable(connection.server.crowd.said)
+                    raise Unavailable(connection.server.limits.message)
                 if not exchange.speaks_http:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
                 if heads.size(request.raw_headers) > heads.HEAD:

@@ -11,7 +11,7 @@ from mirror.http.exchange import Exchange
 from mirror.http.listener import Ended, Handler
 
 
-class Accounting:
+class RequestMetrics:
     """Wraps a handler, and what is called when a request has ended; a collector of prometheus-client.
 
     What it counts of a download that is under way it has in `_counted`: None until the answer carries an image.

@@ -20,7 +20,7 @@ from aiohttp import web
 from mirror.common.log import event
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
-from mirror.http.send_threads import LEAST_SLICE, Lane, Memory
+from mirror.http.send_threads import LEAST_SLICE, SendThread, SliceMemory
 from mirror.images.outcome import FillFailed
 from mirror.store.base import BLOCK, Body, Cut
 from mirror.store.shared_file import LOOK, SharedFile
@@ -40,18 +40,18 @@ STALLED = 600.0
 
 
 class Sender:
-    """Sends bodies in `lanes` threads. `pool` is for reads that wait for the disk."""
+    """Sends bodies in so many `threads`. `pool` is for reads that wait for the disk."""
 
-    def __init__(self, pool: Executor, lanes: int) -> None:
+    def __init__(self, pool: Executor, threads: int) -> None:
         self._pool = pool
-        self._lanes = [Lane(f"send-{number}") for number in range(lanes)]
-        self._next_lane = itertools.cycle(self._lanes)
+        self._threads = [SendThread(f"send-{number}") for number in range(threads)]
+        self._next = itertools.cycle(self._threads)
         self._encrypted = 0
 
     def close(self) -> None:
         """End the threads; nothing may be under way any more."""
-        for lane in self._lanes:
-            lane.stop()
+        for thread in self._threads:
+            thread.stop()
 
     async def send(self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int) -> None:
         """Send the headers, then the bytes [start, stop) of `body` as they become available.
@@ -96,10 +96,10 @@ class Sender:
         self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
         """Send what is in a file; how far that was."""
-        lane = next(self._next_lane)
+        thread = next(self._next)
         position = start
-        # A descriptor of its own, because the lane may still hold it when the transport has closed; and the same to the
-        # end, so that a download that has begun needs no more of them.
+        # A descriptor of its own, because the thread may still hold it when the transport has closed; and the same to
+        # the end, so that a download that has begun needs no more of them.
         with tcp.socket_of(transport).dup() as connection:
             while position < stop:
                 limit = min(stop, await body.available(position))
@@ -107,7 +107,7 @@ class Sender:
                     break
                 if transport.is_closing():
                     raise ConnectionResetError
-                await lane.run(self._push(exchange, connection, lane.memory, file, position, limit))
+                await thread.run(self._push(exchange, connection, thread.memory, file, position, limit))
                 position = limit
         return position
 
@@ -115,12 +115,12 @@ class Sender:
         self,
         exchange: Exchange,
         connection: socket.socket,
-        memory: Memory,
+        memory: SliceMemory,
         file: SharedFile,
         start: int,
         stop: int,
     ) -> None:
-        """Send the bytes [start, stop), all of which are there. Runs in a lane."""
+        """Send the bytes [start, stop), all of which are there. Runs in a thread."""
         loop = asyncio.get_running_loop()
         position = start
         connection.setblocking(False)
@@ -135,7 +135,7 @@ class Sender:
                 else:
                     await _sendfile(exchange, connection, file, position, size)
             position += size
-            await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
+            await asyncio.sleep(0)  # a client that takes all it gets must not keep the thread
 
     async def _send_copied(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int

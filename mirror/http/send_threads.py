@@ -6,11 +6,11 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
 LEAST_SLICE = 64 << 10
-LANE_MEMORY = 12 << 20
-"""Bytes of the smallest slice, and of all larger ones together that one lane sends at a time."""
+THREAD_MEMORY = 12 << 20
+"""Bytes of the smallest slice, and of all larger ones together that one thread sends at a time."""
 
 
-class Memory:
+class SliceMemory:
     """Shares `size` bytes among the slices that are being sent: the more there are, the smaller the next."""
 
     def __init__(self, size: int) -> None:
@@ -27,17 +27,17 @@ class Memory:
             self._left += size
 
 
-class Lane:
+class SendThread:
     """An event loop in a thread of its own."""
 
     def __init__(self, name: str) -> None:
-        self.memory = Memory(LANE_MEMORY)
+        self.memory = SliceMemory(THREAD_MEMORY)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` in the lane and wait for its end; cancelled, it is cancelled there too, and has ended as well.
+        """Run `work` in the thread and wait for its end; cancelled, it is cancelled there too, and has ended as well.
 
         So what it did is known, which `run_coroutine_threadsafe` does not wait for.
         """

@@ -84,8 +84,8 @@ def verdict_on(error: Exception) -> FillFailed:
         case Changed():
             return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1), str(error))
         case Corrupt():
-            words = f"wrong bytes came in: {error}"
-            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"{words}; ask again"), words)
+            told = BadUpstream(f"wrong bytes came in: {error}; ask again")
+            return FillFailed(Reason.WRONG_BYTES, told, f"wrong bytes came in: {error}")
         case Lost():
             return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case Abandoned():

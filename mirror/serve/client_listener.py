@@ -9,10 +9,10 @@ from mirror.config import Config
 from mirror.config.reloadable import Part, at_once
 from mirror.http.access_log import log_access
 from mirror.http.client_api import ClientApi, Location
-from mirror.http.connection import Crowd
+from mirror.http.connection import ConnectionLimits
 from mirror.http.image_response import content_disposition
 from mirror.http.listener import Listener
-from mirror.http.request_metrics import Accounting
+from mirror.http.request_metrics import RequestMetrics
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
 from mirror.model.metadata import ImageMetadata
@@ -53,15 +53,15 @@ class ClientListener:
                 name=mirror.name,
                 location=_location(mirror),
             )
-            accounting = Accounting(api, log_access, mirror.metrics)
+            metrics = RequestMetrics(api, log_access, mirror.metrics)
             listener = Listener(
-                accounting,
+                metrics,
                 server.host,
                 server.port,
                 header_timeout=server.header_timeout,
-                crowd=_crowd(server.max_connections),
+                limits=_limits(server.max_connections),
                 drain=server.drain,
-                ended=accounting.ended,
+                ended=metrics.ended,
                 tls=self._tls.context if self._tls else None,
             )
             await listener.start(self._passed)
@@ -83,19 +83,21 @@ class ClientListener:
         def take_up(config: Config) -> None:
             server = config.server
             api.pass_through(config.upstream.passthrough)
-            crowd = _crowd(server.max_connections)
-            listener.take_up(header_timeout=server.header_timeout, crowd=crowd, drain=server.drain)
+            limits = _limits(server.max_connections)
+            listener.take_up(header_timeout=server.header_timeout, limits=limits, drain=server.drain)
 
         yield at_once(take_up)
         if (tls := self._tls) is not None:
             yield lambda config: tls.prepare(config.server, self._mirror.pool)
 
 
-def _crowd(max_connections: int) -> Crowd:
+def _limits(max_connections: int) -> ConnectionLimits:
     """As many clients as are wanted, or as the descriptors are enough for."""
     room = DescriptorBudget.of(max_connections)
     why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
-    return Crowd(room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})")
+    return ConnectionLimits(
+        room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})"
+    )
 
 
 def _location(mirror: Mirror) -> Location | None:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from mirror.admin.all_processes import AllProcesses
 from mirror.admin.recent_events import Events
-from mirror.admin.worker_report import AllProcesses, Telemetry
+from mirror.admin.worker_report import Telemetry
 from mirror.common import time_zone as zone
 from mirror.common.hosts import as_url
 from mirror.common.log import Verbosity, event
@@ -33,12 +34,12 @@ from mirror.process.reload import Read, Reload
 from mirror.process.signals import on_signal, stop_requested
 from mirror.process.systemd import PassedSockets, ServiceManager
 from mirror.process.workers import ClientProcesses, Heard, Workers
-from mirror.serve.admin_listener import managed
+from mirror.serve.admin_listener import AdminListener
 from mirror.serve.client_listener import ClientListener
 from mirror.serve.readiness import Phase, Readiness
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.wiring.mirror import Mirror, Shared, opened
+from mirror.wiring.mirror import Mirror, Shared, open_mirror
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ async def serve(
             AsyncExitStack() as until_the_end,
             reaping(),
             pace.kept(),
-            opened(
+            open_mirror(
                 *(config, environ),
                 needs_store=config.upstream.url is None,
                 metrics=metrics,
@@ -79,7 +80,7 @@ async def serve(
             clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear)
             readiness = Readiness(mirror, processes, clients)
             async with (
-                managed(mirror, processes, readiness.health, clients, passed.admin) as operators,
+                AdminListener(mirror, processes, readiness.health, clients, passed.admin) as operators,
                 clients,
                 _background(mirror, operators.prefetcher),
             ):

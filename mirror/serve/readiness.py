@@ -2,18 +2,18 @@
 
 from enum import Enum
 
-from mirror.admin.worker_report import AllProcesses
+from mirror.admin.all_processes import AllProcesses
 from mirror.model.status import Health
 from mirror.process.workers import ClientProcesses
 from mirror.wiring.mirror import Mirror
 
 
 class Phase(Enum):
-    """Where a mirror is between its start and its end."""
+    """Where a mirror is between its start and its end, in words."""
 
-    STARTING = "starting"
-    SERVING = "serving"
-    STOPPING = "stopping"
+    STARTING = "the mirror is starting"
+    SERVING = "the mirror serves"
+    STOPPING = "the mirror is stopping"
 
 
 class Readiness:
@@ -28,7 +28,7 @@ class Readiness:
     async def health(self) -> Health:
         """What keeps the mirror from serving now, and what it does without."""
         if self.phase is not Phase.SERVING:
-            return Health([f"the mirror is {self.phase.value}"])
+            return Health([self.phase.value])
         health = await self._mirror.health(self._processes.store, self._processes.stuck)
         missing, count = self._clients.missing, self._clients.count
         if not missing:

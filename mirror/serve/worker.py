@@ -32,7 +32,7 @@ from mirror.process.systemd import ServiceManager, listening_socket
 from mirror.process.workers import ALIVE, NOTHING_NEW, READY
 from mirror.serve.client_listener import ClientListener
 from mirror.upstream.rate_limit import Throttle
-from mirror.wiring.mirror import Shared, opened
+from mirror.wiring.mirror import Shared, open_mirror
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ async def _serve(
     tls = ServerTls.of(config.server)
     with Events() as events:
         async with (
-            opened(
+            open_mirror(
                 config,
                 environ,
                 needs_store=config.upstream.url is None,

@@ -31,8 +31,7 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.wiring.stores import Stores, disk_store
-from mirror.wiring.stores import opened as opened_stores
+from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ class Shared:
 
 
 @asynccontextmanager
-async def opened(
+async def open_mirror(
     config: Config,
     environ: Mapping[str, str],
     *,
@@ -135,7 +134,7 @@ async def opened(
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        stores = await stack.enter_async_context(opened_stores(config, pool, metrics.evictions.inc))
+        stores = await stack.enter_async_context(open_stores(config, pool, metrics.evictions.inc))
         store = stores.front
         try:
             await disk_store(config, pool).prepare()  # without a local copy, the place of notes

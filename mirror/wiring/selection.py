@@ -17,8 +17,7 @@ from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.wiring.mirror import loaded_catalog
-from mirror.wiring.stores import Stores
-from mirror.wiring.stores import opened as opened_stores
+from mirror.wiring.stores import Stores, open_stores
 
 if TYPE_CHECKING:
     from mirror.store.s3.store import S3Store
@@ -27,7 +26,7 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class StoredLine:
     """A stored image, and whether it is the one that clients get who name none."""
 
     info: StoredInfo
@@ -40,10 +39,10 @@ class Selection:
 
     stores: Stores
     sizes: Mapping[str, Mapping[str, int]]
-    lines: Mapping[str, Listed]
+    lines: Mapping[str, StoredLine]
 
     @classmethod
-    async def of(cls, config: Config, stores: Stores, lines: Sequence[Listed]) -> "Selection":
+    async def of(cls, config: Config, stores: Stores, lines: Sequence[StoredLine]) -> "Selection":
         """Look at what lies there beside `lines`. Raises StoreUnavailable."""
         sizes: dict[str, Mapping[str, int]] = {"disk": {}}
         for name, place in stores.places.items():
@@ -97,28 +96,28 @@ class Selection:
         if line is not None and not force:
             reasons = [word for word, holds in (("pinned", line.info.pinned), ("current", line.current)) if holds]
             if reasons:
-                raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
+                raise NotRemoved(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
         for _, place in self.places(image_hash):
             if not await place.remove(image_hash, cut=force):
-                raise Kept(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
+                raise NotRemoved(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
         return image_hash
 
 
-class Kept(MirrorError):
+class NotRemoved(MirrorError):
     """An image stays where it is, for a reason that a person may change."""
 
     status = 409
 
 
 @asynccontextmanager
-async def opened_selection(config: Config) -> AsyncIterator[Selection]:
+async def open_selection(config: Config) -> AsyncIterator[Selection]:
     """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
-        async with opened_stores(config, pool) as stores:
+        async with open_stores(config, pool) as stores:
             yield await Selection.of(config, stores, await lines(config, stores, pool))
 
 
-async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Listed]:
+async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[StoredLine]:
     """List the images without a running mirror, newest first; none when there is no store. Raises StoreUnavailable."""
     if not (config.store.path / "images").exists():
         if stores.bucket is None:
@@ -130,6 +129,6 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
     return lines_of(await stores.front.list(), await catalog.known_hash())
 
 
-def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[Listed]:
+def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[StoredLine]:
     """The lines of these images, when that is the hash of the current one."""
-    return [Listed(info, current=info.metadata.hash == current) for info in images]
+    return [StoredLine(info, current=info.metadata.hash == current) for info in images]

@@ -67,7 +67,7 @@ class Stores:
         """Keep the bucket in order meanwhile, if there is one. `current` gives the hash of what clients get."""
         async with AsyncExitStack() as stack:
             if self.bucket is not None:
-                from mirror.store.s3.maintenance import Keeper  # see `opened`
+                from mirror.store.s3.maintenance import Keeper  # see `open_stores`
 
                 async def replenish() -> None:
                     if self.tiered is not None and (image_hash := await current()):
@@ -78,7 +78,9 @@ class Stores:
 
 
 @asynccontextmanager
-async def opened(config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None) -> AsyncIterator[Stores]:
+async def open_stores(
+    config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None
+) -> AsyncIterator[Stores]:
     """Open the stores of a configuration; they touch nothing until they are asked to."""
     disk = disk_store(config, pool, evicted)
     if config.store.s3.bucket is None:
@@ -99,7 +101,7 @@ async def opened(config: Config, pool: Executor, evicted: Callable[[], None] = l
 
 
 def _bounds(config: S3, evicted: Callable[[], None]) -> "Bounds | None":
-    from mirror.store.s3.space import Bounds  # see `opened`
+    from mirror.store.s3.space import Bounds  # see `open_stores`
 
     if config.max_size is None:
         return None

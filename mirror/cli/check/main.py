@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mirror.access.tokens import Tokens
 from mirror.cli.check import listeners, store, upstream
-from mirror.cli.check.upstream import Asked, ask
+from mirror.cli.check.upstream import UpstreamAnswer, ask
 from mirror.cli.findings import Finding
 from mirror.common import time_zone as zone
 from mirror.config import FILE_VARIABLE, PREFIX, Config
@@ -24,7 +24,7 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
     yield from here(config, asked)
 
 
-def here(config: Config, asked: Asked) -> Iterator[Finding]:
+def here(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
     """All that is on our side: who may read, the stores, the certificate, the listeners."""
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)

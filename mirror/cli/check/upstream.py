@@ -18,7 +18,7 @@ from mirror.upstream.proxies import Proxies
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UpstreamAnswer:
     """Upstream's `answer` to a request for metadata, None without an upstream, and the way it came.
 
     `token` is the mirror's own, which is a secret; `trouble` is what is wrong with it.
@@ -35,7 +35,7 @@ class Asked:
         return self.answer if isinstance(self.answer, ImageMetadata) else None
 
 
-def ask(config: Config, environ: Mapping[str, str]) -> Asked:
+def ask(config: Config, environ: Mapping[str, str]) -> UpstreamAnswer:
     """Ask upstream for metadata, with the mirror's own token if it has one."""
     token, trouble = None, None
     try:
@@ -43,12 +43,12 @@ def ask(config: Config, environ: Mapping[str, str]) -> Asked:
     except ConfigError as error:
         trouble = str(error)
     if not (url := config.upstream.url):
-        return Asked(token=token, trouble=trouble)
+        return UpstreamAnswer(token=token, trouble=trouble)
     answer, through = asyncio.run(_ask(config.upstream, url, token, environ))
-    return Asked(answer, through, token, trouble)
+    return UpstreamAnswer(answer, through, token, trouble)
 
 
-def examine(config: Config, asked: Asked) -> Iterator[Finding]:
+def examine(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
     """What upstream's answer says of it, and of the token."""
     has_token = asked.token is not None
     yield _upstream(config, asked.answer, asked.through, has_token=has_token)

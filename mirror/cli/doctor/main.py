@@ -42,7 +42,7 @@ class Doctor:
 
     def __init__(self, config: Config, environ: Mapping[str, str], file: Path | None) -> None:
         self._case = Case(config, environ, file)
-        self._asked = upstream.Asked()
+        self._asked = upstream.UpstreamAnswer()
 
     @property
     def abandoned(self) -> int:
