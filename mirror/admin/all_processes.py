@@ -1,4 +1,4 @@
-"""What all processes of a mirror report, added up: this one and its workers.
+"""Adds up what all processes of a mirror report: this one and its workers.
 
 What a worker counted stays when it has died.
 """
@@ -30,7 +30,7 @@ class Family:
 
 
 class AllProcesses:
-    """All processes of a mirror: this one, whose `telemetry` it has, and the workers that report to it."""
+    """All processes of a mirror: this one, which has `telemetry`, and the workers that send reports."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -38,7 +38,7 @@ class AllProcesses:
         self._gone: dict[str, Family] = {}
 
     def tick(self) -> None:
-        """Look where the fills of this process are; to be called every `INTERVAL`."""
+        """Note how far the fills of this process are; to be called every `INTERVAL` seconds."""
         self._telemetry.tick()
 
     @property
@@ -47,7 +47,7 @@ class AllProcesses:
         return self._telemetry.events.last
 
     def hear(self, worker: int, line: bytes | None) -> None:
-        """Take up what a worker says, a report, or that it has ended: None. What it had counted is kept."""
+        """Take in a worker's report, or None when the worker has ended; what it had counted is kept."""
         if line is not None:
             report = Report.parse(line)
             self._telemetry.events.take(report.events)
@@ -56,7 +56,7 @@ class AllProcesses:
             _add(self._gone, (sample for sample in last.samples if sample.type in _SUMMED))
 
     def families(self) -> Mapping[str, Family]:
-        """The metrics of all, added up."""
+        """Return the metrics of all processes, added up."""
         families: dict[str, Family] = {}
         for name, gone in self._gone.items():
             families[name] = Family(gone.text, gone.type, dict(gone.samples))
@@ -66,7 +66,7 @@ class AllProcesses:
         return families
 
     def traffic(self) -> Traffic:
-        """What has moved since the mirror started."""
+        """Return the traffic since the mirror started."""
         families = self.families()
         downloads = _by_label(families, "pps_mirror_downloads", "cache")
         return Traffic(
@@ -78,12 +78,12 @@ class AllProcesses:
 
     @property
     def stuck(self) -> str | None:
-        """What keeps an upload of a worker from going on."""
+        """Why an upload of a worker is stuck; None when none is."""
         return next((report.stuck for report in self._reports.values() if report.stuck is not None), None)
 
     @property
     def fills(self) -> Sequence[RunningFill]:
-        """The fills that run, one for each image: the one that receives, with the clients of all."""
+        """The running fills, one for each image: that of the receiving process, with the clients of all processes."""
         found: dict[str, RunningFill] = {}
         for fill in (*self._telemetry.fills, *(fill for report in self._reports.values() for fill in report.fills)):
             known = found.get(fill.hash)
@@ -96,31 +96,31 @@ class AllProcesses:
 
     @property
     def upstream(self) -> UpstreamState:
-        """What the process knows that heard of upstream last."""
+        """The state of upstream, from the process that asked it last."""
         states = [self._telemetry.upstream, *(report.upstream for report in self._reports.values())]
         return max(states, key=lambda state: max(_past(state.since), _past(state.heard_at)))
 
     @property
     def store(self) -> StoreState:
-        """What the process found that asked the store last to take an image."""
+        """The state of the store, from the process that used it last."""
         states = [self._telemetry.store, *(report.store for report in self._reports.values())]
         return max(states, key=lambda state: _past(state.asked_at))
 
 
 def _past(moment: datetime | None) -> datetime:
-    """It, unless it is yet to come: somebody has set the clock back, and what is said since is later."""
+    """Return a moment unless it lies in the future, as after the clock was set back: newer ones must win over it."""
     return moment if moment is not None and moment <= datetime.now(UTC) else _NEVER
 
 
 class AllMetrics:
-    """A collector of prometheus-client: the metrics of all processes, and what `more` looks up."""
+    """Collects for prometheus-client: the metrics of all processes, and those that `more` looks up."""
 
     def __init__(self, processes: AllProcesses, more: Callable[[], Iterable[Metric]]) -> None:
         self._processes = processes
         self._more = more
 
     def collect(self) -> Iterator[Metric]:
-        """Give every metric there is."""
+        """Yield every metric."""
         for name, family in self._processes.families().items():
             metric = Metric(name, family.text, family.type)
             for (sample, labels), value in family.samples.items():

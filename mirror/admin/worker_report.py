@@ -1,4 +1,4 @@
-"""The report that each worker process sends to the first one, every second (see `mirror.process.workers`)."""
+"""What one process reports about itself. Workers send it to the first process (see `mirror.process.workers`)."""
 
 import time
 from collections import deque
@@ -17,10 +17,10 @@ from mirror.model.status import Event, RunningFill, StoreState, UpstreamState
 from mirror.wiring.stores import Stores
 
 INTERVAL = 1.0
-"""Seconds between two reports of a worker, and between two looks at how fast fills are."""
+"""Seconds between two reports of a worker, and between two measurements of the pace of fills."""
 
 PACE_SECONDS = 10.0
-"""How far back the rate of a fill looks."""
+"""Seconds over which the rate of a fill is averaged."""
 
 UNASKED = UpstreamState(None)
 UNTRIED = StoreState()
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process tells; `stuck` keeps an upload from going on, `events` are those since its last report."""
+    """What one process reports. `stuck` says why an upload is stuck; `events` are those since the last report."""
 
     samples: Sequence[Sample] = ()
     fills: Sequence[RunningFill] = ()
@@ -50,12 +50,12 @@ class Report:
     events: Sequence[Event] = ()
 
     def to_line(self) -> bytes:
-        """One line of JSON, with its end."""
+        """Return the report as one line of JSON, with its line end."""
         return _REPORT.dump_json(self) + b"\n"
 
     @classmethod
     def parse(cls, line: bytes) -> "Report":
-        """Read such a line. Raises ValueError."""
+        """Read a line that `to_line` wrote. Raises ValueError."""
         return _REPORT.validate_json(line)
 
 
@@ -63,7 +63,7 @@ _REPORT = TypeAdapter(Report)
 
 
 class Telemetry:
-    """Tells how this process is. `tick` is to be called every `INTERVAL`."""
+    """Makes the reports of this process. `tick` is to be called every `INTERVAL` seconds."""
 
     def __init__(self, metrics: Metrics, events: Events, library: Library, catalog: Catalog, stores: Stores) -> None:
         self.events = events
@@ -74,29 +74,29 @@ class Telemetry:
         self._paces: dict[Fill, _Pace] = {}
 
     def tick(self) -> None:
-        """Look where the fills are."""
+        """Note how far the fills are."""
         running = {fill for fill, _ in self._library.fills}
         self._paces = {fill: self._paces.get(fill) or _Pace() for fill in running}
         for fill, pace in self._paces.items():
             pace.note(fill.position)
 
     def report(self) -> Report:
-        """How this process is now, and what it heard since the last time."""
+        """Return how this process is now, and the events since the last report."""
         return Report(self.samples, self.fills, self.upstream, self.store, self._stores.stuck, self.events.untold())
 
     @property
     def upstream(self) -> UpstreamState:
-        """What is known of upstream here."""
+        """The state of upstream, as this process knows it."""
         return self._catalog.upstream_state
 
     @property
     def store(self) -> StoreState:
-        """Whether the store took the last image that came here."""
+        """The state of the store, as this process knows it."""
         return self._library.store_state
 
     @property
     def fills(self) -> Sequence[RunningFill]:
-        """The fills that run here."""
+        """The fills of this process."""
         return [self._describe(fill, began_at) for fill, began_at in self._library.fills]
 
     def _describe(self, fill: Fill, began_at: datetime) -> RunningFill:
@@ -118,7 +118,7 @@ class Telemetry:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """What was counted here."""
+        """The metrics of this process."""
         return [
             Sample(family.name, family.documentation, family.type, sample.name, dict(sample.labels), sample.value)
             for family in self._metrics.registry.collect()
@@ -128,7 +128,7 @@ class Telemetry:
 
 
 class _Pace:
-    """How fast a fill has been lately."""
+    """Measures how fast a fill is."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()

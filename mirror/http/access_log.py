@@ -1,4 +1,4 @@
-"""The log's lines about requests. They never have a query, a header or a body."""
+"""Writes one line to the log for each request. It never contains a query, a header or a body."""
 
 import logging
 

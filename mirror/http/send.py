@@ -1,10 +1,10 @@
-"""Moving an image's bytes to a client as they may be sent.
+"""Sends an image's bytes to a client as they become available.
 
-How they travel (measured, see docs/performance.md): on a plain connection the kernel takes them from the page cache, so
-they never enter this process. From the file's mapping that is quickest, but what is mapped counts as resident, by
-whole huge pages; so when downloads are many, and each gets only a small slice of what may be in memory, it is
-`sendfile`. Over TLS they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps
-neither a fill waiting nor the next request.
+On a plain connection the kernel takes the bytes from the page cache, so that they never enter this process. Sending
+from a mapping of the file is the fastest way (docs/performance.md has the measurements), but mapped pages count as
+resident memory, in whole huge pages. So when many downloads share the memory, and each gets only a small slice,
+`sendfile` is used instead. Over TLS the bytes are read and encrypted. Sending has its own threads, so that copying
+gigabytes delays neither a fill nor the next request.
 """
 
 import asyncio
@@ -28,19 +28,21 @@ from mirror.store.shared_file import LOOK, SharedFile
 log = logging.getLogger(__name__)
 
 TLS_SLICE = 256 << 10
+"""Bytes of the largest slice over TLS."""
+
 TLS_MEMORY = 2 << 20
-"""Bytes of the largest slice over TLS, and of those of all downloads together as long as LEAST_SLICE allows: what is
-encrypted exists several times over until it is sent, and the buffers that it was in stay with the connection."""
+"""Bytes of the slices of all downloads over TLS together, as long as LEAST_SLICE allows: encrypted bytes exist several
+times over until they are sent, and the connection keeps the buffers that they were in."""
 
 PIECES_PENDING = 16 << 10
-"""Bytes that may wait in memory for a client when the next piece of what is in no file is made."""
+"""Bytes that may wait in memory for one client before the next piece is read, for images that are in no file."""
 
 STALLED = 600.0
-"""Seconds after which a client that takes nothing is cut off by the kernel."""
+"""Seconds after which the kernel drops a client that reads nothing."""
 
 
 class Sender:
-    """Sends bodies in so many `threads`. `pool` is for reads that wait for the disk."""
+    """Sends bodies in that many `threads`. `pool` runs reads that wait for the disk."""
 
     def __init__(self, pool: Executor, threads: int) -> None:
         self._pool = pool
@@ -49,14 +51,14 @@ class Sender:
         self._encrypted = 0
 
     def close(self) -> None:
-        """End the threads; nothing may be under way any more."""
+        """End the threads. Nothing may be being sent any more."""
         for thread in self._threads:
             thread.stop()
 
     async def send(self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int) -> None:
         """Send the headers, then the bytes [start, stop) of `body` as they become available.
 
-        When they do not, because the fill failed, the disk does, or the image was taken back, the connection is reset.
+        The connection is reset when the fill or the disk fails, or when the image is found bad or removed by force.
         """
         try:
             await exchange.begin(response, stop - start)
@@ -95,7 +97,7 @@ class Sender:
     async def _send_mapped(
         self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
-        """Send what is in a file; how far that was."""
+        """Send the bytes that are in a file. Returns the position after the last one."""
         thread = next(self._next)
         position = start
         # A descriptor of its own, because the thread may still hold it when the transport has closed; and the same to
@@ -120,7 +122,7 @@ class Sender:
         start: int,
         stop: int,
     ) -> None:
-        """Send the bytes [start, stop), all of which are there. Runs in a thread."""
+        """Send the bytes [start, stop), which are all available. Runs in a sending thread."""
         loop = asyncio.get_running_loop()
         position = start
         connection.setblocking(False)
@@ -140,7 +142,7 @@ class Sender:
     async def _send_copied(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> int:
-        """The same over TLS."""
+        """Send the bytes that are in a file over TLS. Returns the position after the last one."""
         loop = asyncio.get_running_loop()
         position = start
         self._encrypted += 1
@@ -167,7 +169,7 @@ class Sender:
     async def _send_pieces(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> None:
-        """Send what is in no file."""
+        """Send bytes that are in no file."""
         if (transport := exchange.connection.transport) is not None:
             transport.set_write_buffer_limits(PIECES_PENDING)
         async with aclosing(body.pieces(start, stop)) as pieces:
@@ -177,17 +179,17 @@ class Sender:
 
 
 async def _headers_gone(transport: asyncio.Transport) -> None:
-    """Wait until the headers, and before them an earlier response, are in the kernel's hands."""
+    """Wait until the kernel has the headers, and any earlier response before them."""
     while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 - there is no event
         await asyncio.sleep(0.001)
 
 
-# The loop's own ways do not tell how much the kernel has taken when they are cancelled: a client that leaves with its
-# last byte would not have got it; and `loop.sock_sendfile` hides an error that comes first.
+# asyncio's own functions do not tell how much the kernel took before they were cancelled: then a client that leaves
+# right after its last byte would count as one that did not get it. And `loop.sock_sendfile` hides an early error.
 
 
 async def _send(exchange: Exchange, connection: socket.socket, file: SharedFile, window: memoryview) -> None:
-    """Send what is in `window` of `file`."""
+    """Send the bytes of `window`, a mapping of `file`."""
     while window:
         try:
             sent = connection.send(window)
@@ -216,7 +218,7 @@ async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedF
 
 
 async def _writable(connection: socket.socket, seconds: float) -> None:
-    """Wait until the kernel takes more, or for that long."""
+    """Wait until the kernel takes more bytes, or for that many seconds."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
     loop.add_writer(connection, _wake, writable)
@@ -229,7 +231,7 @@ async def _writable(connection: socket.socket, seconds: float) -> None:
 
 
 def _check(file: SharedFile, *, surely: bool = False) -> None:
-    """Raise Cut when the file's bytes are not to be sent any more."""
+    """Raise Cut when the file's bytes must not be sent any more."""
     if file.recalled(surely=surely):
         raise Cut("the image was found bad, or removed by force, while it was sent")
 

@@ -1,4 +1,4 @@
-"""Threads that send: each runs an event loop of its own, and shares out the memory that its slices may take."""
+"""The threads that send images. Each runs its own event loop, and divides its memory among the downloads."""
 
 import asyncio
 import threading
@@ -6,19 +6,21 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
 LEAST_SLICE = 64 << 10
+"""Bytes of the smallest slice that is sent at a time."""
+
 THREAD_MEMORY = 12 << 20
-"""Bytes of the smallest slice, and of all larger ones together that one thread sends at a time."""
+"""Bytes of all larger slices together that one thread sends at a time."""
 
 
 class SliceMemory:
-    """Shares `size` bytes among the slices that are being sent: the more there are, the smaller the next."""
+    """Divides `size` bytes among the slices that are being sent: the more there are, the smaller is the next."""
 
     def __init__(self, size: int) -> None:
         self._left = size
 
     @contextmanager
     def slice(self, most: int, wanted: int) -> Iterator[int]:
-        """Hold a slice of at most that many bytes while it is sent."""
+        """Reserve a slice of at most that many bytes while it is sent; yields its size."""
         size = min(wanted, most, max(LEAST_SLICE, self._left // 2))
         self._left -= size
         try:
@@ -28,7 +30,7 @@ class SliceMemory:
 
 
 class SendThread:
-    """An event loop in a thread of its own."""
+    """A thread with an event loop."""
 
     def __init__(self, name: str) -> None:
         self.memory = SliceMemory(THREAD_MEMORY)
@@ -37,9 +39,9 @@ class SendThread:
         self._thread.start()
 
     async def run(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` in the thread and wait for its end; cancelled, it is cancelled there too, and has ended as well.
+        """Run `work` in the thread and wait until it has ended, also when this call is cancelled.
 
-        So what it did is known, which `run_coroutine_threadsafe` does not wait for.
+        `run_coroutine_threadsafe` would not wait for that, and nobody would know how much was sent.
         """
         here = asyncio.get_running_loop()
         ended = here.create_future()
@@ -57,7 +59,7 @@ class SendThread:
             self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             await asyncio.wait([ended])
             if not ended.cancelled():
-                ended.exception()  # seen: the cancellation is what counts
+                ended.exception()  # marks it as retrieved: only the cancellation matters
             raise
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Listening to operators: what the first process tells them, and what they may have it do."""
+"""Listens for operators in the first process: builds what answers them, and closes it in order."""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -26,10 +26,10 @@ from mirror.wiring.mirror import Mirror
 
 
 class AdminListener:
-    """Shows operators how the mirror is, and does what they ask for. Listens as a context manager.
+    """Serves the status page and the admin API. A context manager that listens inside.
 
-    It uses the socket that was `passed`, or its own; `port` is where. `prefetcher` fetches ahead when they or the clock
-    say so. Raises ConfigError when their address cannot be had, or their token not be read.
+    It listens on the socket that was `passed`, or else on its own; `port` is where. `prefetcher` fetches images on its
+    schedule, or when an operator asks. Raises ConfigError when the address cannot be bound or the token not be read.
     """
 
     def __init__(

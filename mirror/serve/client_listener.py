@@ -1,4 +1,4 @@
-"""Listening to clients: what every process that serves them does."""
+"""Listens for clients, in every process that serves them: builds what answers them, and closes it in order."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from mirror.process.descriptors import DescriptorBudget
 from mirror.wiring.mirror import Mirror
 
 SENDING_THREADS = 2
-"""Threads that send images from memory: two keep the cores of a small machine busy."""
+"""How many threads send images: two keep the cores of a small machine busy."""
 
 
 class ClientListener:
-    """Serves clients from this process, on the sockets that were `passed` or on its own. Listens as a context manager.
+    """Serves clients from this process, on the sockets that were `passed` or on its own. A context manager.
 
-    Where no workers do, it is all `mirror.process.workers.ClientProcesses` that there are.
+    Without workers it is the only one of the `mirror.process.workers.ClientProcesses`.
     """
 
     count, missing = 1, 0
@@ -78,7 +78,7 @@ class ClientListener:
         """See `ClientProcesses`: there is no other process."""
 
     def _parts(self, api: ClientApi, listener: Listener) -> Iterator[Part]:
-        """Yield what takes up another configuration."""
+        """Yield what applies another configuration."""
 
         def take_up(config: Config) -> None:
             server = config.server
@@ -92,7 +92,7 @@ class ClientListener:
 
 
 def _limits(max_connections: int) -> ConnectionLimits:
-    """As many clients as are wanted, or as the descriptors are enough for."""
+    """Return the configured limit, or a lower one when there are too few descriptors for it."""
     room = DescriptorBudget.of(max_connections)
     why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
     return ConnectionLimits(
@@ -101,7 +101,7 @@ def _limits(max_connections: int) -> ConnectionLimits:
 
 
 def _location(mirror: Mirror) -> Location | None:
-    """Where clients are sent for an image that is in the bucket, when they are."""
+    """Return what finds the URL of an image in the bucket, for redirecting clients there; None without a bucket."""
     bucket = mirror.stores.bucket
     if bucket is None:
         return None

@@ -1,4 +1,4 @@
-"""Whether the mirror can serve: where it is between its start and its end, and how its parts are."""
+"""Decides whether the mirror can serve, from the phase it is in and the health of its parts."""
 
 from enum import Enum
 
@@ -9,7 +9,7 @@ from mirror.wiring.mirror import Mirror
 
 
 class Phase(Enum):
-    """Where a mirror is between its start and its end, in words."""
+    """Where a mirror is between its start and its end. The value says so in words."""
 
     STARTING = "the mirror is starting"
     SERVING = "the mirror serves"
@@ -17,7 +17,7 @@ class Phase(Enum):
 
 
 class Readiness:
-    """Finds out the health of a mirror. Whoever starts and stops it sets its `phase`."""
+    """Finds out the health of a mirror. `serve` sets its `phase`."""
 
     def __init__(self, mirror: Mirror, processes: AllProcesses, clients: ClientProcesses) -> None:
         self.phase = Phase.STARTING
@@ -26,7 +26,7 @@ class Readiness:
         self._clients = clients
 
     async def health(self) -> Health:
-        """What keeps the mirror from serving now, and what it does without."""
+        """Return what keeps the mirror from serving now, and what it has to do without."""
         if self.phase is not Phase.SERVING:
             return Health([self.phase.value])
         health = await self._mirror.health(self._processes.store, self._processes.stuck)

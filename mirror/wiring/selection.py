@@ -1,4 +1,4 @@
-"""Find a stored image by the first digits of its hash, and pin or remove it, wherever it is stored.
+"""Finds a stored image by the first digits of its hash, and pins or removes it wherever it is stored.
 
 An image is named by 6 or more digits, or `current`. The command line and the admin listener use this.
 """
@@ -27,7 +27,7 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 @dataclass(frozen=True, slots=True)
 class StoredLine:
-    """A stored image, and whether it is the one that clients get who name none."""
+    """A stored image, and whether it is the current one."""
 
     info: StoredInfo
     current: bool
@@ -35,7 +35,7 @@ class StoredLine:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
+    """The images in open stores: the `sizes` of all, by place and hash, and the `lines` of those that are whole."""
 
     stores: Stores
     sizes: Mapping[str, Mapping[str, int]]
@@ -43,7 +43,7 @@ class Selection:
 
     @classmethod
     async def of(cls, config: Config, stores: Stores, lines: Sequence[StoredLine]) -> "Selection":
-        """Look at what lies there beside `lines`. Raises StoreUnavailable."""
+        """Look up the sizes of all images, also of those that are not in `lines`. Raises StoreUnavailable."""
         sizes: dict[str, Mapping[str, int]] = {"disk": {}}
         for name, place in stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
@@ -52,11 +52,11 @@ class Selection:
 
     @property
     def hashes(self) -> Sequence[str]:
-        """Of all that lies there."""
+        """The hashes of all images."""
         return list(dict.fromkeys([*(each for sizes in self.sizes.values() for each in sizes), *self.lines]))
 
     def places(self, image_hash: str) -> Sequence[tuple[str, "DiskStore | S3Store"]]:
-        """Where an image is. A part of one that is verified anew just now is on the disk."""
+        """Return the places that have an image; the disk also while it verifies the image again."""
         return [
             (name, place)
             for name, place in self.stores.places.items()
@@ -64,7 +64,7 @@ class Selection:
         ]
 
     def find(self, name: str) -> str:
-        """The hash that `name` stands for. Raises UsageError, or NotFound when it is none or more than one."""
+        """Return the hash that `name` stands for. Raises UsageError, or NotFound for no image or several."""
         if name == "current":
             named = [image_hash for image_hash, line in self.lines.items() if line.current]
             if not named:
@@ -80,16 +80,17 @@ class Selection:
         return alike[0]
 
     async def pin(self, name: str, *, pinned: bool) -> str:
-        """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+        """Pin or unpin an image. Returns its hash. Raises UsageError, NotFound, StoreUnavailable."""
         image_hash = self.find(name)
         for _, place in self.places(image_hash):
             await place.pin(image_hash, pinned=pinned)
         return image_hash
 
     async def remove(self, name: str, *, force: bool, insist: str = "give --force") -> str:
-        """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`.
+        """Remove an image. Returns its hash.
 
-        `force` also cuts the downloads of it that run. `insist` says how the person who asks would insist.
+        Raises UsageError, or NotRemoved when the image is pinned or current and not `force`.
+        `force` also cuts running downloads of it. `insist` tells the person how to use force.
         """
         image_hash = self.find(name)
         line = self.lines.get(image_hash)
@@ -104,14 +105,14 @@ class Selection:
 
 
 class NotRemoved(MirrorError):
-    """An image stays where it is, for a reason that a person may change."""
+    """An image was not removed, for a reason that a person may change."""
 
     status = 409
 
 
 @asynccontextmanager
 async def open_selection(config: Config) -> AsyncIterator[Selection]:
-    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
+    """Open the stores of a configuration and look up their images. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
         async with open_stores(config, pool) as stores:
             yield await Selection.of(config, stores, await lines(config, stores, pool))
@@ -130,5 +131,5 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
 
 
 def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[StoredLine]:
-    """The lines of these images, when that is the hash of the current one."""
+    """Make the lines of these images; `current` is the hash of the current one."""
     return [StoredLine(info, current=info.metadata.hash == current) for info in images]
