@@ -1,4 +1,4 @@
-"""The examples at the end of each command's help, and so of the manual page: what people really type."""
+"""The examples at the end of each command's help and in the manual page."""
 
 from collections.abc import Mapping
 from typing import Final

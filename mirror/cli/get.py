@@ -1,7 +1,7 @@
-"""`pps-mirror get`: the client's side, for nodes without good tools. One file, whole and verified, or none.
+"""`pps-mirror get`: downloads an image into a file, whole and verified, on nodes without good tools.
 
-It is a fill like the mirror's own, into a file: what breaks is resumed, what is wrong is thrown away, and the
-credential goes to the origin that was asked and to nothing that it redirects to.
+It runs a fill like the mirror's own, into a file: broken transfers are resumed, wrong bytes are thrown away, and the
+credential goes only to the origin that was asked, never to one that it redirects to.
 """
 
 import asyncio
@@ -47,13 +47,13 @@ from mirror.upstream.proxies import Proxies
 from mirror.upstream.statuses import passes
 
 ATTEMPTS = 3
-"""How often in a row the bytes may turn out to be another image's than the metadata said."""
+"""How often in a row the bytes may belong to another image than the metadata said."""
 
 CURRENT = "current"
-"""What stands in a URL in place of a hash for whatever image is the current one."""
+"""Stands in a URL for the hash of the current image."""
 
 TICK = 0.2
-"""Seconds between two looks at how far the transfer is."""
+"""Seconds between two updates of the progress."""
 
 _CURRENT = re.compile(r"(/api/v2)?/mlops/portablePredictionServerImage(/metadata)?/?$")
 _STORED = re.compile(r"/mirror/v1/images(/(?P<hash>[^/]+)(/metadata)?)?/?$")
@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is wanted. `file` is where, or in which directory; `retry_for` seconds without progress are the most."""
+    """What the command line asks for. `file` is the file or directory; `retry_for` limits seconds without progress."""
 
     url: str
     file: Path | None
@@ -75,7 +75,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """A whole, verified image in `file`; `was_there` before. `resumes` counts cuts, `seconds` is how long it took."""
+    """A whole, verified image in `file`, which may have been there before. `resumes` counts cuts of the transfer."""
 
     file: Path
     metadata: ImageMetadata
@@ -84,7 +84,7 @@ class Got:
     seconds: float
 
     def describe(self) -> dict[str, object]:
-        """As machines see it."""
+        """Return it for machines."""
         return {
             "file": str(self.file),
             "hash": self.metadata.hash,
@@ -98,7 +98,7 @@ class Got:
 def run(order: Order, loader: Loader | None, environ: Mapping[str, str], meter: Meter) -> Got:
     """Get the image, then load it if there is a `loader`. Blocks.
 
-    Raises UsageError, ConfigError, or MirrorError when it cannot be had; what came is kept then, to go on with.
+    Raises UsageError, ConfigError, or MirrorError when it cannot be had; then the bytes so far are kept, to be resumed.
     """
     got = asyncio.run(_get(order, environ, meter))
     if loader is not None:
@@ -130,9 +130,9 @@ async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
 
 
 def _parsed(url: str) -> tuple[str, str | None]:
-    """Tell a server's address from what follows it, as people paste it: the image's own URL, its metadata's, a list's.
+    """Split a URL, which may be that of the image, of its metadata or of a list, into the server's address and a hash.
 
-    Returns the address, and the hash when the URL names one of a mirror's stored images. Raises UsageError.
+    The hash is None unless the URL names one of a mirror's stored images. Raises UsageError.
     """
     place = re.split(r"[?#]", url, maxsplit=1)[0]
     if (stored := _STORED.search(place)) is None:
@@ -144,7 +144,7 @@ def _parsed(url: str) -> tuple[str, str | None]:
 
 
 class _Get:
-    """One image into one file: the one at `path`, which is the current one unless `image_hash` says which."""
+    """Downloads the image at `path` into a file; it is the current one unless `image_hash` is given."""
 
     def __init__(
         self, order: Order, upstream: Upstream, path: str, image_hash: str | None, caller: Caller, meter: Meter
@@ -158,7 +158,7 @@ class _Get:
         self._resumes = 0
 
     async def run(self) -> Got:
-        """Get what is current, and what is current then when that changed meanwhile."""
+        """Download the image; begin again with the new one if the current image changes meanwhile."""
         clock = asyncio.get_running_loop().time
         began = clock()
         for attempt in range(1, ATTEMPTS + 1):
@@ -167,7 +167,7 @@ class _Get:
             name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
             if was_there := await asyncio.to_thread(_holds, target, metadata):
                 self._meter.say(f"{name} is in {target} already, verified: nothing to do")
-            elif target.exists() and not target.is_file():  # root would put it in the place of /dev/null
+            elif target.exists() and not target.is_file():  # root could otherwise replace /dev/null
                 raise MirrorError(f"{target} is in the way: it is no plain file")
             elif target.exists() and not mine:
                 raise MirrorError(f"{target} is there and is not this image: say with -o where to put it")
@@ -179,9 +179,9 @@ class _Get:
         raise AssertionError("the last attempt returns or raises")
 
     def _target(self, metadata: ImageMetadata) -> tuple[Path, bool]:
-        """Where the image goes, and whether that very name was asked for, so that it may be replaced."""
+        """Return where the image goes, and whether the user named that very file, so that it may be replaced."""
         given = self._order.file or Path()
-        if given.is_symlink():  # what was named is what it leads to, and there the room has to be
+        if given.is_symlink():  # the image goes to the target of the link, and needs room there
             try:
                 given = given.resolve()
             except RuntimeError:
@@ -193,7 +193,7 @@ class _Get:
     # Metadata
 
     async def _current(self) -> ImageMetadata:
-        """Ask for the metadata, again and again if need be."""
+        """Ask for the metadata, with retries."""
         patience = RetryBudget(self._order.retry_for, asyncio.get_running_loop().time)
         while True:
             try:
@@ -206,7 +206,7 @@ class _Get:
                 await asyncio.sleep(patience.delay)
 
     async def _ask(self) -> ImageMetadata:
-        """Ask once. Raises Broken when asking again may help."""
+        """Ask for the metadata once. Raises Broken when another try may help."""
         try:
             answer = await self._upstream.forward("GET", f"{self._path}metadata/", "", self._caller)
             if answer.status == 200:
@@ -238,7 +238,7 @@ class _Get:
     # The image
 
     async def _brought(self, metadata: ImageMetadata, target: Path, *, last: bool) -> bool:
-        """Bring the image; False when the bytes were another one's. Raises MirrorError."""
+        """Fetch the image. Returns False when the bytes were those of another one. Raises MirrorError."""
         source = _Patient(ImageSource(self._upstream, metadata, self._caller))
         try:
             journal = await asyncio.to_thread(SingleFile.take_up, target, metadata)
@@ -264,7 +264,7 @@ class _Get:
             raise MirrorError(f"{target} needs {format_size(wanted)} more, and {format_size(disk.free)} are free there")
 
     async def _watch(self, fill: Fill, target: Path) -> None:
-        """Run the fill and show it. Raises FillFailed."""
+        """Run the fill and show its progress. Raises FillFailed."""
         size = fill.metadata.size
         self._meter.start(size, _received(target), fill.state)
         try:
@@ -293,7 +293,7 @@ class _Get:
 
 @asynccontextmanager
 async def _run(fill: Fill) -> AsyncIterator[asyncio.Task[None]]:
-    """Run it meanwhile, until it ends or we leave; then nothing is written any more."""
+    """Run the fill in the background; on exit it is cancelled and no longer writes."""
     running = asyncio.create_task(fill.run())
     try:
         yield running
@@ -304,7 +304,7 @@ async def _run(fill: Fill) -> AsyncIterator[asyncio.Task[None]]:
 
 
 class _Patient:
-    """An image's source for which being told to come back later (429) is no refusal."""
+    """The source of an image that retries when it is told to come back later (429)."""
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
@@ -322,7 +322,7 @@ class _Patient:
 
 
 def _holds(target: Path, metadata: ImageMetadata) -> bool:
-    """Whether that file is the image already. Blocks."""
+    """Whether the file is that image already. Blocks."""
     if not target.is_file() or target.stat().st_size != metadata.size:
         return False
     with target.open("rb") as file:
@@ -330,7 +330,7 @@ def _holds(target: Path, metadata: ImageMetadata) -> bool:
 
 
 def _received(target: Path) -> int:
-    """Bytes that are there of an image to come."""
+    """Return how many bytes of the image are there already."""
     return part_of(target).stat().st_size if part_of(target).exists() else 0
 
 
@@ -343,7 +343,7 @@ def _unwritable(target: Path, error: OSError) -> MirrorError:
 
 
 def _in_our_words(text: str) -> str:
-    """Name our options where the mirror's keys are named."""
+    """Replace the keys of the mirror's configuration by the options of this command."""
     for key, option in _OPTIONS.items():
         text = text.replace(key, option)
     return text

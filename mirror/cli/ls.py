@@ -1,4 +1,4 @@
-"""`pps-mirror ls`: what is stored, read without a running mirror, without upstream, and without touching the disk."""
+"""`pps-mirror ls`: lists the stored images, without a running mirror, without upstream, without writing anything."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from mirror.wiring.selection import lines as listed
 from mirror.wiring.stores import open_stores
 
 PIPE_WIDTH = 200
-"""Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
+"""Columns of a table that is written to a pipe: enough that nothing is cut off."""
 
 
 def read(config: Config) -> Sequence[StoredLine]:
@@ -32,7 +32,7 @@ async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[StoredLine
 
 
 def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
-    """Show the images to a person, or say that there are none."""
+    """Write the images as a table, or that there are none."""
     console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
     if not lines:
         missing = "" if config.store.path.exists() else " (it does not exist yet)"
@@ -65,5 +65,5 @@ def _when(moment: datetime) -> str:
 
 
 def _plain(name: str) -> str:
-    """Make a file name, which upstream chose, harmless on a terminal of any encoding."""
+    """Make upstream's file name safe for a terminal of any encoding."""
     return "".join(character if character.isascii() and character.isprintable() else "?" for character in name)

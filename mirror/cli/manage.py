@@ -1,4 +1,4 @@
-"""`pps-mirror verify`, `pin`, `unpin`, `rm`, `gc`: the store in a person's hands, beside a running mirror or alone.
+"""`pps-mirror verify`, `pin`, `unpin`, `rm`, `gc`: manage stored images, beside a running mirror or without one.
 
 An image is named by the first 6 or more digits of its hash, or `current`.
 """
@@ -19,22 +19,22 @@ _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
 
 
 def verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
-    """Hash one image again, or all of them, and show that on `meter`. Raises UsageError, NotFound, StoreUnavailable."""
+    """Verify one image or all, and show it on `meter`. Raises UsageError, NotFound, StoreUnavailable."""
     return asyncio.run(_verify(config, name, meter))
 
 
 def pin(config: Config, name: str, *, pinned: bool) -> str:
-    """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+    """Pin or unpin an image. Returns its hash. Raises UsageError, NotFound, StoreUnavailable."""
     return asyncio.run(_pin(config, name, pinned))
 
 
 def remove(config: Config, name: str, *, force: bool) -> str:
-    """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`."""
+    """Remove an image. Returns its hash. Raises UsageError, or MirrorError if it is pinned or current."""
     return asyncio.run(_remove(config, name, force))
 
 
 def collect(config: Config, *, dry_run: bool) -> Collected:
-    """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
+    """Remove leftovers, and evict images until the store is within its bounds. Raises StoreUnavailable."""
     return asyncio.run(_collect(config, dry_run))
 
 

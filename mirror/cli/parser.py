@@ -1,4 +1,4 @@
-"""What can be typed: the commands and their options, with help worth reading.
+"""The parser of the command line: all commands and options, with their help.
 
 Completion and the manual page are made from this parser too.
 """
@@ -12,7 +12,7 @@ from mirror.cli.examples import EXAMPLES
 from mirror.common.units import parse_duration
 
 HELP_WIDTH = 100
-"""Columns of a command's description; its examples keep their lines."""
+"""Columns at which a command's description is wrapped; examples keep their lines."""
 
 EPILOG = """\
 examples:
@@ -30,7 +30,7 @@ Exit status: 0 done, 1 failed, 2 usage or configuration. `pps-mirror COMMAND --h
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line; completion and the manual page are made from it too."""
+    """Make the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="pps-mirror",
         description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",
@@ -216,7 +216,7 @@ def _duration(text: str) -> float:
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add what is understood before and after the command; suppressed there, so that it overrides only if given."""
+    """Add the options that may stand before and after the command; after it they have no default to override with."""
     parser.add_argument(
         "-c",
         "--config",

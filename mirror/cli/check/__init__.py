@@ -1,4 +1,4 @@
-"""`pps-mirror check`: try out whether a mirror with this configuration would work here and now.
+"""`pps-mirror check`: tries out whether a mirror with this configuration would work here and now.
 
-It changes nothing, and makes no image come. May import what commands may.
+Never changes anything, and never makes upstream send an image. May import what commands may.
 """

@@ -1,4 +1,4 @@
-"""Could the mirror listen to its clients and operators? Its certificate, its ports, and how many may be connected."""
+"""Checks whether the mirror could listen: its certificate, its ports, and how many connections it may have."""
 
 import errno
 import ssl
@@ -17,14 +17,14 @@ from mirror.model.errors import ConfigError
 from mirror.process.descriptors import DescriptorBudget
 
 EXPIRES_SOON = 14
-"""Days before its end from which a certificate is worth a note."""
+"""A certificate that ends within so many days is worth a note."""
 
 PROBE_SECONDS = 2.0
-"""How long whoever has our port may take to say what it is, for each step of that."""
+"""Seconds for each step of asking a process that has our port whether it is a mirror."""
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Try the certificate and both listeners, and reckon how many may connect."""
+    """Try the certificate and both ports, and compare the limit of open files with the configuration."""
     server, admin = config.server, config.admin
     yield _tls(server)
     yield _listener("server", server.host, server.port, tls=server.tls_cert is not None)
@@ -49,7 +49,7 @@ def _tls(config: Server) -> Finding:
 
 
 def _handshake(server: ssl.SSLContext, certificate: Path) -> float:
-    """Greet the server in memory, trusting its certificate as such; when that expires, in seconds since the epoch.
+    """Shake hands with the server in memory, trusting its certificate. Returns its end in seconds since 1970.
 
     Raises SSLCertVerificationError when the certificate is not valid now or not for servers.
     """
@@ -67,7 +67,7 @@ def _handshake(server: ssl.SSLContext, certificate: Path) -> float:
 
 
 def _connections(config: Server) -> Iterator[Finding]:
-    """Whether there can be as many as are wanted; the service may have another limit than who runs this."""
+    """Note when fewer clients can connect than configured; the service may have another limit than this process."""
     try:
         lacking = DescriptorBudget.of(config.max_connections).lacking
     except ConfigError as error:

@@ -1,6 +1,6 @@
-"""`pps-mirror check`: would a mirror with this configuration work here and now? Each check finds out by trying.
+"""`pps-mirror check`: runs all checks, in the order in which a mirror would need what they try.
 
-Nothing is changed by looking: no directory is made, no file stays behind, no image is asked for.
+They change nothing: no directory is made, no file stays behind, no image is requested.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from mirror.model.errors import ConfigError
 
 
 def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterator[Finding]:
-    """Check one thing after another. `file` is what the configuration was read from, when the command line named it."""
+    """Run one check after another. `file` is the configuration's file if the command line named it."""
     yield configuration(environ, file)
     yield from time_zone(environ)
     asked = ask(config, environ)
@@ -25,7 +25,7 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
 
 
 def here(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
-    """All that is on our side: who may read, the stores, the certificate, the listeners."""
+    """Check everything on our side: the list of tokens, the stores, the certificate, the listeners."""
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)
     yield from store.examine(config, asked.image)
@@ -33,7 +33,7 @@ def here(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
 
 
 def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
-    """Where the configuration came from, which could be read."""
+    """Say where the configuration came from."""
     path = file or environ.get(FILE_VARIABLE)
     variables = sorted(name for name in environ if name.startswith(PREFIX))
     sources = [str(path)] * bool(path) + variables
@@ -41,7 +41,7 @@ def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
 
 
 def time_zone(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether this machine knows the time zone that it is in; nothing when it does."""
+    """Note when this machine does not know its time zone."""
     if (said := zone.trouble(environ)) is not None:
         yield Finding("time zone", True, said, note=True)
 

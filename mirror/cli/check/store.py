@@ -1,4 +1,4 @@
-"""Would the mirror get on with its store? The directory and the bucket are tried as a fill uses them."""
+"""Checks the store: tries the directory and the bucket as a fill would use them."""
 
 import asyncio
 import fcntl
@@ -20,7 +20,7 @@ from mirror.store.disk.layout import Layout
 from mirror.store.disk.space import Space
 
 SKEWED = 60.0
-"""Seconds that our clock and a bucket's may differ before that is worth a note."""
+"""A difference of so many seconds between our clock and the bucket's is worth a note."""
 
 _SOURCES = {
     "env": "the environment",
@@ -31,7 +31,7 @@ _SOURCES = {
     "container-role": "the container's role",
     "iam-role": "the machine's role",
 }
-"""What AWS's libraries call where credentials come from, in words."""
+"""Where credentials come from: AWS's names for that, in words."""
 
 
 def examine(config: Config, current: ImageMetadata | None) -> Iterator[Finding]:
@@ -67,7 +67,7 @@ def _directory(config: Store, current: ImageMetadata | None) -> Finding:
 
 
 def nearest(path: Path) -> Path:
-    """The directory itself, or the one in which it would be made."""
+    """Return the directory itself, or the nearest existing one above it."""
     return next((place for place in (path, *path.parents) if place.exists()), Path("/"))
 
 
@@ -84,7 +84,7 @@ def _space(config: Store) -> Space:
 
 
 def _try_to_write(directory: Path) -> None:
-    """Do what a fill does, to a file without a name."""
+    """Do what a fill does, with a file that never gets a name. Raises OSError."""
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(b"pps-mirror check")
         file.flush()
@@ -93,7 +93,7 @@ def _try_to_write(directory: Path) -> None:
 
 
 def _still_wanted(root: Path, metadata: ImageMetadata) -> int:
-    """Bytes of the image that are not in the store yet."""
+    """Return how many bytes of the image are not in the store yet."""
     if (root / "images" / metadata.hash / "image").exists():
         return 0
     partial = root / "partial" / metadata.hash
@@ -101,7 +101,7 @@ def _still_wanted(root: Path, metadata: ImageMetadata) -> int:
 
 
 async def _bucket(config: Config) -> Sequence[Finding]:
-    """Try all that a fill does; what is written for that is removed again."""
+    """Try everything that a fill does with a bucket, and remove what was written for that."""
     from mirror.store.s3.bucket import Bucket
     from mirror.store.s3.capabilities import find_out  # see `mirror.wiring.stores`
 

@@ -1,4 +1,4 @@
-"""Would the mirror get on with upstream? What it answers to a request for metadata, and whether it takes our token."""
+"""Checks upstream: asks it for metadata with the mirror's own token, and judges the answer."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ from mirror.upstream.proxies import Proxies
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAnswer:
-    """Upstream's `answer` to a request for metadata, None without an upstream, and the way it came.
+    """Upstream's `answer` to a request for metadata, None without an upstream, and `through` which proxy it came.
 
-    `token` is the mirror's own, which is a secret; `trouble` is what is wrong with it.
+    `token` is the mirror's own, which is a secret; `trouble` says why it cannot be used.
     """
 
     answer: ImageMetadata | MirrorError | None = None
@@ -31,7 +31,7 @@ class UpstreamAnswer:
 
     @property
     def image(self) -> ImageMetadata | None:
-        """What upstream says is current, if it said so."""
+        """The current image, if upstream named it."""
         return self.answer if isinstance(self.answer, ImageMetadata) else None
 
 
@@ -49,7 +49,7 @@ def ask(config: Config, environ: Mapping[str, str]) -> UpstreamAnswer:
 
 
 def examine(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
-    """What upstream's answer says of it, and of the token."""
+    """Judge upstream and the token by the answer."""
     has_token = asked.token is not None
     yield _upstream(config, asked.answer, asked.through, has_token=has_token)
     if asked.trouble is not None:
@@ -61,7 +61,7 @@ def examine(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
 async def _ask(
     config: UpstreamConfig, url: str, token: str | None, environ: Mapping[str, str]
 ) -> tuple[ImageMetadata | MirrorError, str]:
-    """Ask for metadata; the answer, and through which proxy it came."""
+    """Ask for metadata. Returns the answer, and through which proxy it came."""
     through = ""
     try:
         proxies = Proxies.of(config, environ)

@@ -1,8 +1,8 @@
-"""`pps-mirror doctor`: why does it not work, and what is to be done? Digs where `check` only looks.
+"""`pps-mirror doctor`: finds out why something does not work, and what to do about it.
 
-What `check` finds is in it, with advice; around that are the examinations of `diagnosis/`, each of one subject, bounded
-in time, in the order in which one thing's failing explains the next one's. Nothing is changed, no token is needed;
-upstream is asked for metadata, its version, and with the mirror's own token for the first bytes of the image.
+It runs the checks of `check`, adds advice to their findings, and examines more around them: each subject in a limited
+time, in the order in which one failure explains the next. It changes nothing and needs no token. It asks upstream for
+metadata, for its version and, with the mirror's own token, for the first bytes of the image.
 """
 
 import errno
@@ -25,7 +25,7 @@ _ADVICE = {
     "bucket": "docs/s3.md says what the credentials must allow, and how each server's endpoint looks",
     "tls": "a certificate and its key, PEM, that the mirror's user may read; then SIGHUP",
 }
-"""What to do about what `check` finds wrong, by its subject."""
+"""What to do when a check fails, by its subject."""
 
 _STORE_ADVICE: Mapping[int | None, str] = {
     errno.EROFS: "remount it writable; if the kernel made it read-only, dmesg says why",
@@ -35,10 +35,11 @@ _STORE_ADVICE: Mapping[int | None, str] = {
     errno.ENOTDIR: "something else is in its place: move that away, or set store.path",
     errno.ESTALE: "the network file system was exchanged under it: mount it again",
 }
+"""What to do when the store cannot be written, by the system's error."""
 
 
 class Doctor:
-    """Examines one configuration. `abandoned` counts examinations that hang in a thread of theirs."""
+    """Examines one configuration. `abandoned` counts the examinations that hang in their threads."""
 
     def __init__(self, config: Config, environ: Mapping[str, str], file: Path | None) -> None:
         self._case = Case(config, environ, file)
@@ -75,7 +76,7 @@ class Doctor:
 
 
 def summary(found: list[Finding]) -> str:
-    """The last line."""
+    """Return the last line, which sums up all findings."""
     wrong = sum(not each.ok for each in found)
     notes = sum(each.ok and each.note for each in found)
     beside = f" {notes} {'note' if notes == 1 else 'notes'} above may explain something all the same." if notes else ""
@@ -87,7 +88,7 @@ def summary(found: list[Finding]) -> str:
 
 
 def _advised(case: Case, finding: Finding) -> Finding:
-    """What `check` found, with what to do about it."""
+    """Add to a finding of `check` what to do about it."""
     if finding.check == "connections" and (finding.note or not finding.ok):
         wanted = files_for(case.config.server.max_connections)
         return replace(finding, advice=case.deployment.more_files(wanted))

@@ -1,4 +1,4 @@
-"""Who has the ports, and whether they are the ones that are meant."""
+"""Examines the ports: which process has them, and whether they are the right ones."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 
 PROCESSES = 20_000
-"""Processes that are looked at, at most."""
+"""The most processes that are looked at."""
 
 _LISTENS = "0A"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
@@ -18,7 +18,7 @@ _UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at both."""
+    """Examine the ports of both listeners."""
     server, admin = case.config.server, case.config.admin
     yield from _privileged(case, "server", server.port)
     yield from _privileged(case, "admin", admin.port)
@@ -43,7 +43,7 @@ def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
 
 
 def holder(port: int) -> str | None:
-    """Who listens on a port, as far as the kernel tells us; None when it does not."""
+    """Return which process listens on a port, as far as we may know; None when the kernel does not tell."""
     sockets: dict[str, int] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -62,7 +62,7 @@ def holder(port: int) -> str | None:
 
 
 def _holds(process: Path, sockets: Mapping[str, int]) -> bool:
-    """Whether a process has one of these sockets open, if we may know."""
+    """Whether a process has one of these sockets open, as far as we may know."""
     try:
         for descriptor in (process / "fd").iterdir():
             match = _SOCKET.fullmatch(str(descriptor.readlink()))

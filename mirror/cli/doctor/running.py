@@ -1,4 +1,4 @@
-"""The mirror that runs on this store, if one does: what it says of itself."""
+"""Asks the mirror that runs on this store, if there is one, how it is."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from mirror.cli.findings import Finding
 from mirror.cli.running_mirror import Condition, MirrorGone, running_mirror
 
 LAST = 3
-"""Errors of its own that are shown."""
+"""How many of its last errors are shown."""
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Ask it."""
+    """Ask the running mirror how it is."""
     condition = asyncio.run(_condition(case))
     if condition is None:
         yield _alone(case)
