@@ -254,8 +254,8 @@ def _get(options: argparse.Namespace) -> int:
     log.set_up(options.log_level or "warning", "console")
     loader = Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
-    got = get.run(order, loader, os.environ, meter)
+    wanted = get.GetOptions(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(wanted, loader, os.environ, meter)
     if options.json:
         print(json.dumps(got.describe() | {"loadedInto": loader.name if loader else None}, indent=2))
     return 0
