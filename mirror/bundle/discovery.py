@@ -13,8 +13,8 @@ from pathlib import Path
 from mirror.bundle import signatures
 from mirror.bundle.format import LEAFLET, METADATA, SIGNATURE, SUMS, BadBundle, Sums, in_order, lacking
 from mirror.bundle.medium import read_small
-from mirror.model.errors import BadUpstream, UsageError
-from mirror.model.metadata import MAX_BODY, ImageMetadata
+from mirror.model.errors import UsageError
+from mirror.model.metadata import MAX_BODY, ImageMetadata, UnusableMetadata
 
 MAX_SUMS = 1 << 20
 MAX_SIGNATURE = 64 << 10
@@ -162,8 +162,8 @@ def _lone(files: Sequence[Path], metadata: Path | None) -> Carried:
 def _parsed(body: bytes, name: str) -> ImageMetadata:
     try:
         return ImageMetadata.parse(body)
-    except BadUpstream as error:
-        raise BadBundle(f"{name} cannot be used: {error.message.partition(': ')[2]}") from None
+    except UnusableMetadata as error:
+        raise BadBundle(f"{name} cannot be used: {error.reason}") from None
 
 
 def _listed(names: Sequence[str]) -> str:

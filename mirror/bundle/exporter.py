@@ -28,7 +28,7 @@ from mirror.common.units import MIB, format_size
 from mirror.config import Config
 from mirror.model.errors import MirrorError, NotFound, UsageError
 from mirror.store.base import Body, Cut
-from mirror.wiring.selection import Selection, opened_selection
+from mirror.wiring.selection import Selection, open_selection
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def export(
 async def _export(
     config: Config, name: str, directory: Path, meter: Meter, split: int | None, key: Path | None
 ) -> Sequence[Exported]:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         image = await _image(selection, selection.find(name))
         volumes = layout.volumes(image.metadata, split)
         target = directory / layout.directory_name(image.metadata)

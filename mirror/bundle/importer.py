@@ -30,7 +30,7 @@ from mirror.model.source import Stream
 from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
 from mirror.wiring.mirror import loaded_catalog
-from mirror.wiring.stores import Stores, disk_store, opened
+from mirror.wiring.stores import Stores, disk_store, open_stores
 
 PIECE = 2 << 20
 """Bytes read at a time."""
@@ -70,7 +70,7 @@ def bring_in(
 async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> Imported:
     metadata = carried.metadata
     with ThreadPoolExecutor(4) as pool:
-        async with opened(config, pool) as stores:
+        async with open_stores(config, pool) as stores:
             await disk_store(config, pool).prepare()
             checked: Sequence[Checked] = ()
             if (stored := await stores.front.open(metadata.hash)) is not None:

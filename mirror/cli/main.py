@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. No logic of its own.
+"""The command line: parses arguments, calls the command, prints its result. It has no other logic.
 
 Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from mirror import config
-from mirror.cli import check
+from mirror.cli.check import main as check
 from mirror.cli.findings import Finding
 from mirror.cli.parser import build_parser
 from mirror.common import log
@@ -21,12 +21,12 @@ from mirror.images.describe import describe, describe_removal, describe_verified
 from mirror.model.errors import ConfigError, MirrorError, Unheard, UsageError, no_thread
 from mirror.process import standard_streams
 from mirror.process.signals import interrupted_by_sigterm
-from mirror.serve import main as serving
+from mirror.serve.main import serve
 from mirror.store.disk.verification import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    """Run a command and return its exit status. An error is one line on standard error."""
     standard_streams.settle()
     try:
         options = _parsed(arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, Unheard) as error:
         _give_up(sys.stdout)
         reason = error.__cause__ or error
-        if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
+        if isinstance(reason, BrokenPipeError):  # the reader has left on purpose
             return 1
         return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
+    """Parse the arguments. Help and version are printed here, and end the process (SystemExit)."""
     try:
         return build_parser().parse_args(arguments)
-    except (SystemExit, BrokenPipeError) as ended:  # what argparse cannot say it keeps to itself from Python 3.11.3 on
+    except (SystemExit, BrokenPipeError) as ended:  # from Python 3.11.3 on argparse ignores errors of its own output
         try:
-            sys.stderr.flush()  # what is wrong with the arguments is said there
+            sys.stderr.flush()  # argparse has written there what is wrong
         except OSError:
             _give_up(sys.stderr)
             if isinstance(ended, BrokenPipeError):
@@ -73,18 +73,18 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _complain(text: str, status: int) -> int:
     try:
         print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
-    except OSError:  # nobody reads it; the status still says it
+    except OSError:  # nobody reads it, but the exit status tells as well
         _give_up(sys.stderr)
     return status
 
 
 def _give_up(stream: TextIO) -> None:
-    """The interpreter must not try to flush again what cannot be written."""
+    """Keep the interpreter from flushing a stream again that cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings(options: argparse.Namespace) -> config.Config:
-    """Load the configuration and set up the log: little of it, and for people."""
+    """Load the configuration, and set up the log: warnings only, in the format for people."""
     settings = config.load(options.config, os.environ)
     changes = {"level": options.log_level or "warning"}
     if settings.log.format == "auto":
@@ -104,7 +104,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = read()
     with log.written_aside(settings.log.level, settings.log.format) as (verbosity, writer):
-        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read))
+        asyncio.run(serve(settings, os.environ, verbosity, writer, read))
     return 0
 
 
@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
-    """Write what is found as soon as it is; as JSON when all is there."""
+    """Print findings as they come, unless they are to be printed as JSON in the end. Returns all of them."""
     findings = []
     for finding in found:
         findings.append(finding)
@@ -130,7 +130,7 @@ def _show(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
 def _doctor(options: argparse.Namespace) -> int:
     from mirror.cli.doctor import main as doctor  # what `serve` does not need
 
-    options.log_level = options.log_level or "error"  # what would be warned of is found, and said with more words
+    options.log_level = options.log_level or "error"  # warnings would repeat what the findings say better
     patient = doctor.Doctor(_settings(options), os.environ, options.config)
     found = _show(patient.findings(), as_json=options.json)
     if options.json:
@@ -138,7 +138,7 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         print(f"\n{doctor.summary(found)}")
     status = 0 if all(finding.ok for finding in found) else 1
-    if patient.abandoned:  # what hangs must not keep us from ending, as it would where threads are joined
+    if patient.abandoned:  # do not wait for the threads that hang
         sys.stdout.flush()
         os._exit(status)
     return status
@@ -165,43 +165,43 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from mirror.cli import manage as keeping
+    from mirror.cli import manage
     from mirror.common import progress  # as above
 
     if options.hash is not None and options.all:
         raise UsageError("verify takes a HASH or --all, not both")
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    outcome = keeping.verify(_settings(options), options.hash, meter)
+    outcome = manage.verify(_settings(options), options.hash, meter)
     if options.json:
         print(json.dumps([describe_verified(each) for each in outcome], indent=2))
     return 0 if all(each.verdict is Verdict.GOOD for each in outcome) else 1
 
 
 def _pin(options: argparse.Namespace) -> int:
-    from mirror.cli import manage as keeping  # as above
+    from mirror.cli import manage  # as above
 
-    print(f"pinned {keeping.pin(_settings(options), options.hash, pinned=True)[:12]}")
+    print(f"pinned {manage.pin(_settings(options), options.hash, pinned=True)[:12]}")
     return 0
 
 
 def _unpin(options: argparse.Namespace) -> int:
-    from mirror.cli import manage as keeping  # as above
+    from mirror.cli import manage  # as above
 
-    print(f"unpinned {keeping.pin(_settings(options), options.hash, pinned=False)[:12]}")
+    print(f"unpinned {manage.pin(_settings(options), options.hash, pinned=False)[:12]}")
     return 0
 
 
 def _rm(options: argparse.Namespace) -> int:
-    from mirror.cli import manage as keeping  # as above
+    from mirror.cli import manage  # as above
 
-    print(f"removed {keeping.remove(_settings(options), options.hash, force=options.force)[:12]}")
+    print(f"removed {manage.remove(_settings(options), options.hash, force=options.force)[:12]}")
     return 0
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from mirror.cli import manage as keeping  # as above
+    from mirror.cli import manage  # as above
 
-    collected = keeping.collect(_settings(options), dry_run=options.dry_run)
+    collected = manage.collect(_settings(options), dry_run=options.dry_run)
     if options.json:
         print(json.dumps([describe_removal(each) for each in collected.removals], indent=2))
     else:
@@ -210,16 +210,16 @@ def _gc(options: argparse.Namespace) -> int:
             print(f"{done} {each.kind} {each.path.name} ({format_size(each.size)}): {each.reason}")
         if not collected.removals:
             print("nothing to remove")
-    keeping.complain_of_excess(collected)
+    manage.complain_of_excess(collected)
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from mirror.bundle import exporter as exporting
+    from mirror.bundle import exporter
     from mirror.common import progress  # as above
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    files = exporting.export(
+    files = exporter.export(
         _settings(options), options.hash, options.directory, meter, split=options.split, key=options.sign
     )
     if options.json:
@@ -228,16 +228,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from mirror.bundle import check_parts as checking
-    from mirror.bundle import importer as importing
+    from mirror.bundle import importer
+    from mirror.bundle.check_parts import BadParts
     from mirror.common import progress  # as above
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
     try:
-        imported = importing.bring_in(
+        imported = importer.bring_in(
             _settings(options), options.paths, meter, metadata=options.metadata, trusted=options.trust
         )
-    except checking.BadParts as bad:
+    except BadParts as bad:
         if options.json:
             print(json.dumps([bad.describe()], indent=2))
         raise
@@ -247,15 +247,15 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _get(options: argparse.Namespace) -> int:
-    from mirror.cli import container_engines as loaders
     from mirror.cli import get
+    from mirror.cli.container_engines import Loader
     from mirror.common import progress  # as above
 
     log.set_up(options.log_level or "warning", "console")
-    loader = loaders.Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
+    loader = Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
-    got = get.run(order, loader, os.environ, meter)
+    wanted = get.GetOptions(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(wanted, loader, os.environ, meter)
     if options.json:
         print(json.dumps(got.describe() | {"loadedInto": loader.name if loader else None}, indent=2))
     return 0

@@ -12,7 +12,7 @@ from mirror.cli.examples import EXAMPLES
 from mirror.common.units import parse_duration
 
 HELP_WIDTH = 100
-"""Columns of a command's description; its examples keep their lines."""
+"""Columns at which a command's description is wrapped; examples keep their lines."""
 
 EPILOG = """\
 examples:
@@ -31,7 +31,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 stopped by Ct
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line; completion and the manual page are made from it too."""
+    """Make the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="pps-mirror",
         description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",

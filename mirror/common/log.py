@@ -17,11 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
-from aiohttp import web
-
-from mirror.common.hosts import unmapped
 from mirror.common.log_writer import LogWriter
-from mirror.common.units import format_size
 
 access = logging.getLogger("mirror.access")
 
@@ -254,43 +250,3 @@ class JsonFormatter(logging.Formatter):
         for name, value in getattr(record, "fields", {}).items():
             fields[name] = value if value is None or isinstance(value, int | float) else harmless(str(value))
         return json.dumps(fields)
-
-
-def log_access(request: web.BaseRequest, response: web.StreamResponse | None, seconds: float) -> None:
-    """Write one line about a request that has been answered, or not: `response` is None for a client that left.
-
-    Never a query, a header or a body.
-    """
-    if not access.isEnabledFor(logging.INFO):
-        return
-    path = request.rel_url.raw_path
-    path = (path if path.isascii() and path.isprintable() else ascii(path))[:256]
-    status = 499 if response is None else response.status
-    client = unmapped(request.remote)
-    sent = request.get("sent", (response and response.content_length) or 0)
-    cache_status = request.get("cache-status", "-")
-    access.info(
-        "%s %s %d %s in %.3f s, %s, from %s, request %s",
-        request.method,
-        path,
-        status,
-        format_size(sent),
-        seconds,
-        cache_status,
-        client,
-        request["id"],
-        extra={
-            "action": "http.request",
-            "fields": {
-                "http.request.method": request.method,
-                "pps_mirror.route": request.get("route", "other"),
-                "url.path": path,
-                "http.response.status_code": status,
-                "http.response.body.bytes": sent,
-                "event.duration": int(seconds * 1e9),
-                "client.address": client,
-                "http.request.id": request["id"],
-                "pps_mirror.cache_status": cache_status,
-            },
-        },
-    )

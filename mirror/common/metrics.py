@@ -1,7 +1,7 @@
-"""Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.overview`.
+"""Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.gauges`.
 
 Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
-`mirror.admin.worker_report` adds up what its processes counted.
+`mirror.admin.all_processes` adds up what its processes counted.
 """
 
 import time
@@ -11,16 +11,9 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from mirror.model.cache_status import OF_DOWNLOADS
+
 NAMESPACE = "pps_mirror"
-
-OUTCOMES = (
-    *("published", "followed", "passed_through"),
-    *("wrong_bytes", "changed", "refused", "gave_up", "store_failed", "abandoned", "stopped", "other"),
-)
-"""What may become of a fill."""
-
-CACHES = ("hit", "stored", "collapsed", "stale", "bypass")
-"""How an image may be come by."""
 
 _QUICK = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _REQUEST = (*_QUICK, 100.0, 300.0, 1000.0, 3600.0)
@@ -67,14 +60,17 @@ class Metrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Have what alerts look at from the beginning, or nobody would see the first of them as an increase."""
+        """Have what alerts look at from the beginning, or nobody would see the first of them as an increase.
+
+        Where labels are an enum's of another folder, that folder begins with them (`mirror.images.library`).
+        """
+        downloads = [each.label for each in OF_DOWNLOADS]
         expected: tuple[tuple[Counter, Iterable[tuple[str, ...]]], ...] = (
-            (self.fills, product(OUTCOMES)),
             (self.unverified, product(("fill", "scrub"))),
             (self.decisions, product(("accepted", "refused", "unknown"))),
             (self.fetched, product(("upstream", "replica", "store"))),
-            (self.downloads, product(CACHES)),
-            (self.served, product(CACHES)),
+            (self.downloads, product(downloads)),
+            (self.served, product(downloads)),
             (self.admin_refusals, product(("wrong", "slowed"))),
             (self.scrubs, product(("good", "bad"))),
             (self.prefetches, product(("began", "nothing", "failed"))),

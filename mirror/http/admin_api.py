@@ -1,4 +1,4 @@
-"""The admin listener: health, metrics, the status page, and the few things that an operator may do."""
+"""The routes of the admin listener: health, metrics, the status page, and the few changes an operator may make."""
 
 import asyncio
 import json
@@ -12,19 +12,19 @@ from mirror.admin.actions import Operator
 from mirror.admin.overview import Overview
 from mirror.http.admin_auth import AdminAccess
 from mirror.http.errors import JSON, error_response, message_response
-from mirror.http.listener import finish_headers
+from mirror.http.exchange import Exchange
 from mirror.http.page import Page
 from mirror.model.errors import MirrorError, NotFound, Unauthorized
 from mirror.model.status import Done, Health, Status, as_json
 
 PUSH_SECONDS = 1.0
-"""Seconds between two looks whether there is something to push."""
+"""Seconds between two checks whether the status has changed and must be pushed."""
 
 HEARTBEAT = 15.0
-"""Seconds after which a silent stream says that it is alive."""
+"""Seconds without a change after which a comment is sent, so that proxies keep the stream open."""
 
 WATCHED = 32
-"""Event streams at once; more are told to come back."""
+"""How many event streams may be open at once; further ones get 503."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -39,13 +39,13 @@ _HEADERS = {
 _PREFETCH = "/api/prefetch"
 _IMAGE = re.compile(r"/api/images/([0-9A-Za-z]{1,64})(?:/(pin|unpin|verify))?")
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Answer = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
 
 class AdminApi:
     """Answers the requests of the admin listener. `health` finds out how the mirror is.
 
-    With the page's prefix and without it: a proxy may take that away.
+    Paths are understood with the page's prefix and without it, because a proxy may remove it.
     """
 
     def __init__(
@@ -71,97 +71,98 @@ class AdminApi:
             "/api/events": self._events,
         }
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request."""
         try:
-            return await self._answer(request)
+            return await self._answer(exchange)
         except Unauthorized as error:
             response = error_response(error)
-            if self._path_of(request) in self._private:  # where browsers go; a button's refusal opens no dialog
+            if (
+                self._path_of(exchange.request.path) in self._private
+            ):  # these are opened by browsers; a refused button must not open a password dialog
                 response.headers.add("WWW-Authenticate", 'Basic realm="pps-mirror", charset="UTF-8"')
             return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = self._path_of(request)
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        path = self._path_of(exchange.request.path)
         if answer := self._public.get(path) or self._private.get(path):
-            if request.method not in {"GET", "HEAD"}:
+            if exchange.request.method not in {"GET", "HEAD"}:
                 return _not_allowed("GET, HEAD")
             if path in self._private:
-                self._access.may_look(request)
-            return await answer(request)
+                self._access.may_look(exchange.request)
+            return await answer(exchange)
         if path == _PREFETCH:
-            return await self._change(request, "POST", self._operator.prefetch)
+            return await self._change(exchange, "POST", self._operator.prefetch)
         if match := _IMAGE.fullmatch(path):
-            return await self._change_image(request, match[1], match[2])
+            return await self._change_image(exchange, match[1], match[2])
         raise NotFound("there is nothing here; see /, /healthz, /readyz, /metrics and /api/status")
 
-    def _path_of(self, request: web.BaseRequest) -> str:
-        """The path without the prefix; what is a path of ours as it came was freed of it by the proxy."""
-        path, prefix = request.path.rstrip("/") or "/", self._page.prefix
+    def _path_of(self, asked: str) -> str:
+        """Remove the prefix from a path, unless the path is known as it is: then the proxy has removed it."""
+        path, prefix = asked.rstrip("/") or "/", self._page.prefix
         known = path in self._public or path in self._private or path == _PREFETCH or _IMAGE.fullmatch(path)
         if not known and f"{path}/".startswith(f"{prefix}/"):
             path = path.removeprefix(prefix) or "/"
         return path
 
-    async def _change_image(self, request: web.BaseRequest, name: str, action: str | None) -> web.StreamResponse:
+    async def _change_image(self, exchange: Exchange, name: str, action: str | None) -> web.StreamResponse:
         operator = self._operator
         match action:
             case None:
-                force = request.rel_url.query.get("force") == "true"
-                return await self._change(request, "DELETE", lambda: operator.remove(name, force=force))
+                force = exchange.request.rel_url.query.get("force") == "true"
+                return await self._change(exchange, "DELETE", lambda: operator.remove(name, force=force))
             case "verify":
-                return await self._change(request, "POST", lambda: operator.verify(name))
+                return await self._change(exchange, "POST", lambda: operator.verify(name))
             case _:
-                return await self._change(request, "POST", lambda: operator.pin(name, pinned=action == "pin"))
+                return await self._change(exchange, "POST", lambda: operator.pin(name, pinned=action == "pin"))
 
     async def _change(
-        self, request: web.BaseRequest, method: str, change: Callable[[], Awaitable[Done]]
+        self, exchange: Exchange, method: str, change: Callable[[], Awaitable[Done]]
     ) -> web.StreamResponse:
-        if request.method != method:
+        if exchange.request.method != method:
             return _not_allowed(method)
-        self._access.may_change(request)
+        self._access.may_change(exchange.request)
         return _json(200, as_json(await change()))
 
-    # What is public
+    # Public
 
-    async def _alive(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _alive(self, exchange: Exchange) -> web.StreamResponse:
         return _json(200, {"alive": True})
 
-    async def _ready(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _ready(self, exchange: Exchange) -> web.StreamResponse:
         health = await self._health()
         said = {"ready": not health.reasons, "reasons": list(health.reasons), "degraded": list(health.degraded)}
         return _json(503 if health.reasons else 200, said)
 
-    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        body, content_type = await self._overview.exposition(request.headers.get("Accept", ""))
+    async def _metrics(self, exchange: Exchange) -> web.StreamResponse:
+        body, content_type = await self._overview.exposition(exchange.request.headers.get("Accept", ""))
         return _response(body, content_type)
 
-    # What is not
+    # With the token, where one is needed
 
-    async def _show(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _show(self, exchange: Exchange) -> web.StreamResponse:
         return _response(self._page.render(await self._overview.status()).encode(), "text/html; charset=utf-8")
 
-    async def _style(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _style(self, exchange: Exchange) -> web.StreamResponse:
         return _response(self._page.style, "text/css; charset=utf-8")
 
-    async def _script(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _script(self, exchange: Exchange) -> web.StreamResponse:
         return _response(self._page.script, "text/javascript; charset=utf-8")
 
-    async def _status(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _status(self, exchange: Exchange) -> web.StreamResponse:
         return _json(200, as_json(await self._overview.status()))
 
-    async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _events(self, exchange: Exchange) -> web.StreamResponse:
         """Push the status whenever it has changed, as server-sent events (HTML standard, section 9.2)."""
-        if request.method == "HEAD":
+        if exchange.request.method == "HEAD":
             return _response(b"", "text/event-stream")
         if self._watched >= WATCHED:
             raise TooManyWatch("as many watch already as can; look at /api/status instead")
         unbuffered = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}  # the second is for nginx
         response = web.StreamResponse(headers=_HEADERS | unbuffered)
-        finish_headers(request, response)
         self._watched += 1
         try:
-            await response.prepare(request)
+            await exchange.begin(response)
             await self._push(response)
         except ConnectionError:
             pass
@@ -186,7 +187,7 @@ class AdminApi:
 
 
 class TooManyWatch(MirrorError):
-    """No room for another stream."""
+    """As many event streams are open as may be."""
 
     status = 503
 

@@ -1,4 +1,4 @@
-"""The client listener: a drop-in for the real URL, and the stored images by their hash."""
+"""The routes of the client listener: a drop-in for DataRobot's URLs, and the stored images by their hash."""
 
 import asyncio
 import json
@@ -11,14 +11,15 @@ from mirror.common.concurrency_limit import Limiter
 from mirror.common.hosts import unmapped
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
+from mirror.http.exchange import Exchange, marked
 from mirror.http.image_response import bodied, bodiless, redirection
-from mirror.http.listener import finish_headers
 from mirror.http.send import Sender
-from mirror.images.catalog import Catalog, Current, Freshness
+from mirror.images.catalog import Catalog, Current
 from mirror.images.describe import describe
 from mirror.images.library import Library
-from mirror.images.opened import Found, Opened
+from mirror.images.opened import Opened
 from mirror.images.outcome import FillFailed, Reason
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable
 from mirror.model.metadata import ImageMetadata, is_hash
@@ -29,40 +30,27 @@ from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 IMAGES = "/mirror/v1/images/"
 
 FIRST_BYTE = 30.0
+"""Seconds that a client waits for an answer before it is told to come back; the fill goes on."""
+
 LEAST_WAIT = 5.0
-"""Seconds a client waits for an answer before it is told to come back, and at least for upstream after its store has
-taken most of them; the fill goes on."""
+"""Seconds that it waits for upstream at least, when the store has taken most of those."""
 
 PASSED_AT_ONCE = 16
-"""Requests that are passed through at once: whoever reaches the mirror may send them, and upstream is to be spared."""
+"""How many requests are passed through at once: anybody who reaches the mirror may send them."""
 
 PASSED_SECONDS = 10.0
-"""How long the others wait for their turn."""
+"""Seconds that the others wait for their turn."""
 
-_METADATA_STATUS = {
-    Freshness.HIT: "hit",
-    Freshness.REFRESHED: "fwd=stale",
-    Freshness.MISS: "fwd=miss",
-    Freshness.STALE: "hit; detail=stale",
-}
-_IMAGE_STATUS = {
-    Found.STORED: "hit",
-    Found.BEGAN: "fwd=miss; stored",
-    Found.JOINED: "fwd=miss; collapsed",
-    Found.PASSED: "fwd=bypass",
-}
-
-Route = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]
-
+Route = Callable[[Exchange, Caller], Awaitable[web.StreamResponse]]
 
 Location = Callable[[ImageMetadata], Awaitable[str | None]]
-"""Where a stored image is to be had, for whoever has the URL; None when it is to be had here."""
+"""Returns a URL from which anybody can fetch a stored image; None when the mirror sends it itself."""
 
 
 class ClientApi:
     """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end.
 
-    `location` says where clients are sent for a stored image, `name` what this mirror is called among mirrors.
+    `location` says where clients are redirected to for a stored image; loops of mirrors are found by `name`.
     """
 
     def __init__(
@@ -94,7 +82,7 @@ class ClientApi:
         self.pass_through(passthrough)
 
     def pass_through(self, paths: Sequence[str]) -> None:
-        """From now on these are passed through, and no others."""
+        """Pass these paths through from now on, and no others."""
         self._routes = {
             METADATA: ("metadata", self._metadata),
             IMAGE: ("image", self._current_image),
@@ -102,53 +90,55 @@ class ClientApi:
         }
         self._routes |= {API + path: ("passthrough", self._pass_through) for path in paths}
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request."""
+        request = exchange.request
         path = request.path if request.path.endswith("/") else request.path + "/"
         found = self._routes.get(path)
         if found is None and path.startswith(IMAGES):
             found = self._by_hash(*path.removeprefix(IMAGES).split("/"))
         if found is None:
             raise NotFound("there is nothing here; the mirror serves " + ", ".join((IMAGE, METADATA, IMAGES)))
-        request["route"], route = found
+        exchange.route, route = found
         if request.method not in {"GET", "HEAD"}:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
-        return await route(request, _caller(request, self._name))
+        return await route(exchange, _caller(exchange, self._name))
 
     def _by_hash(self, image_hash: str, *rest: str) -> tuple[str, Route] | None:
         if not is_hash(image_hash):
             return None
         if rest == ("",):
-            return "stored_image", lambda request, caller: self._image_by_hash(request, caller, image_hash)
+            return "stored_image", lambda exchange, caller: self._image_by_hash(exchange, caller, image_hash)
         if rest == ("metadata", ""):
-            return "stored_metadata", lambda request, caller: self._metadata_by_hash(caller, image_hash)
+            return "stored_metadata", lambda exchange, caller: self._metadata_by_hash(caller, image_hash)
         return None
 
     # Metadata and lists
 
-    async def _metadata(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(request, caller)
-        return _json(current.metadata.raw, _METADATA_STATUS[current.freshness])
+    async def _metadata(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        current = await self._current(exchange, caller)
+        return _json(current.metadata.raw, current.status)
 
     async def _metadata_by_hash(self, caller: Caller, image_hash: str) -> web.StreamResponse:
         await self._access.admit(caller)
-        return _json((await self._known(caller, image_hash)).raw, "hit")
+        return _json((await self._known(caller, image_hash)).raw, CacheStatus.HIT)
 
-    async def _list(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    async def _list(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
         await self._access.admit(caller)
         current = await self._catalog.known_hash()
         images = [describe(info, current=info.metadata.hash == current) for info in await self._library.list()]
-        return _json(json.dumps(images).encode(), "hit")
+        return _json(json.dumps(images).encode(), CacheStatus.HIT)
 
-    async def _pass_through(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    async def _pass_through(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        request = exchange.request
         if self._upstream is None:
             raise NotFound("the mirror has no upstream to pass this on to")
         path = request.path if request.path.endswith("/") else request.path + "/"
         query = request.rel_url.raw_query_string
         speaker = self._access.credential_for_metadata(caller)
-        if speaker is not caller:  # upstream judges a caller by its own credential; by another one it cannot
+        if speaker is not caller:  # with a substituted credential upstream cannot judge the caller, so we do
             await self._access.admit(caller)
         async with self._passing.turn():
             answer = await self._upstream.forward(request.method, path, query, speaker)
@@ -156,41 +146,42 @@ class ClientApi:
 
     # Images
 
-    async def _current_image(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        current = await self._current(request, caller)
+    async def _current_image(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
+        current = await self._current(exchange, caller)
         try:
-            return await self._image(request, caller, current.metadata, stale=current.freshness is Freshness.STALE)
+            return await self._image(exchange, caller, current.metadata, stale=current.status is CacheStatus.STALE)
         except FillFailed as failure:
             if failure.reason is not Reason.CHANGED:
                 raise failure.error from failure
         # Upstream has rolled over since it was asked for metadata, and nothing has been sent yet: take the new image.
-        current = await self._current(request, caller)
+        current = await self._current(exchange, caller)
         try:
-            return await self._image(request, caller, current.metadata, stale=False)
+            return await self._image(exchange, caller, current.metadata, stale=False)
         except FillFailed as failure:
             raise failure.error from failure
 
-    async def _image_by_hash(self, request: web.BaseRequest, caller: Caller, image_hash: str) -> web.StreamResponse:
+    async def _image_by_hash(self, exchange: Exchange, caller: Caller, image_hash: str) -> web.StreamResponse:
         await self._access.admit(caller)
         try:
-            return await self._image(request, caller, await self._known(caller, image_hash), stale=False)
+            return await self._image(exchange, caller, await self._known(caller, image_hash), stale=False)
         except FillFailed as failure:
             raise failure.error from failure
 
     async def _image(
-        self, request: web.BaseRequest, caller: Caller, metadata: ImageMetadata, *, stale: bool
+        self, exchange: Exchange, caller: Caller, metadata: ImageMetadata, *, stale: bool
     ) -> web.StreamResponse:
+        request = exchange.request
         selection = select(
             request.method, request.headers, etag=metadata.hash, modified=metadata.created, size=metadata.size
         )
         if request.method == "HEAD":  # begins nothing
-            status = _IMAGE_STATUS[Found.STORED] if await self._library.has(metadata.hash) else "fwd=miss"
+            status = CacheStatus.HIT if await self._library.has(metadata.hash) else CacheStatus.MISS
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
-        if answer := bodiless(metadata, selection, _IMAGE_STATUS[Found.STORED]):
+        if answer := bodiless(metadata, selection, CacheStatus.HIT):
             return answer
         if self._location is not None and (url := await self._location(metadata)):
             self._library.serving(metadata.hash)
-            return redirection(metadata, url, _IMAGE_STATUS[Found.STORED])
+            return redirection(metadata, url)
         outside = self._access.credential_for_image(caller)
         start, stop = (selection.start, selection.stop) if isinstance(selection, Part) else (0, metadata.size)
         clock = asyncio.get_running_loop().time
@@ -199,11 +190,11 @@ class ClientApi:
         async with opened.attached():
             await self._answered(opened, max(deadline, clock() + LEAST_WAIT))
             self._library.serving(metadata.hash)
-            found = _found(opened)
-            status = _IMAGE_STATUS[found] + ("; detail=stale" if stale and found is Found.STORED else "")
+            status = _status(opened)
+            if stale and status is CacheStatus.HIT:
+                status = CacheStatus.STALE
             response, start, stop = bodied(metadata, selection, status)
-            finish_headers(request, response)
-            await self._sender.send(request, response, opened.body, start, stop)
+            await self._sender.send(exchange, response, opened.body, start, stop)
         return response
 
     async def _answered(self, opened: Opened, deadline: float) -> None:
@@ -213,18 +204,18 @@ class ClientApi:
         except TimeoutError:
             raise Unavailable("upstream is slow to answer; the mirror goes on asking, come back soon") from None
 
-    # Who asks for what
+    # The caller and the image
 
-    async def _current(self, request: web.BaseRequest, caller: Caller) -> Current:
-        """Let the caller in, and find out what is current in the same breath where that is one question."""
+    async def _current(self, exchange: Exchange, caller: Caller) -> Current:
+        """Admit the caller and find out what is current. Asks upstream once where one answer tells both."""
         speaker = self._access.credential_for_metadata(caller)
         current = await self._access.admit(caller) or await self._catalog.current(speaker)
-        return await self._catalog.shown(current, None if request.method == "HEAD" else speaker)
+        return await self._catalog.shown(current, None if exchange.request.method == "HEAD" else speaker)
 
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):
             return stored.metadata
-        for info in await self._library.list():  # also those whose bytes are to be verified first
+        for info in await self._library.list():  # this includes those that must be verified before they are served
             if info.metadata.hash == image_hash:
                 return info.metadata
         try:
@@ -236,45 +227,43 @@ class ClientApi:
         return current.metadata
 
 
-def _found(opened: Opened) -> Found:
-    """How the image was come by, now that it is known where the fill gets its bytes."""
+def _status(opened: Opened) -> CacheStatus:
+    """Return the cache status of an opened image: the fill knows by now where its bytes come from."""
     fill = opened.fill
     if fill is not None and opened.body is fill:
         if fill.passes_through:
-            return Found.PASSED
+            return CacheStatus.BYPASS
         if fill.origin is Origin.STORE:
-            return Found.STORED
+            return CacheStatus.HIT
         if fill.origin is Origin.REPLICA:
-            return Found.JOINED
-    return opened.found
+            return CacheStatus.COLLAPSED
+    return opened.status
 
 
-def _caller(request: web.BaseRequest, name: str) -> Caller:
-    """Who asks, as upstream will see it, and by which mirrors; `name` is this one.
+def _caller(exchange: Exchange, name: str) -> Caller:
+    """Make the caller from a request's headers, with the mirrors that it came through; `name` is this one.
 
-    Raises BadRequest for what cannot be sent on as a header, LoopDetected for what this mirror has sent itself.
+    Raises BadRequest for a header that cannot be sent on, LoopDetected for a request that this mirror has sent itself.
     """
+    request = exchange.request
     came_by = loop.came_by(request.headers, name)
     authorization = request.headers.get("Authorization")
     if authorization is not None and not _is_plain(authorization):
         raise BadRequest("the Authorization header has characters that no token has")
     trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
     sane_trace = trace if trace and _is_plain(trace) else None
-    return Caller(authorization, request["id"], sane_trace, came_by, f"client {unmapped(request.remote)}")
+    return Caller(authorization, exchange.id, sane_trace, came_by, f"client {unmapped(request.remote)}")
 
 
 def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _json(body: bytes, cache_status: str) -> web.Response:
-    return web.Response(
-        body=body,
-        headers={
-            "Content-Type": JSON,
-            "Cache-Status": f"pps-mirror; {cache_status}",
-            "Cache-Control": "private, no-cache",
-            "Vary": "Authorization",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+def _json(body: bytes, status: CacheStatus) -> web.Response:
+    headers = {
+        "Content-Type": JSON,
+        "Cache-Control": "private, no-cache",
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return marked(web.Response(body=body, headers=headers), status)

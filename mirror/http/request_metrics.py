@@ -1,81 +1,63 @@
-"""What clients got: requests, downloads and bytes, counted; also of those that are still under way."""
+"""Counts requests, downloads and bytes sent, including those of downloads that are still running."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from mirror.common.metrics import NAMESPACE, Metrics
-from mirror.http.listener import Handler, LogAccess
-
-_CACHE = {
-    "hit": "hit",
-    "fwd=miss; stored": "stored",
-    "fwd=miss; collapsed": "collapsed",
-    "hit; detail=stale": "stale",
-    "fwd=bypass": "bypass",
-    "fwd=stale": "refreshed",
-    "fwd=miss": "miss",
-}
+from mirror.http.exchange import Exchange
+from mirror.http.listener import Ended, Handler
 
 
-class Accounting:
-    """Wraps a handler and what logs its requests; a collector of prometheus-client for what is under way."""
+class RequestMetrics:
+    """Wraps a handler and the callback for ended requests. It is a collector of prometheus-client.
 
-    def __init__(self, handler: Handler, log_access: LogAccess, metrics: Metrics) -> None:
+    `_counted` has the running requests, and how many bytes of an image are counted for each; None until one is sent.
+    """
+
+    def __init__(self, handler: Handler, ended: Ended, metrics: Metrics) -> None:
         self._handler = handler
-        self._log_access = log_access
+        self._ended = ended
         self._metrics = metrics
-        self._under_way: set[_UnderWay] = set()
+        self._counted: dict[Exchange, int | None] = {}
         metrics.registry.register(self)
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request."""
-        under_way = _UnderWay(request)
-        self._under_way.add(under_way)
+        self._counted[exchange] = None
         try:
-            return await self._handler(request)
+            return await self._handler(exchange)
         finally:
-            self._settle(under_way)
-            self._under_way.remove(under_way)
+            self._settle(exchange)
+            del self._counted[exchange]
 
-    def ended(self, request: web.BaseRequest, response: web.StreamResponse | None, seconds: float) -> None:
-        """Log and count a request that has been answered; `response` is None for a client that left."""
-        self._log_access(request, response, seconds)
-        route = request.get("route", "other")
-        status = "499" if response is None else str(response.status)
-        self._metrics.requests.labels(route, status, _cache(request)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+    def ended(self, exchange: Exchange, seconds: float) -> None:
+        """Count a request that has ended."""
+        self._ended(exchange, seconds)
+        self._metrics.requests.labels(exchange.route, str(exchange.status), _label(exchange)).inc()
+        self._metrics.request_seconds.labels(exchange.route).observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Settle what has been sent so far, and say how many downloads run."""
-        for each in tuple(self._under_way):
+        """Count what running downloads have sent so far, and yield how many there are."""
+        for each in tuple(self._counted):
             self._settle(each)
         running = GaugeMetricFamily(f"{NAMESPACE}_active_downloads", "Downloads of images that run.")
-        running.add_metric([], sum(each.counted is not None for each in self._under_way))
+        running.add_metric([], sum(counted is not None for counted in self._counted.values()))
         yield running
 
-    def _settle(self, under_way: "_UnderWay") -> None:
-        """Count what was sent of an image since the last time."""
-        if (sent := under_way.request.get("sent")) is None:
+    def _settle(self, exchange: Exchange) -> None:
+        """Count the bytes of an image that were sent since the last call."""
+        if exchange.size is None:
             return
-        cache = _cache(under_way.request)
-        if under_way.counted is None:
-            self._metrics.downloads.labels(cache).inc()
-        self._metrics.served.labels(cache).inc(sent - (under_way.counted or 0))
-        under_way.counted = sent
+        counted, sent = self._counted[exchange], exchange.sent
+        if counted is None:
+            self._metrics.downloads.labels(_label(exchange)).inc()
+        self._metrics.served.labels(_label(exchange)).inc(sent - (counted or 0))
+        self._counted[exchange] = sent
 
 
-@dataclass(slots=True, eq=False)
-class _UnderWay:
-    """A request, and how many bytes of its image are counted; None while it sends none."""
-
-    request: web.BaseRequest
-    counted: int | None = None
-
-
-def _cache(request: web.BaseRequest) -> str:
-    """The cache status in one word; none when the answer has none."""
-    return _CACHE.get(request.get("cache-status", ""), "none")
+def _label(exchange: Exchange) -> str:
+    """Return the cache status in one word; "none" when the answer has no such status."""
+    return exchange.cache_status.label if exchange.cache_status else "none"

@@ -1,10 +1,10 @@
-"""Moving an image's bytes to a client as they may be sent.
+"""Sends an image's bytes to a client as they become available.
 
-How they travel (measured, see docs/performance.md): on a plain connection the kernel takes them from the page cache, so
-they never enter this process. From the file's mapping that is quickest, but what is mapped counts as resident, by
-whole huge pages; so when downloads are many, and each gets only a small slice of what may be in memory, it is
-`sendfile`. Over TLS they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps
-neither a fill waiting nor the next request.
+On a plain connection the kernel takes the bytes from the page cache, so that they never enter this process. Sending
+from a mapping of the file is the fastest way (docs/performance.md has the measurements), but mapped pages count as
+resident memory, in whole huge pages. So when many downloads share the memory, and each gets only a small slice,
+`sendfile` is used instead. Over TLS the bytes are read and encrypted. Sending has its own threads, so that copying
+gigabytes delays neither a fill nor the next request.
 """
 
 import asyncio
@@ -12,123 +12,117 @@ import itertools
 import logging
 import os
 import socket
-import struct
-import threading
-from collections.abc import Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 
 from aiohttp import web
 
 from mirror.common.log import event
+from mirror.http import tcp
+from mirror.http.exchange import Exchange
+from mirror.http.send_threads import LEAST_SLICE, SendThread, SliceMemory
 from mirror.images.outcome import FillFailed
 from mirror.store.base import BLOCK, Body, Cut
 from mirror.store.shared_file import LOOK, SharedFile
 
 log = logging.getLogger(__name__)
 
-LEAST_SLICE = 64 << 10
-LANE_MEMORY = 12 << 20
-"""Bytes of the smallest slice, and of all larger ones together that one lane sends at a time."""
-
 TLS_SLICE = 256 << 10
+"""Bytes of the largest slice over TLS."""
+
 TLS_MEMORY = 2 << 20
-"""Bytes of the largest slice over TLS, and of those of all downloads together as long as LEAST_SLICE allows: what is
-encrypted exists several times over until it is sent, and the buffers that it was in stay with the connection."""
+"""Bytes of the slices of all downloads over TLS together, as long as LEAST_SLICE allows: encrypted bytes exist several
+times over until they are sent, and the connection keeps the buffers that they were in."""
 
 PIECES_PENDING = 16 << 10
-"""Bytes that may wait in memory for a client when the next piece of what is in no file is made."""
+"""Bytes that may wait in memory for one client before the next piece is read, for images that are in no file."""
 
-STALLED = 600_000
-"""Milliseconds after which a client that takes nothing is cut off by the kernel (TCP_USER_TIMEOUT)."""
+STALLED = 600.0
+"""Seconds after which the kernel drops a client that reads nothing."""
 
 
 class Sender:
-    """Sends bodies in `lanes` threads. `pool` is for reads that wait for the disk."""
+    """Sends bodies in that many `threads`. `pool` runs reads that wait for the disk."""
 
-    def __init__(self, pool: Executor, lanes: int) -> None:
+    def __init__(self, pool: Executor, threads: int) -> None:
         self._pool = pool
-        self._lanes = [_Lane(f"send-{number}") for number in range(lanes)]
-        self._next_lane = itertools.cycle(self._lanes)
+        self._threads = [SendThread(f"send-{number}") for number in range(threads)]
+        self._next = itertools.cycle(self._threads)
         self._encrypted = 0
 
     def close(self) -> None:
-        """End the threads; nothing may be under way any more."""
-        for lane in self._lanes:
-            lane.stop()
+        """End the threads. Nothing may be being sent any more."""
+        for thread in self._threads:
+            thread.stop()
 
-    async def send(
-        self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
-    ) -> None:
+    async def send(self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int) -> None:
         """Send the headers, then the bytes [start, stop) of `body` as they become available.
 
-        When they do not, because the fill failed, the disk does, or the image was taken back, the connection is reset.
+        The connection is reset when the fill or the disk fails, or when the image is found bad or removed by force.
         """
-        request["sent"] = 0
-        request["whole"] = response, stop - start
         try:
-            await response.prepare(request)
-            if request.transport is None:
+            await exchange.begin(response, stop - start)
+            if (transport := exchange.connection.transport) is None:
                 return
-            request.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
-            if request.transport.get_extra_info("sslcontext") is None:
-                await _headers_gone(request.transport)
-                start = await self._send_mapped(request, request.transport, body, start, stop)
+            tcp.bound_unread(transport, STALLED)
+            if transport.get_extra_info("sslcontext") is None:
+                await _headers_gone(transport)
+                start = await self._send_mapped(exchange, transport, body, start, stop)
             else:
-                request.transport.set_write_buffer_limits(LEAST_SLICE)  # asyncio would keep half a megabyte for each
-                start = await self._send_copied(request, response, body, start, stop)
+                transport.set_write_buffer_limits(LEAST_SLICE)  # asyncio would keep half a megabyte for each
+                start = await self._send_copied(exchange, response, body, start, stop)
             if start < stop:
-                await self._send_pieces(request, response, body, start, stop)
+                await self._send_pieces(exchange, response, body, start, stop)
         except ConnectionError:
-            log.debug("the client left after %d bytes", request["sent"])
+            log.debug("the client left after %d bytes", exchange.sent)
         except (FillFailed, Cut) as failure:
             log.warning(
                 "request %s: reset after %d bytes: %s",
-                request["id"],
-                request["sent"],
+                exchange.id,
+                exchange.sent,
                 failure,
-                extra=event("http.reset", request=request["id"]),
+                extra=event("http.reset", request=exchange.id),
             )
-            reset(request.transport)
+            tcp.reset(exchange.connection.transport)
         except OSError as error:
             log.error(
                 "request %s: reset after %d bytes: %s",
-                request["id"],
-                request["sent"],
+                exchange.id,
+                exchange.sent,
                 error,
-                extra=event("http.reset", request=request["id"]),
+                extra=event("http.reset", request=exchange.id),
             )
-            reset(request.transport)
+            tcp.reset(exchange.connection.transport)
 
     async def _send_mapped(
-        self, request: web.BaseRequest, transport: asyncio.Transport, body: Body, start: int, stop: int
+        self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
-        """Send what is in a file; how far that was."""
-        lane = next(self._next_lane)
+        """Send the bytes that are in a file. Returns the position after the last one."""
+        thread = next(self._next)
         position = start
-        # A descriptor of its own, because the lane may still hold it when the transport has closed; and the same to the
-        # end, so that a download that has begun needs no more of them.
-        with transport.get_extra_info("socket").dup() as connection:
+        # A descriptor of its own, because the thread may still hold it when the transport has closed; and the same to
+        # the end, so that a download that has begun needs no more of them.
+        with tcp.socket_of(transport).dup() as connection:
             while position < stop:
                 limit = min(stop, await body.available(position))
                 if (file := body.file_at(position)) is None:
                     break
                 if transport.is_closing():
                     raise ConnectionResetError
-                await lane.run(self._push(request, connection, lane.memory, file, position, limit))
+                await thread.run(self._push(exchange, connection, thread.memory, file, position, limit))
                 position = limit
         return position
 
     async def _push(
         self,
-        request: web.BaseRequest,
+        exchange: Exchange,
         connection: socket.socket,
-        memory: "_Memory",
+        memory: SliceMemory,
         file: SharedFile,
         start: int,
         stop: int,
     ) -> None:
-        """Send the bytes [start, stop), all of which are there. Runs in a lane."""
+        """Send the bytes [start, stop), which are all available. Runs in a sending thread."""
         loop = asyncio.get_running_loop()
         position = start
         connection.setblocking(False)
@@ -139,16 +133,16 @@ class Sender:
                     await loop.run_in_executor(self._pool, file.load, position, position + size)
                 if size >= BLOCK // 2:
                     with file.window(position, position + size) as window:
-                        await _send(request, connection, file, window)
+                        await _send(exchange, connection, file, window)
                 else:
-                    await _sendfile(request, connection, file, position, size)
+                    await _sendfile(exchange, connection, file, position, size)
             position += size
-            await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
+            await asyncio.sleep(0)  # a client that takes all it gets must not keep the thread
 
     async def _send_copied(
-        self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
+        self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> int:
-        """The same over TLS."""
+        """Send the bytes that are in a file over TLS. Returns the position after the last one."""
         loop = asyncio.get_running_loop()
         position = start
         self._encrypted += 1
@@ -167,35 +161,35 @@ class Sender:
                         piece = await loop.run_in_executor(self._pool, file.read, position, end)
                     await response.write(piece)
                     position += len(piece)
-                    request["sent"] = position - start
+                    exchange.sent = position - start
         finally:
             self._encrypted -= 1
         return position
 
     async def _send_pieces(
-        self, request: web.BaseRequest, response: web.StreamResponse, body: Body, start: int, stop: int
+        self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> None:
-        """Send what is in no file."""
-        if request.transport is not None:
-            request.transport.set_write_buffer_limits(PIECES_PENDING)
+        """Send bytes that are in no file."""
+        if (transport := exchange.connection.transport) is not None:
+            transport.set_write_buffer_limits(PIECES_PENDING)
         async with aclosing(body.pieces(start, stop)) as pieces:
             async for piece in pieces:
                 await response.write(piece)
-                request["sent"] += len(piece)
+                exchange.sent += len(piece)
 
 
 async def _headers_gone(transport: asyncio.Transport) -> None:
-    """Wait until the headers, and before them an earlier response, are in the kernel's hands."""
+    """Wait until the kernel has the headers, and any earlier response before them."""
     while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 - there is no event
         await asyncio.sleep(0.001)
 
 
-# The loop's own ways do not tell how much the kernel has taken when they are cancelled: a client that leaves with its
-# last byte would not have got it; and `loop.sock_sendfile` hides an error that comes first.
+# asyncio's own functions do not tell how much the kernel took before they were cancelled: then a client that leaves
+# right after its last byte would count as one that did not get it. And `loop.sock_sendfile` hides an early error.
 
 
-async def _send(request: web.BaseRequest, connection: socket.socket, file: SharedFile, window: memoryview) -> None:
-    """Send what is in `window` of `file`."""
+async def _send(exchange: Exchange, connection: socket.socket, file: SharedFile, window: memoryview) -> None:
+    """Send the bytes of `window`, a mapping of `file`."""
     while window:
         try:
             sent = connection.send(window)
@@ -203,13 +197,11 @@ async def _send(request: web.BaseRequest, connection: socket.socket, file: Share
             await _writable(connection, LOOK)
             _check(file)
         else:
-            request["sent"] += sent
+            exchange.sent += sent
             window = window[sent:]
 
 
-async def _sendfile(
-    request: web.BaseRequest, connection: socket.socket, file: SharedFile, start: int, size: int
-) -> None:
+async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, size: int) -> None:
     """Send `size` bytes of `file` from `start`."""
     stop = start + size
     while start < stop:
@@ -221,12 +213,12 @@ async def _sendfile(
         else:
             if not sent:
                 raise OSError(f"the file ends before byte {stop}")
-            request["sent"] += sent
+            exchange.sent += sent
             start += sent
 
 
 async def _writable(connection: socket.socket, seconds: float) -> None:
-    """Wait until the kernel takes more, or for that long."""
+    """Wait until the kernel takes more bytes, or for that many seconds."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
     loop.add_writer(connection, _wake, writable)
@@ -239,7 +231,7 @@ async def _writable(connection: socket.socket, seconds: float) -> None:
 
 
 def _check(file: SharedFile, *, surely: bool = False) -> None:
-    """Raise Cut when the file's bytes are not to be sent any more."""
+    """Raise Cut when the file's bytes must not be sent any more."""
     if file.recalled(surely=surely):
         raise Cut("the image was found bad, or removed by force, while it was sent")
 
@@ -247,77 +239,3 @@ def _check(file: SharedFile, *, surely: bool = False) -> None:
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-class _Memory:
-    """Shares `size` bytes among the slices that are being sent: the more there are, the smaller the next."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    @contextmanager
-    def slice(self, most: int, wanted: int) -> Iterator[int]:
-        """Hold a slice of at most that many bytes while it is sent."""
-        size = min(wanted, most, max(LEAST_SLICE, self._left // 2))
-        self._left -= size
-        try:
-            yield size
-        finally:
-            self._left += size
-
-
-class _Lane:
-    """An event loop in a thread of its own."""
-
-    def __init__(self, name: str) -> None:
-        self.memory = _Memory(LANE_MEMORY)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
-
-    async def run(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` in the lane and wait for its end; cancelled, it is cancelled there too, and has ended as well.
-
-        So what it did is known, which `run_coroutine_threadsafe` does not wait for.
-        """
-        here = asyncio.get_running_loop()
-        ended = here.create_future()
-        tasks: list[asyncio.Task[None]] = []
-
-        def start() -> None:
-            task = self._loop.create_task(work)
-            task.add_done_callback(lambda task: here.call_soon_threadsafe(_conclude, ended, task))
-            tasks.append(task)
-
-        self._loop.call_soon_threadsafe(start)
-        try:
-            await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            await asyncio.wait([ended])
-            if not ended.cancelled():
-                ended.exception()  # seen: the cancellation is what counts
-            raise
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-def _conclude(ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    if task.cancelled():
-        ended.cancel()
-    elif error := task.exception():
-        ended.set_exception(error)
-    else:
-        ended.set_result(None)
-
-
-def reset(transport: asyncio.Transport | None) -> None:
-    """End the connection with a TCP RST: some clients take a body that a plain close cuts short for a whole one."""
-    if transport is not None:
-        linger = struct.pack("ii", 1, 0)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        transport.abort()

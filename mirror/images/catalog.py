@@ -10,7 +10,6 @@ import logging
 import math
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 
 from mirror.common.clock import Clock
@@ -19,6 +18,7 @@ from mirror.config import Upstream as UpstreamConfig
 from mirror.images.last_answer import LastAnswer, SharedNote, time_of
 from mirror.images.rollover import WhenStored
 from mirror.images.upstream_health import Away, UpstreamHealth
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import NotFound
 from mirror.model.metadata import ImageMetadata
@@ -30,21 +30,12 @@ from mirror.upstream.client import Upstream
 log = logging.getLogger(__name__)
 
 
-class Freshness(Enum):
-    """How an answer was come by: remembered, asked for anew, asked for the first time, or the last known one."""
-
-    HIT = "hit"
-    REFRESHED = "refreshed"
-    MISS = "miss"
-    STALE = "stale"
-
-
 @dataclass(frozen=True, slots=True)
 class Current:
     """The current image's metadata and how it was come by."""
 
     metadata: ImageMetadata
-    freshness: Freshness
+    status: CacheStatus
 
 
 class Catalog:
@@ -134,7 +125,7 @@ class Catalog:
         if self._upstream is None:
             if (named := await self._named_here()) is None:
                 raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
-            return Current(named, Freshness.HIT)
+            return Current(named, CacheStatus.HIT)
         if fresh := self._fresh():
             return fresh
         # A request that came by another mirror waits for no question under way: in a loop that waits for its answer.
@@ -153,7 +144,7 @@ class Catalog:
         """
         if self._rollover is None:
             return current
-        if self._upstream is None or current.freshness is Freshness.STALE:
+        if self._upstream is None or current.status is CacheStatus.STALE:
             caller = None
         newest = self._last.metadata or current.metadata  # which may have been learnt after `current`
         return replace(current, metadata=await self._rollover.show(newest, caller))
@@ -166,11 +157,11 @@ class Catalog:
         assert self._upstream is not None  # noqa: S101 - callers asked
         async with self._health.asking(waits=not caller.came_by) as question:  # as in `current`
             metadata = await self._upstream.metadata(caller)
-        freshness = Freshness.MISS if self._last.metadata is None else Freshness.REFRESHED
+        status = CacheStatus.MISS if self._last.metadata is None else CacheStatus.REFRESHED
         if question.began > self._learnt:  # else a later question was answered sooner, maybe with a newer image
             self._learnt = question.began
             await self._learn(metadata)
-        return Current(metadata, freshness)
+        return Current(metadata, status)
 
     async def last_known(self, away: Away) -> Current:
         """Return what was current when upstream last answered any process of this store.
@@ -182,12 +173,12 @@ class Catalog:
         if self._last.metadata is None or age > self._stale_if_error:
             raise away.error
         log.debug("serving metadata that is %s old: %s", format_duration(age), away)
-        return Current(self._last.metadata, Freshness.STALE)
+        return Current(self._last.metadata, CacheStatus.STALE)
 
     def _fresh(self) -> Current | None:
         if self._last.metadata is None or self._clock.steady() - self._confirmed >= self._ttl:
             return None
-        return Current(self._last.metadata, Freshness.HIT)
+        return Current(self._last.metadata, CacheStatus.HIT)
 
     async def _learn(self, metadata: ImageMetadata) -> None:
         self._confirmed = self._clock.steady()

@@ -7,23 +7,13 @@ from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration, format_size
 from mirror.images.fill import Fill
-from mirror.images.outcome import Reason
+from mirror.images.outcome import OUTCOMES, Reason
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import WrongBytes
 from mirror.model.caller import Caller
 from mirror.model.source import Origin
 
 log = logging.getLogger(__name__)
-
-_OUTCOMES = {
-    Reason.WRONG_BYTES: "wrong_bytes",
-    Reason.CHANGED: "changed",
-    Reason.REFUSED: "refused",
-    Reason.GAVE_UP: "gave_up",
-    Reason.STORE: "store_failed",
-    Reason.ABANDONED: "abandoned",
-    Reason.STOPPED: "stopped",
-}
 
 
 class FillReport:
@@ -34,6 +24,8 @@ class FillReport:
         self._health = health
         self._wrong = wrong
         self._changed = changed
+        for outcome in OUTCOMES:  # from the beginning, or nobody would see the first of them as an increase
+            metrics.fills.labels(outcome)
 
     def began(self, fill: Fill, caller: Caller) -> None:
         """The fill has begun, for that caller, or follows another process."""
@@ -95,7 +87,7 @@ class FillReport:
 def _outcome(fill: Fill) -> str:
     """What became of a fill, in one word for machines."""
     if fill.failure is not None:
-        return _OUTCOMES.get(fill.failure.reason, "other")
+        return fill.failure.reason.outcome
     if fill.passes_through:
         return "passed_through"
     return "published" if fill.journal.ours else "followed"

@@ -17,11 +17,12 @@ from mirror.common.shared_memory import SharedNotes
 from mirror.common.tasks import BackgroundTasks
 from mirror.images.fill import Fill
 from mirror.images.fill_report import FillReport
-from mirror.images.opened import Found, Opened
+from mirror.images.opened import Opened
 from mirror.images.outcome import State
 from mirror.images.pass_through import PassThrough
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
@@ -177,7 +178,7 @@ class Library:
             upstream = self._source(metadata, caller)
             begun = await self._begin(metadata, upstream, span, pass_through=pass_through)
             if not isinstance(begun, Transfer):
-                return Opened(begun, Found.STORED)
+                return Opened(begun, CacheStatus.HIT)
             fill = Fill(
                 metadata,
                 CountingSource(begun.source, self._metrics.fetched),
@@ -191,7 +192,7 @@ class Library:
             task = self._background.start(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, upstream, task, datetime.now(UTC))
             self._report.began(fill, caller)
-            return Opened(fill, _how(fill, Found.BEGAN), fill)
+            return Opened(fill, _how(fill, CacheStatus.STORED), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
@@ -227,9 +228,9 @@ class Library:
         running = self._fills.get(metadata.hash)
         if running and running.fill.state is not State.PUBLISHED and running.fill.reaches(start):
             running.source.offer(caller)
-            return Opened(running.fill, _how(running.fill, Found.JOINED), running.fill)
+            return Opened(running.fill, _how(running.fill, CacheStatus.COLLAPSED), running.fill)
         if image := await self.stored(metadata.hash, span):
-            return Opened(image, Found.STORED)
+            return Opened(image, CacheStatus.HIT)
         return None
 
     async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
@@ -243,7 +244,7 @@ class Library:
         except (StoreUnavailable, Cut, TimeoutError) as error:
             log.debug("%s has to wait for its fill: %s", fill.metadata.hash, error)
             return None
-        return Opened(image, Found.STORED, fill)
+        return Opened(image, CacheStatus.HIT, fill)
 
     async def _holds(self, image_hash: str) -> bool:
         """Whether the store has such an image, maybe one that has to be verified anew."""
@@ -327,7 +328,7 @@ def _words(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"the mirror's store fails: {error}")
 
 
-def _how(fill: Fill, found: Found) -> Found:
+def _how(fill: Fill, status: CacheStatus) -> CacheStatus:
     if isinstance(fill.journal, MemoryWindow):
-        return Found.PASSED
-    return found if fill.journal.ours else Found.JOINED
+        return CacheStatus.BYPASS
+    return status if fill.journal.ours else CacheStatus.COLLAPSED

@@ -3,19 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import Enum
 
 from mirror.images.fill import Fill
+from mirror.model.cache_status import CacheStatus
 from mirror.store.base import Body, Remote
-
-
-class Found(Enum):
-    """How the body of a request was found."""
-
-    STORED = "stored"
-    BEGAN = "began a fill"
-    JOINED = "joined a fill"
-    PASSED = "passed through"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +14,7 @@ class Opened:
     """A body to send, how it was found, and the fill when there is one."""
 
     body: Body
-    found: Found
+    status: CacheStatus
     fill: Fill | None = None
 
     @asynccontextmanager

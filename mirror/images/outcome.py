@@ -1,7 +1,7 @@
 """The states of a fill, and the reasons why it fails, as its readers and the log are told."""
 
 import logging
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from mirror.common.log import event
 from mirror.model.errors import BadUpstream, MirrorError, Unavailable
@@ -23,26 +23,41 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Reason(StrEnum):
-    """Why a fill failed."""
+class Reason(Enum):
+    """Why a fill failed: in words, and as its `outcome`, which is what metrics and the log's events call it."""
 
-    WRONG_BYTES = "wrong bytes"
-    CHANGED = "changed"
-    REFUSED = "refused"
-    GAVE_UP = "gave up"
-    STORE = "store"
-    ABANDONED = "abandoned"
-    MISTAKE = "a mistake of the mirror"
-    STOPPED = "stopped"
+    WRONG_BYTES = "wrong bytes", "wrong_bytes"
+    CHANGED = "changed", "changed"
+    REFUSED = "refused", "refused"
+    GAVE_UP = "gave up", "gave_up"
+    STORE = "store", "store_failed"
+    ABANDONED = "abandoned", "abandoned"
+    MISTAKE = "a mistake of the mirror", "other"
+    STOPPED = "stopped", "stopped"
+
+    def __init__(self, words: str, outcome: str) -> None:
+        self._words = words
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return self._words
+
+
+OUTCOMES = ("published", "followed", "passed_through", *(reason.outcome for reason in Reason))
+"""What may become of a fill."""
 
 
 class FillFailed(Exception):
-    """The verdict against a fill. `error` is what a client that has no byte yet is told."""
+    """The verdict against a fill. `error` is what a client that has no byte yet is told.
 
-    def __init__(self, reason: Reason, error: MirrorError) -> None:
+    `words` say what happened, without the advice to such a client.
+    """
+
+    def __init__(self, reason: Reason, error: MirrorError, words: str | None = None) -> None:
         super().__init__(f"{reason}: {error}")
         self.reason = reason
         self.error = error
+        self.words = words or error.message
 
     def anew(self) -> "FillFailed":
         """Make the same verdict once more, for one more reader.
@@ -54,7 +69,7 @@ class FillFailed(Exception):
         if (cause := self.error.__cause__) is not None:
             cause.__context__ = None
             error.__cause__ = cause.with_traceback(None)
-        return FillFailed(self.reason, error)
+        return FillFailed(self.reason, error, self.words)
 
 
 def verdict_on(error: Exception) -> FillFailed:
@@ -67,13 +82,14 @@ def verdict_on(error: Exception) -> FillFailed:
         case MirrorError():
             return FillFailed(Reason.REFUSED, error)
         case Changed():
-            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1), str(error))
         case Corrupt():
-            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"wrong bytes came in: {error}; ask again"))
+            told = BadUpstream(f"wrong bytes came in: {error}; ask again")
+            return FillFailed(Reason.WRONG_BYTES, told, f"wrong bytes came in: {error}")
         case Lost():
-            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case Abandoned():
-            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case _:
             log.error("a fill failed", exc_info=error, extra=event("mirror.mistake"))
             mistake = MirrorError("the mirror made a mistake while fetching the image; its log says more")

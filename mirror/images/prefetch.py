@@ -19,9 +19,9 @@ from mirror.config import TOKEN_VARIABLE, Prefetch
 from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Library
-from mirror.images.opened import Found
 from mirror.images.outcome import State
 from mirror.images.upstream_health import Away
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefused
 from mirror.model.status import Done, PrefetchState
@@ -151,7 +151,7 @@ class Prefetcher:
             self._counter.labels("nothing").inc()
             return Done(f"the current image {name} is stored", metadata.hash), None
         opened = await self._library.open(metadata, caller, pass_through=False)
-        if opened.found is not Found.BEGAN:
+        if opened.status is not CacheStatus.STORED:
             self._counter.labels("nothing").inc()
             return Done(f"the current image {name} is on its way already", metadata.hash), None
         self._counter.labels("began").inc()

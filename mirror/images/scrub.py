@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from mirror.common.clock import Clock, age
 from mirror.common.log import event
+from mirror.common.metrics import Metrics
 from mirror.model.errors import MirrorError
 from mirror.store.disk.store import DiskStore
 from mirror.store.disk.verification import Verdict
@@ -35,12 +36,14 @@ class Scrubber:
         self,
         store: DiskStore,
         interval: float,
+        metrics: Metrics,
         *,
         rate: float = RATE,
         clock: Clock | None = None,
     ) -> None:
         self._store = store
         self.interval = interval
+        self._metrics = metrics
         self._rate = rate
         self._clock = clock or Clock()
         self._tried: dict[str, float] = {}
@@ -98,9 +101,12 @@ class Scrubber:
         self._tried[image_hash] = self._clock.steady()  # whatever comes of it: it must not keep the others waiting
         verified = await self._store.verify(image_hash, rate=self._rate)
         if verified.bad:
+            self._metrics.scrubs.labels("bad").inc()
+            self._metrics.unverified.labels("scrub").inc()
             bad = event("scrub.bad", image=image_hash)
             log.error("%s is bad: %s; the next request fetches it anew", image_hash, verified.detail, extra=bad)
         elif verified.verdict is Verdict.GOOD:
+            self._metrics.scrubs.labels("good").inc()
             log.info("%s was verified again", image_hash, extra=event("scrub.good", image=image_hash))
         else:
             log.debug("%s cannot be verified now: %s", image_hash, verified.detail)

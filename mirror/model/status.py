@@ -141,12 +141,16 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something notable that happened, in words. `action` is its name for machines, `level` that of the log."""
+    """Something notable that happened, in words. `action` is its name for machines, `level` that of the log.
+
+    `image` is the hash of the image that it is about, if it is about one.
+    """
 
     at: datetime
     level: str
     action: str
     message: str
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

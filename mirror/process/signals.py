@@ -1,7 +1,7 @@
-"""Signals as calls in the event loop, or as the interrupt that Ctrl-C is; and how a process ends by one.
+"""Turns signals into calls in the event loop or into a KeyboardInterrupt, and ends the process by them.
 
-As the first process of a container no signal ends us by itself: the kernel drops those that process 1 has no handler
-for. So what a signal would do by default is done by our own hand there.
+The kernel ignores signals for which process 1 has no handler, and in a container we are process 1. So there we
+carry out ourselves what a signal does by default.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
     """Call `callback` in the running loop, once for each such signal.
 
-    asyncio alone may lose one: what it learns of a signal by is a byte in the pipe that wakes its loop for threads too,
-    and when hundreds of downloads end at once that pipe is full. So asyncio's part is to wake the loop, which a full
-    pipe does as well, and Python's own handler calls.
+    asyncio alone may lose a signal. It learns of one by a byte in the pipe through which threads wake the loop as well,
+    and when hundreds of downloads end at once that pipe is full. So asyncio only wakes the loop, which a full pipe does
+    too, and Python's own handler makes the call.
     """
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(number, lambda: None)
@@ -29,7 +29,7 @@ def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
 
 
 async def stop_requested() -> None:
-    """Wait for the first SIGTERM or SIGINT; from then on another one ends the process at once."""
+    """Wait for the first SIGTERM or SIGINT. A second one then ends the process at once."""
     stop = asyncio.Event()
     for number in STOPPING:
         on_signal(number, stop.set)
@@ -40,9 +40,9 @@ async def stop_requested() -> None:
 
 
 def hear_keeper(heard: Callable[[bytes], None]) -> None:
-    """Give each line of standard input to `heard`; take its end for a SIGTERM: whoever started this process is no more.
+    """Pass each line of standard input to `heard`; its end means that the first process has ended, and acts as SIGTERM.
 
-    What was read from it before must have ended with a line.
+    What was read from it before must have ended at a line end.
     """
     loop = asyncio.get_running_loop()
     said = bytearray()
@@ -62,9 +62,9 @@ def hear_keeper(heard: Callable[[bytes], None]) -> None:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM do inside what Ctrl-C does: all is put in order on the way out, and then the process ends by it.
+    """Make SIGTERM act as Ctrl-C inside, so that everything is cleaned up before the process ends by it.
 
-    A second one is like another Ctrl-C, as `timeout` sends two at once; the third ends the process there and then.
+    A second SIGTERM is like another Ctrl-C, because `timeout` sends two at once; a third ends the process immediately.
     """
     came = 0
 
@@ -74,7 +74,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
         if came == 2:
             _obey(signal.SIGTERM)
         handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # a shell's background job ignores it
+        if not callable(handler):  # it is ignored in a background job of a shell
             raise KeyboardInterrupt
         handler(number, frame)
 
@@ -86,11 +86,11 @@ def interrupted_by_sigterm() -> Iterator[None]:
             _end_by(signal.SIGTERM)
         raise
     finally:
-        _obey(signal.SIGTERM)  # nothing is left to put in order
+        _obey(signal.SIGTERM)  # nothing is left to clean up
 
 
 def _obey(number: signal.Signals) -> None:
-    """Have the next such signal end the process at once."""
+    """Let the next such signal end the process at once."""
     if os.getpid() == 1:
         signal.signal(number, lambda *_: os._exit(128 + number))
     else:
@@ -98,7 +98,7 @@ def _obey(number: signal.Signals) -> None:
 
 
 def _end_by(number: signal.Signals) -> NoReturn:
-    """End as that signal does where nothing handles it."""
+    """End the process as an unhandled signal does."""
     with suppress(OSError):
         sys.stdout.flush()
     signal.signal(number, signal.SIG_DFL)

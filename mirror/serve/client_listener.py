@@ -1,16 +1,18 @@
-"""What every process that serves clients does: listen to them."""
+"""Listens for clients, in every process that serves them: builds what answers them, and closes it in order."""
 
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Self
 
-from mirror.common.log import log_access
 from mirror.config import Config
-from mirror.config.reloadable import at_once
+from mirror.config.reloadable import Part, at_once
+from mirror.http.access_log import log_access
 from mirror.http.client_api import ClientApi, Location
+from mirror.http.connection import ConnectionLimits
 from mirror.http.image_response import content_disposition
-from mirror.http.listener import Crowd, Listener
-from mirror.http.request_metrics import Accounting
+from mirror.http.listener import Listener
+from mirror.http.request_metrics import RequestMetrics
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
 from mirror.model.metadata import ImageMetadata
@@ -18,64 +20,88 @@ from mirror.process.descriptors import DescriptorBudget
 from mirror.wiring.mirror import Mirror
 
 SENDING_THREADS = 2
-"""Threads that send images from memory: two keep the cores of a small machine busy."""
+"""How many threads send images: two keep the cores of a small machine busy."""
 
 
-@asynccontextmanager
-async def client_listener(mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> AsyncIterator[int]:
-    """Serve clients, of the sockets that were `passed` or of our own; on which port."""
-    server = mirror.config.server
-    sender = Sender(mirror.pool, SENDING_THREADS)
+class ClientListener:
+    """Serves clients from this process, on the sockets that were `passed` or on its own. A context manager.
 
-    def take_up(config: Config) -> None:
-        client_api.pass_through(config.upstream.passthrough)
-        server = config.server
-        crowd = _crowd(server.max_connections)
-        clients.take_up(header_timeout=server.header_timeout, crowd=crowd, drain=server.drain)
+    Without workers it is the only one of the `mirror.process.workers.ClientProcesses`.
+    """
 
-    client_api = ClientApi(
-        mirror.access,
-        mirror.catalog,
-        mirror.library,
-        mirror.upstream,
-        sender,
-        passthrough=mirror.config.upstream.passthrough,
-        name=mirror.name,
-        location=_location(mirror),
-    )
-    accounting = Accounting(client_api, log_access, mirror.metrics)
-    clients = Listener(
-        accounting,
-        server.host,
-        server.port,
-        header_timeout=server.header_timeout,
-        crowd=_crowd(server.max_connections),
-        drain=server.drain,
-        log_access=accounting.ended,
-        tls=tls.context if tls else None,
-    )
-    try:
-        await clients.start(passed)
-        mirror.parts.append(at_once(take_up))
-        if tls is not None:
-            mirror.parts.append(lambda config: tls.prepare(config.server, mirror.pool))
-        try:
-            yield clients.port
-        finally:
-            await clients.stop()
-    finally:
-        sender.close()
+    count, missing = 1, 0
+
+    def __init__(self, mirror: Mirror, tls: ServerTls | None, passed: Sequence[socket.socket]) -> None:
+        self._mirror = mirror
+        self._tls = tls
+        self._passed = passed
+        self._open = AsyncExitStack()
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        mirror, server = self._mirror, self._mirror.config.server
+        async with AsyncExitStack() as stack:
+            sender = Sender(mirror.pool, SENDING_THREADS)
+            stack.callback(sender.close)
+            api = ClientApi(
+                mirror.access,
+                mirror.catalog,
+                mirror.library,
+                mirror.upstream,
+                sender,
+                passthrough=mirror.config.upstream.passthrough,
+                name=mirror.name,
+                location=_location(mirror),
+            )
+            metrics = RequestMetrics(api, log_access, mirror.metrics)
+            listener = Listener(
+                metrics,
+                server.host,
+                server.port,
+                header_timeout=server.header_timeout,
+                limits=_limits(server.max_connections),
+                drain=server.drain,
+                ended=metrics.ended,
+                tls=self._tls.context if self._tls else None,
+            )
+            await listener.start(self._passed)
+            stack.push_async_callback(listener.stop)
+            self.port = listener.port
+            mirror.parts += self._parts(api, listener)
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def toggle_debugging(self) -> None:
+        """See `ClientProcesses`: there is no other process."""
+
+    def _parts(self, api: ClientApi, listener: Listener) -> Iterator[Part]:
+        """Yield what applies another configuration."""
+
+        def take_up(config: Config) -> None:
+            server = config.server
+            api.pass_through(config.upstream.passthrough)
+            limits = _limits(server.max_connections)
+            listener.take_up(header_timeout=server.header_timeout, limits=limits, drain=server.drain)
+
+        yield at_once(take_up)
+        if (tls := self._tls) is not None:
+            yield lambda config: tls.prepare(config.server, self._mirror.pool)
 
 
-def _crowd(max_connections: int) -> Crowd:
-    """As many clients as are wanted, or as the descriptors are enough for."""
+def _limits(max_connections: int) -> ConnectionLimits:
+    """Return the configured limit, or a lower one when there are too few descriptors for it."""
     room = DescriptorBudget.of(max_connections)
     why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
-    return Crowd(room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})")
+    return ConnectionLimits(
+        room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})"
+    )
 
 
 def _location(mirror: Mirror) -> Location | None:
-    """Where clients are sent for an image that is in the bucket, when they are."""
+    """Return what finds the URL of an image in the bucket, for redirecting clients there; None without a bucket."""
     bucket = mirror.stores.bucket
     if bucket is None:
         return None

@@ -31,6 +31,10 @@ class ForbiddenAddress(OSError):
     """A redirect target's name leads to an address that must not be connected to."""
 
 
+class HostNotAllowed(BadUpstream):
+    """Upstream redirects to where nothing is fetched from, unless `upstream.redirect_hosts` names it."""
+
+
 class RedirectPolicy:
     """Judges hops for one upstream `origin`; `hosts` are the patterns of `upstream.redirect_hosts`."""
 
@@ -93,7 +97,7 @@ class RedirectPolicy:
 
     def _judge_host(self, host: str) -> None:
         if self._hosts and not any(fnmatchcase(host, pattern) for pattern in self._hosts):
-            raise BadUpstream(
+            raise HostNotAllowed(
                 f"upstream redirects to {_ascii(host)}, which upstream.redirect_hosts does not allow; add it there "
                 "if it is right"
             )
@@ -104,9 +108,9 @@ def not_a_url() -> BadUpstream:
     return BadUpstream("upstream redirects to something that is not a URL")
 
 
-def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
+def forbidden(host: str, error: ForbiddenAddress) -> HostNotAllowed:
     """Say which host was refused at connecting, and what to do."""
-    return BadUpstream(
+    return HostNotAllowed(
         f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}: refused, because services of this "
         "machine and its cloud are there; if it is right, add the host (or address) to upstream.redirect_hosts"
     )

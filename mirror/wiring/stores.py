@@ -1,4 +1,4 @@
-"""Where images are kept, wired from a configuration: a disk, a bucket, or a disk in front of a bucket."""
+"""Builds the stores of a configuration: a disk, a bucket, or a disk in front of a bucket."""
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The places where images are, `disk` and `bucket`, and the one store that they are to the rest of the mirror."""
+    """The places where images are stored, `disk` and `bucket`. The rest of the mirror uses `front` as its one store.
+
+    `evicted` is called, from any thread, for each image that was evicted.
+    """
 
     front: BlobStore
     disk: DiskStore | None = None
     bucket: "S3Store | None" = None
     tiered: "TieredStore | None" = None
     note: SharedNote | None = None
+    evicted: Callable[[], None] = lambda: None
 
     @property
     def places(self) -> Mapping[str, "DiskStore | S3Store"]:
@@ -37,11 +41,11 @@ class Stores:
 
     @property
     def stuck(self) -> str | None:
-        """What keeps an upload of this process from going on, in words."""
+        """Why an upload of this process is stuck, in words; None when none is."""
         return None if self.bucket is None else self.bucket.stuck
 
     async def trouble(self) -> Mapping[str, str]:
-        """What is wrong with each place that does not work, in words."""
+        """Return what is wrong with each place that does not work, in words."""
         said = {}
         for name, place in self.places.items():
             try:
@@ -51,19 +55,19 @@ class Stores:
         return said
 
     def take_up(self, config: Store) -> None:
-        """From now on these are the bounds."""
+        """Apply these bounds from now on."""
         if self.disk is not None:
             keep = functools.partial(evictable, keep=config.keep)
             self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
         if self.bucket is not None:
-            self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3))
+            self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3, self.evicted))
 
     @asynccontextmanager
     async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:
-        """Keep the bucket in order meanwhile, if there is one. `current` gives the hash of what clients get."""
+        """Maintain the bucket, if any, while the context lasts. `current` returns the hash of the current image."""
         async with AsyncExitStack() as stack:
             if self.bucket is not None:
-                from mirror.store.s3.maintenance import Keeper  # see `opened`
+                from mirror.store.s3.maintenance import Keeper  # see `open_stores`
 
                 async def replenish() -> None:
                     if self.tiered is not None and (image_hash := await current()):
@@ -74,42 +78,45 @@ class Stores:
 
 
 @asynccontextmanager
-async def opened(config: Config, pool: Executor) -> AsyncIterator[Stores]:
-    """Open the stores of a configuration; they touch nothing until they are asked to."""
-    disk = disk_store(config, pool)
+async def open_stores(
+    config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None
+) -> AsyncIterator[Stores]:
+    """Open the stores of a configuration; they touch nothing until they are used."""
+    disk = disk_store(config, pool, evicted)
     if config.store.s3.bucket is None:
-        yield Stores(disk, disk)
+        yield Stores(disk, disk, evicted=evicted)
         return
     from mirror.store.s3.bucket import Bucket  # with AWS's libraries, which take 25 MiB and a second to start
     from mirror.store.s3.shared_note import BucketNote
     from mirror.store.s3.store import opened as opened_bucket
     from mirror.store.tiered import TieredStore
 
-    holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3)
+    holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3, evicted)
     async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory, bounds=bounds) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket)
-            yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket))
+            yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket), evicted)
         else:
-            yield Stores(bucket, bucket=bucket, note=BucketNote(bucket))
+            yield Stores(bucket, bucket=bucket, note=BucketNote(bucket), evicted=evicted)
 
 
-def _bounds(config: S3) -> "Bounds | None":
-    from mirror.store.s3.space import Bounds  # see `opened`
+def _bounds(config: S3, evicted: Callable[[], None]) -> "Bounds | None":
+    from mirror.store.s3.space import Bounds  # see `open_stores`
 
     if config.max_size is None:
         return None
     keep = functools.partial(evictable, keep=config.keep)
     # A client that was sent to the bucket reads there, unseen, for as long as its URL is valid.
-    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0)
+    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0, evicted)
 
 
-def disk_store(config: Config, pool: Executor) -> DiskStore:
-    """Make the disk store of a configuration; it touches nothing until it is asked to."""
+def disk_store(config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None) -> DiskStore:
+    """Make the disk store of a configuration; it touches nothing until it is used."""
     return DiskStore(
         config.store.path,
         min_free=config.store.min_free,
         max_size=config.store.max_size,
         retention=functools.partial(evictable, keep=config.store.keep),
+        evicted=evicted,
         pool=pool,
     )

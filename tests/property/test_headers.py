@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.common.log import redact
+from mirror.http.exchange import _SANE_ID
 from mirror.http.image_response import content_disposition
-from mirror.http.listener import _SANE_ID
 
 
 def saved_as(header: str) -> str:

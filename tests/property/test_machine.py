@@ -288,8 +288,8 @@ class Machine(RuleBasedStateMachine):
             client.ended = "refused"
         else:
             client.ended = "complete"
-        assert client.ended != Reason.MISTAKE
-        assert client.ended in {"complete", Reason.STOPPED} or client.number in self.upstream.blamed, client.ended
+        assert client.ended != str(Reason.MISTAKE)
+        assert client.ended in {"complete", str(Reason.STOPPED)} or client.number in self.upstream.blamed, client.ended
 
     @rule(which=st.integers(0, 99))
     def leave(self, which: int) -> None:

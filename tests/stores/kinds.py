@@ -13,7 +13,7 @@ from mirror.images.fill import Fill
 from mirror.images.outcome import FillFailed
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Body, Transfer
-from mirror.wiring.stores import Stores, opened
+from mirror.wiring.stores import Stores, open_stores
 from tests.support.s3.fixtures import TestBucket
 from tests.support.scripted import Opening, ScriptedSource, metadata_of
 
@@ -129,7 +129,7 @@ class Kind:
         config = Config.model_validate({"store": store})
         async with AsyncExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8))
-            stores = await stack.enter_async_context(opened(config, pool))
+            stores = await stack.enter_async_context(open_stores(config, pool))
             if stores.disk is not None:
                 await stores.disk.prepare()
             if stores.bucket is not None:

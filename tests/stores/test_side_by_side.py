@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from mirror.images.library import Library
-from mirror.images.opened import Found
+from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Source
@@ -49,11 +49,15 @@ async def test_who_wants_another_image_does_not_wait_for_one_that_a_store_is_slo
                 await asyncio.sleep(0)
             async with asyncio.timeout(60):
                 other = await library.open(METADATA[1], Caller(None, "1"))
-            assert other.found is Found.BEGAN
+            assert other.status is CacheStatus.STORED
             assert not any(task.done() for task in slow)
             store.let.set()
-            found = [(await task).found for task in slow]
-            assert sorted(found, key=lambda each: each.value) == [Found.BEGAN, Found.JOINED, Found.JOINED]
+            found = [(await task).status for task in slow]
+            assert sorted(found, key=lambda each: each.value) == [
+                CacheStatus.STORED,
+                CacheStatus.COLLAPSED,
+                CacheStatus.COLLAPSED,
+            ]
             assert store.asked == 1, "those who want the same image begin it once"
         finally:
             await library.stop()

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import mirror
 from mirror.admin.recent_events import Events
 from mirror.common.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
-from mirror.common.metrics import Metrics
 
 SOURCE = Path(mirror.__file__).parent
 PAGE = SOURCE.parent / "docs" / "logs.md"
@@ -215,7 +214,7 @@ def test_messages_without_end_are_not_all_remembered(written: Written) -> None:
 def test_the_status_page_hears_an_event_whatever_is_written(root: logging.Logger) -> None:
     stream = io.StringIO()
     set_up("error", "json", stream)
-    with Events(Metrics()) as events:
+    with Events() as events:
         log = logging.getLogger("mirror.some_room")
         log.info("upstream is back", extra=event("upstream.back"))
         log.info("nothing notable")

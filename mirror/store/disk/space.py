@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +66,19 @@ def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] 
 
 
 class Space:
-    """The room of a disk store."""
+    """The room of a disk store. `evicted` is called, in whatever thread, for each image that had to make room."""
 
-    def __init__(self, layout: Layout, *, max_size: int | None, min_free: int, retention: Retention) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        max_size: int | None,
+        min_free: int,
+        retention: Retention,
+        evicted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._layout = layout
+        self._evicted = evicted
         self.take_up(max_size=max_size, min_free=min_free, retention=retention)
 
     def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
@@ -151,6 +160,8 @@ class Space:
                 format_size(removal.size),
                 extra=event(f"{removal.kind}.evicted", path=removal.path.name, size=removal.size),
             )
+            if removal.kind is Kind.IMAGE:
+                self._evicted()
         return done
 
     def _plan(self, short: int, *, spare: Collection[str], without: Collection[Path] = ()) -> list[Removal]:

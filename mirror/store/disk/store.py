@@ -47,7 +47,8 @@ T = TypeVar("T")
 class DiskStore:
     """A `BlobStore` in the directory `root`; when it needs room it evicts what `retention` says.
 
-    It takes `max_size` bytes at most, and leaves `min_free` bytes of its file system to others.
+    It takes `max_size` bytes at most, and leaves `min_free` bytes of its file system to others. `evicted` is called, in
+    whatever thread, for each image that had to make room.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class DiskStore:
         pool: Executor,
         max_size: int | None = None,
         retention: Retention | None = None,
+        evicted: Callable[[], None] = lambda: None,
     ) -> None:
         self.root = root
         self._layout = Layout(root)
         self._images = self._layout.images
         self._partial = self._layout.partial
         self._quarantine = self._layout.quarantine
-        self._space = Space(self._layout, max_size=max_size, min_free=min_free, retention=retention or _keep_all)
+        retention = retention or _keep_all
+        self._space = Space(self._layout, max_size=max_size, min_free=min_free, retention=retention, evicted=evicted)
         self._pool = pool
         self._in_use: weakref.WeakValueDictionary[tuple[object, ...], StoredImage] = weakref.WeakValueDictionary()
 

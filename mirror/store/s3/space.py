@@ -48,11 +48,15 @@ ROOM = "room"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """At most `max_size` bytes, evicting as `retention` says; what was served less than `lately` seconds ago stays."""
+    """At most `max_size` bytes, evicting as `retention` says; what was served less than `lately` seconds ago stays.
+
+    `evicted` is called for each image that had to make room.
+    """
 
     max_size: int
     retention: Retention
     lately: float = 0.0
+    evicted: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +241,8 @@ class BucketSpace:
             format_size(removal.size),
             extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
         )
+        if removal.kind is Kind.IMAGE:
+            self._bounds.evicted()
         return True
 
     async def _remove(self, image_hash: str, lying: _Lying, conditions: bool) -> bool:

@@ -1,0 +1,47 @@
+"""Where the bytes of an answer came from, as `Cache-Status` (RFC 9211) says it to clients and a label to metrics."""
+
+from enum import Enum, unique
+
+
+@unique
+class CacheStatus(Enum):
+    """How an answer was come by. `words` is what the header says of it, `label` what metrics call it."""
+
+    HIT = "hit", "hit"
+    """It was here: a stored image, or metadata that is fresh enough."""
+
+    STALE = "hit; detail=stale", "stale"
+    """It was here, and upstream could not say whether it is current."""
+
+    STORED = "fwd=miss; stored", "stored"
+    """A fill was begun for this request; the image is stored when it is whole."""
+
+    COLLAPSED = "fwd=miss; collapsed", "collapsed"
+    """A fill that was running already, here or in another process."""
+
+    BYPASS = "fwd=bypass", "bypass"
+    """It is passed through and not stored."""
+
+    REFRESHED = "fwd=stale", "refreshed"
+    """Metadata that upstream was asked for, because what was known was too old."""
+
+    MISS = "fwd=miss", "miss"
+    """Metadata that upstream was asked for, because nothing was known; an image that a HEAD request does not begin."""
+
+    def __init__(self, words: str, label: str) -> None:
+        self.words = words
+        self.label = label
+
+    @property
+    def header(self) -> str:
+        """The value of `Cache-Status`."""
+        return f"pps-mirror; {self.words}"
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether the answer cost upstream nothing of its own."""
+        return self in {CacheStatus.HIT, CacheStatus.STALE, CacheStatus.COLLAPSED}
+
+
+OF_DOWNLOADS = tuple(each for each in CacheStatus if each not in {CacheStatus.REFRESHED, CacheStatus.MISS})
+"""Those that an answer with bytes of an image can have."""
