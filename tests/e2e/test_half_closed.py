@@ -27,7 +27,8 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path, simulator.api_url) as mirror:
+    # Longer than any test waits: no end comes of a connection's being idle.
+    with MirrorProcess(tmp_path, simulator.api_url, {"server": {"header_timeout": "10m"}}) as mirror:
         yield mirror
 
 
