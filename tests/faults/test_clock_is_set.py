@@ -60,6 +60,17 @@ def test_a_revoked_token_is_refused_and_a_new_image_is_seen_as_if_nothing_had_be
     eventually(lambda: ask(by_hash, TOKEN).status == 503, what="the end of the refusal that was remembered")
 
 
+@pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "ahead"])
+def test_a_new_image_is_seen_also_where_nobody_is_asked_who_may_read(
+    fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask, clock: WallClock, step: int
+) -> None:
+    mirror = fresh_mirror({"auth": {"mode": "open"}, "upstream": {"metadata_ttl": "1s"}}, environ=clock.environ)
+    assert ask(mirror.image_url).body == simulator.read("first")
+    clock.step(step)
+    simulator.roll_over("second")
+    eventually(lambda: ask(mirror.image_url).body == simulator.read("second"), what="the new image")
+
+
 @pytest.mark.parametrize("away", [False, True], ids=["upstream there", "upstream away"])
 def test_after_a_restart_a_time_that_is_yet_to_come_lets_nobody_in_unasked(
     fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask, clock: WallClock, away: bool
@@ -70,10 +81,11 @@ def test_after_a_restart_a_time_that_is_yet_to_come_lets_nobody_in_unasked(
     eventually((mirror.store / "access.json").exists)
     mirror.stop()
     clock.step(-HOUR)
-    simulator.set_tokens([])
-    if away:
-        go_away(simulator)
+    simulator.set_tokens([OTHER])
     mirror.start()
+    if away:
+        assert ask(mirror.image_url, OTHER).status == 200  # so it is known what is current, and of now
+        go_away(simulator)
     for url in (by_hash, mirror.image_url, mirror.metadata_url):
         assert ask(url).status == (503 if away else 401)
 
