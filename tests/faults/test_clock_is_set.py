@@ -109,19 +109,21 @@ def test_what_a_wrong_clock_wrote_is_put_right_and_does_not_come_alive_later(
     assert ask(mirror.image_url).status == 200  # let in since, by the clock as it is
 
 
-@pytest.fixture
-def changed_by_hand(fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask) -> MirrorProcess:
-    """A mirror that was stopped, and whose notes tell of times that are yet to come."""
+@pytest.fixture(params=["access.json", "current.json"])
+def changed_by_hand(
+    request: pytest.FixtureRequest, fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask
+) -> MirrorProcess:
+    """A mirror that was stopped, and whose notes tell of times that are yet to come: one of the two that count."""
     mirror = fresh_mirror(SOON)
     assert ask(mirror.image_url).status == 200
     eventually((mirror.store / "access.json").exists)
     mirror.stop()
-    note = noted(mirror)
-    note["accepted"] = {name: when + HOUR for name, when in note["accepted"].items()}
-    (mirror.store / "access.json").write_text(json.dumps(note))
-    current = json.loads((mirror.store / "current.json").read_text())
-    current["fetchedAt"] = "2199-01-01T00:00:00+00:00"
-    (mirror.store / "current.json").write_text(json.dumps(current))
+    note = json.loads((mirror.store / request.param).read_text())
+    if request.param == "access.json":
+        note["accepted"] = {name: when + HOUR for name, when in note["accepted"].items()}
+    else:
+        note["fetchedAt"] = "2199-01-01T00:00:00+00:00"
+    (mirror.store / request.param).write_text(json.dumps(note))
     image = mirror.store / "images" / simulator.image_sha256("first")
     verified = json.loads((image / "verified").read_text())
     verified["verifiedAt"] = "2199-01-01T00:00:00+00:00"
