@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mirror.http.accept import Acceptor
+from mirror.http import accept
 from mirror.http.bind import listening
 from mirror.process.descriptors import EACH, LEAST, RESERVE, DescriptorBudget
 from mirror.simulator.client import Fault, ImageSpec, Simulator
@@ -113,9 +114,21 @@ def test_a_usual_limit_is_enough_for_what_the_configuration_allows(monkeypatch: 
         assert room.clients * EACH + room.beyond + room.operators + RESERVE <= limit
 
 
+class Counting(socket.socket):
+    """Counts how often somebody is to be accepted."""
+
+    tries = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.tries += 1
+        return super().accept()
+
+
 def test_when_nothing_can_be_accepted_it_is_said_once_and_goes_on_as_soon_as_it_can(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(accept, "PAUSE", 0.01)
+
     async def accepting() -> None:
         arrived = asyncio.Event()
 
@@ -124,17 +137,18 @@ def test_when_nothing_can_be_accepted_it_is_said_once_and_goes_on_as_soon_as_it_
                 transport.close()
                 arrived.set()
 
-        sockets = listening("127.0.0.1", 0)
-        acceptor = Acceptor(sockets, Protocol, None, 1.0)
+        (bound,) = listening("127.0.0.1", 0)
+        port = Counting(fileno=bound.detach())
+        acceptor = accept.Acceptor([port], Protocol, None, 1.0)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with closing(socket.create_connection(sockets[0].getsockname())), ExitStack() as taken:
+        with closing(socket.create_connection(port.getsockname())), ExitStack() as taken:
             highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
             try:
                 with pytest.raises(OSError, match="Too many"):
                     while True:
                         taken.callback(os.close, os.dup(0))
-                while not said(caplog):
+                while port.tries < 3:
                     await asyncio.sleep(0.01)
                 assert not arrived.is_set()
             finally:
