@@ -15,7 +15,7 @@ from tests.support.set_clock import WallClock
 
 HOUR = 3600
 OTHER = "another-good-token"
-SOON = {"auth": {"ttl": "1s"}, "upstream": {"metadata_ttl": "1s"}}
+SOON = {"auth": {"ttl": "1s"}, "upstream": {"metadata_ttl": "1s", "stale_if_error": "30m"}}
 WORKERS: dict[str, dict[str, Any]] = {**SOON, "server": {"workers": 2}}
 
 
@@ -53,6 +53,7 @@ def test_a_revoked_token_is_refused_and_a_new_image_is_seen_as_if_nothing_had_be
     simulator.roll_over("first")
     eventually(lambda: {ask(mirror.image_url, TOKEN).status for _ in range(6)} == {401}, what="every worker's refusal")
     go_away(simulator)
+    clock.step(2 * step)
     by_hash = f"{mirror.url}/mirror/v1/images/{simulator.image_sha256('first')}/"
     for _ in range(6):
         assert {ask(url, TOKEN).status for url in (mirror.image_url, by_hash)} <= {401, 503}
