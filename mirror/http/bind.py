@@ -35,24 +35,31 @@ def listening(host: str, port: int) -> Sequence[socket.socket]:
     with ExitStack() as stack:
         sockets: list[socket.socket] = []
         for family, address in places:
+            shared_port = sockets[0].getsockname()[1] if sockets else port
             try:
-                one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(places) > 1)
-                shared_port = sockets[0].getsockname()[1] if sockets else port
-                one.bind((address[0], shared_port, *address[2:]))
-                one.listen(BACKLOG)
+                one = _listening_at(family, (address[0], shared_port, *address[2:]), v6_only=len(places) > 1)
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
                 absent = error
             else:
-                sockets.append(one)
+                sockets.append(stack.enter_context(one))
         if absent is not None and not sockets:
             raise absent
         stack.pop_all()
     return sockets
+
+
+def _listening_at(family: int, address: tuple[object, ...], *, v6_only: bool) -> socket.socket:
+    with ExitStack() as stack:
+        one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
+        one.bind(address)
+        one.listen(BACKLOG)
+        stack.pop_all()
+    return one
 
 
 def unusable(host: str, port: int, error: OSError) -> Exception:

@@ -28,7 +28,8 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
-    with ForkedMirror(tmp_path, simulator.api_url) as mirror:
+    # Longer than any test waits: no end comes of a connection's being idle.
+    with ForkedMirror(tmp_path, simulator.api_url, {"server": {"header_timeout": "10m"}}) as mirror:
         yield mirror
 
 

@@ -88,6 +88,7 @@ def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_unti
         mirror.stop()
         mirror.start()  # nor does a restart
         assert fetch(mirror.image_url).sha256 == whole
+        assert "goes on at" not in mirror.log()  # nor is it hashed again, each time: it was found right
         repair(images)
         assert fetch(mirror.image_url).sha256 == whole
         assert simulator.counters().image_requests == 1
@@ -95,6 +96,15 @@ def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_unti
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
         assert list((mirror.store / "partial").iterdir()) == []
         assert simulator.counters().image_requests == 1
+
+
+def test_of_another_image_it_is_said_meanwhile_that_it_is_passed_through(tmp_path: Path, simulator: Simulator) -> None:
+    with ordinary_mirror(tmp_path / "mirror", simulator, {"upstream": {"metadata_ttl": "0s"}}) as mirror:
+        mode(mirror.store / "images")
+        assert fetch(mirror.image_url).ended == "complete"
+        simulator.roll_over("second")
+        outcome = fetch(mirror.image_url)
+        assert (outcome.sha256, outcome.cache_status) == (simulator.image_sha256("second"), BYPASS)
 
 
 def test_clients_of_every_worker_get_what_cannot_get_its_name(tmp_path: Path, simulator: Simulator) -> None:
@@ -119,8 +129,11 @@ def test_clients_of_every_worker_get_what_cannot_get_its_name(tmp_path: Path, si
         eventually(lambda: degraded(mirror))
 
 
+@pytest.mark.parametrize(
+    "left", [0, 1, 2], ids=["none for its directory", "none for its metadata", "none for its mark"]
+)
 def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_there_are_some(
-    tmp_path: Path, simulator: Simulator
+    tmp_path: Path, simulator: Simulator, left: int
 ) -> None:
     simulator.fault(Fault("store", hang_after=2 * MIB))
     whole = simulator.image_sha256("first")
@@ -134,12 +147,15 @@ def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_t
             client.read(MIB)
             simulator.wait_held()
             used = use_up_inodes(disk.path)
+            for _ in range(left):
+                used.pop().unlink()
             simulator.release()
             assert client.read_all().body == simulator.read("first")
             for _ in range(2):
                 outcome = fetch(mirror.image_url)
                 assert (outcome.sha256, outcome.cache_status) == (whole, BYPASS)
             assert degraded(mirror)
+            assert "goes on at" not in mirror.log()  # it was noted that it is right: it is not hashed again
             assert list((disk.path / "store" / "images").iterdir()) == []
             for path in used:
                 path.unlink()
