@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# The oldest Python that README promises; constraints.txt is resolved by it, and holds for every newer one.
+# Tests mostly wait, so that there are more workers than cores. Those of one file share fixtures, and a worker.
+WORKERS ?= 4
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The oldest Python that README promises; the pins are resolved by it, and hold for every newer one: constraints.txt for
+# what the mirror runs on, constraints-dev.txt for what tests, documents and releases need besides.
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
-.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 man docs screenshots pins audit install clean
+.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 man docs screenshots release pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -27,8 +31,11 @@ lint: $(VENV)/dev.ok        ## format, lint, types, direction of imports, dead c
 quick: lint                 ## that, pure logic and the disk store: while you work
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
 
-check: lint                 ## that, and the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+check: lint                 ## that, and the whole suite: in parallel, and then what measures time or memory, alone
+	@failed=0; \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak and not alone' $(ARGS) || failed=1; \
+	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	exit $$failed  # (5: ARGS leaves none of them)
 
 coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure logic and the disk store reach
 	$(BIN)/python -m coverage run --source=mirror -m pytest -q tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
@@ -62,18 +69,24 @@ screenshots: $(VENV)/dev.ok ## docs/images, of the status page (needs Chromium)
 docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask nobody for anything
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pins:                       ## constraints.txt anew: the newest versions that the oldest Python takes
+release: $(VENV)/dev.ok     ## build and try out what is handed out, then cut the CHANGELOG; pushes nothing
+	@$(BIN)/python -m tools.release
+
+pins:                       ## constraints.txt and constraints-dev.txt anew: the newest versions that the oldest Python takes
 	@$(PYTHON) -c '$(VERSION); sys.exit(version != wanted)' || { echo "The pins are resolved by the oldest Python that is promised, $(OLDEST), as on Debian 12; there: make pins PYTHON=/usr/bin/python3" >&2; exit 2; }
 	@rm -rf build/pins
 	@$(PYTHON) -m venv build/pins
 	@echo "Resolving the pins with Python $(OLDEST) ..."
-	$(call quiet_pip,build/pins,-e '.[dev]')
+	$(call quiet_pip,build/pins,-e .)
 	@build/pins/bin/pip --disable-pip-version-check freeze --exclude-editable >build/pins.txt
+	$(call quiet_pip,build/pins,-c build/pins.txt -e '.[dev]')
+	@build/pins/bin/pip --disable-pip-version-check freeze --exclude-editable --all | grep -v '^pip==' | grep -vxF -f build/pins.txt >build/pins-dev.txt
 	@mv build/pins.txt constraints.txt
+	@mv build/pins-dev.txt constraints-dev.txt
 	@rm -rf build/pins
 
 audit: $(VENV)/audit.ok     ## known vulnerabilities of the pinned dependencies (needs the Internet)
-	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt -r constraints-dev.txt
 
 # $(call quiet_pip,VENV,ARGUMENTS): warnings and errors are shown at once, and when it fails also the end of what else
 # pip said. Only there does it say which pins conflict, or which Python a package wants.
@@ -90,9 +103,9 @@ $(VENV)/run.ok: $(BIN)/pip pyproject.toml constraints.txt
 	$(call quiet_pip,$(VENV),-c constraints.txt -e .)
 	@touch $@
 
-$(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt
+$(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt constraints-dev.txt
 	@echo "Setting up $(VENV) with what the tests need ..."
-	$(call quiet_pip,$(VENV),-c constraints.txt -e '.[dev]')
+	$(call quiet_pip,$(VENV),-c constraints.txt -c constraints-dev.txt -e '.[dev]')
 	@touch $@ $(VENV)/run.ok
 
 $(VENV)/audit.ok: $(BIN)/pip

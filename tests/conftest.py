@@ -1,10 +1,24 @@
 """What holds for all tests. The fixtures they share are in tests/support/fixtures.py."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.s3.fixtures"]
+
+_FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that in the end all workers of a parallel run have something to do."""
+    root = Path(__file__).parent
+    turns = {root / name: turn for turn, name in enumerate(_FIRST)}
+
+    def turn(item: pytest.Item) -> int:
+        return turns.get(item.path, turns.get(item.path.parent, len(turns)))
+
+    items.sort(key=turn)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

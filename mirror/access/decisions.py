@@ -1,12 +1,12 @@
-"""Whom upstream let in and when, and whom of them it refused since: in memory, and in `access.json`.
+"""Remembers which callers upstream accepted and refused, and when: in memory, and in `access.json`.
 
-A credential is known by a keyed hash, never by itself. All processes of a store share the file and the key in it: what
-one of them learns outlives all, and the latest word counts, whoever heard it.
+A credential is known by a keyed hash, never by itself. All processes of a store share the file and the key in it. What
+one of them learns outlives all of them, and the latest decision counts, whichever process heard it.
 
 Times are moments of the steady clock (see `mirror.common.clock`). The file has them as times of day, and beside them
-what that clock was ahead of the steady one: as long as the machine does not boot, nobody who sets the clock changes
-their order or their age. A yes of a time that is yet to come lets nobody in. A no of such a time is one of now: later
-than all that was heard, earlier than what upstream says next.
+the offset between the two clocks, so until the machine boots, setting the clock changes neither their order nor their
+age. An acceptance from the future lets nobody in. A refusal from the future counts as one of now: later than everything
+that was heard, earlier than what upstream says next.
 """
 
 import asyncio
@@ -38,20 +38,20 @@ REMEMBERED = 10_000
 """Credentials remembered at most, of each kind of decision."""
 
 SAVE_STEP = 60.0
-"""Seconds by which a yes on the disk may be older than the one in memory."""
+"""Seconds by which an acceptance on the disk may be older than the one in memory."""
 
 
 _NEVER = float("-inf")
 
 _LONG_AGO = -1e11
-"""A moment thousands of years ago: too long for any use of a yes, but a no that comes after it is one to remember."""
+"""A moment thousands of years ago: too old for an acceptance to be of use, but any refusal is later than it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """What the file says: the key, and when the credentials of these names were accepted or refused last.
+    """The content of the file: the key, and when the credentials of these names were accepted or refused last.
 
-    No name is in both, and each is in its order of time. It is not `sound` when times of it were yet to come.
+    No name is in both maps, and each map is in order of time. It is not `sound` when some times were in the future.
     """
 
     key: bytes = field(repr=False)
@@ -61,7 +61,7 @@ class Book:
 
     @classmethod
     def read(cls, path: Path, clock: Clock) -> "Book | None":
-        """Read the file; None when there is none that can be used. Blocks."""
+        """Read the file. Returns None when there is none that can be used. Blocks."""
         try:
             note = json.loads(path.read_bytes())
             key = bytes.fromhex(note["key"])
@@ -84,7 +84,7 @@ class Book:
         return cls(key, past, {name: min(when, now) for name, when in no.items()}, sound)
 
     def joined(self, other: "Book", since: float) -> "Book":
-        """What both say, under one key, without refusals from before `since` and the oldest of too many."""
+        """Return both together under one key, without refusals from before `since` and the oldest of too many."""
         accepted, refused = _latest(self.accepted, other.accepted), _latest(self.refused, other.refused)
         return Book(
             self.key,
@@ -93,10 +93,10 @@ class Book:
         )
 
     def write_into(self, path: Path, since: float, clock: Clock) -> "Book":
-        """Join what the file says, under its key, and write that; what it says then. Blocks. Raises OSError.
+        """Join this with the file's content, under the file's key, write that, and return it. Blocks. Raises OSError.
 
-        Another key than ours makes our names worthless: then nothing is added. The key of a file that is not there yet
-        becomes ours: this holds the lock on the directory, so there is one first.
+        If the file has another key, our names are worthless, and nothing is added. If there is no file yet, our key
+        becomes its key; the lock on the directory makes one process the first.
         """
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -112,7 +112,7 @@ class Book:
             os.close(fd)
 
     def _told(self, clock: Clock) -> Mapping[str, object]:
-        """It as the file has it."""
+        """Return this as the file has it."""
         ahead = clock.offset()
         accepted, refused = (
             {name: round(when + ahead, 4) for name, when in times.items()} for times in (self.accepted, self.refused)
@@ -121,10 +121,10 @@ class Book:
 
 
 class Decisions:
-    """The decisions of one process and, by way of the file at `path`, of the others.
+    """The decisions of one process and, through the file at `path`, of the others.
 
-    A refusal is forgotten after `lasting` seconds: then no yes from before it counts any more. All processes share the
-    `clock`.
+    A refusal is forgotten after `lasting` seconds: no acceptance from before it counts any more by then. All processes
+    share the `clock`.
     """
 
     def __init__(self, path: Path, *, lasting: float, pool: Executor, clock: Clock) -> None:
@@ -143,24 +143,24 @@ class Decisions:
         self._saving: asyncio.Task[None] | None = None
 
     def name(self, credential: str | None) -> str:
-        """How this credential is known here, as long as the key does not change."""
+        """Return the name of this credential, which holds as long as the key does not change."""
         return hmac.new(self._key, (credential or "").encode(), hashlib.sha256).hexdigest()
 
     def accepted_at(self, name: str) -> float | None:
-        """When the credential of that name was accepted last, as far as this process knows."""
+        """Return when the credential of that name was accepted last, as far as this process knows."""
         return self._accepted.get(name)
 
     def heard_at(self, name: str) -> float | None:
-        """When upstream told this very process last that it accepts the credential of that name."""
+        """Return when upstream last told this very process that it accepts the credential of that name."""
         return self._heard.get(name) if name in self._accepted else None
 
     async def heard_of(self, credential: str | None) -> float | None:
-        """When that credential was accepted last, as far as any process knows."""
+        """Return when that credential was accepted last, as far as any process knows."""
         await self.take_up()
         return self.accepted_at(self.name(credential))
 
     async def take_up(self) -> None:
-        """Learn what other processes, or earlier ones, wrote to the file."""
+        """Read what other processes, or earlier ones, wrote to the file."""
         self._seen, book = await self._blocking(partial(_read_changed, self._path, self._seen, self._clock))
         if book is not None:
             self._join(book)
@@ -168,7 +168,7 @@ class Decisions:
                 self._save()
 
     async def accept(self, credential: str | None) -> None:
-        """Upstream has accepted it now."""
+        """Note that upstream has accepted the credential now."""
         await self.take_up()  # another process may have refused it
         while True:
             name, key = self.name(credential), self._key
@@ -184,7 +184,7 @@ class Decisions:
                 return
 
     async def refuse(self, credential: str | None) -> None:
-        """Upstream has refused it now. On the disk when this returns, if it was accepted before."""
+        """Note that upstream has refused it now. If it was accepted before, this is on the disk on return."""
         known = self._accepted.pop(self.name(credential), None) is not None
         await self.take_up()
         name = self.name(credential)  # the key may have been another one
@@ -218,7 +218,7 @@ class Decisions:
         return Book(self._key, dict(self._accepted), dict(self._refused))
 
     def _join(self, book: Book) -> None:
-        """Make what the file says our own as well."""
+        """Take over what the file says."""
         self._key_is_shared = True
         self._noted = book.accepted
         if book.key == self._key:
@@ -229,7 +229,7 @@ class Decisions:
         self._refused = dict(book.refused)
 
     def _since(self) -> float:
-        """The moment before which nothing counts any more."""
+        """Return the moment before which nothing counts any more."""
         return self._clock.steady() - self.lasting
 
     async def _blocking(self, function: Callable[[], T]) -> T:
@@ -239,7 +239,7 @@ class Decisions:
 def _read_changed(
     path: Path, seen: tuple[int, int, int] | None, clock: Clock
 ) -> tuple[tuple[int, int, int] | None, Book | None]:
-    """Which file is there, and what it says when that is not the one that was `seen`."""
+    """Return the identity of the file that is there, and its content if it is not the one that was `seen`."""
     try:
         file = path.stat()
     except OSError:

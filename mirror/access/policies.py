@@ -1,7 +1,7 @@
-"""Who may read: upstream decides by answering the caller's own metadata call, a list of tokens does, or all may.
+"""The policies of who may read: upstream decides by answering the caller's metadata call, a list does, or all may.
 
-A decision of upstream is remembered under a keyed hash of the credential, never the credential. The yeses outlive a
-restart (see `mirror.access.decisions`), so that a site goes on being served while upstream is away.
+A decision of upstream is remembered under a keyed hash of the credential, never under the credential. Acceptances
+outlive a restart (see `mirror.access.decisions`), so that a site is still served while upstream is away.
 """
 
 import asyncio
@@ -20,44 +20,45 @@ from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.config.reloadable import Ready
-from mirror.images.catalog import Away, Catalog, Current
+from mirror.images.catalog import Catalog, Current
+from mirror.images.upstream_health import Away
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
 
 log = logging.getLogger(__name__)
 
 STRANGERS = 16
-"""Credentials that upstream never accepted and may be asked about at once: a flood of them becomes a trickle there."""
+"""Credentials that upstream never accepted and that it may be asked about at once: a flood becomes a trickle there."""
 
 STRANGERS_WAITING = 1000
 STRANGER_SECONDS = 10.0
-"""How many others may wait for that, and how long; who would wait longer comes back."""
+"""How many others may wait for that, and how many seconds; the rest get 503."""
 
 
 class Access(Protocol):
-    """A policy: who may read."""
+    """A policy: decides who may read, and which credential upstream sees."""
 
     async def admit(self, caller: Caller) -> Current | None:
         """Admit the caller or raise. Returns upstream's metadata if upstream had to be asked, else None."""
 
     def credential_for_metadata(self, caller: Caller) -> Caller:
-        """Whose credential upstream sees when the mirror asks it something for this caller."""
+        """Return the caller whose credential upstream sees when it is asked for metadata for this caller."""
 
     def credential_for_image(self, caller: Caller) -> Caller:
-        """The caller as upstream may see it: without its credential when that is meant for the mirror alone."""
+        """Return the caller as upstream may see it: without its credential if that is meant for the mirror alone."""
 
     async def load(self) -> None:
-        """Take up what is on the disk, at start. Raises ConfigError."""
+        """Read what is on the disk, at start. Raises ConfigError."""
 
     async def prepare(self, config: Config) -> Ready:
         """Get ready for a configuration of the same mode (see `mirror.config.reloadable`). Raises ConfigError."""
 
     async def close(self) -> None:
-        """Wait until what was learnt last is on the disk."""
+        """Wait until the last decisions are on the disk."""
 
 
 class CountingAccess:
-    """An `Access` whose decisions are counted: accepted, refused, or unknown when nobody could be asked."""
+    """Counts the decisions of another `Access`: accepted, refused, or unknown when nobody could be asked."""
 
     def __init__(self, access: Access, metrics: Metrics) -> None:
         self._access = access
@@ -101,7 +102,7 @@ class OpenAccess:
         self._own = own
 
     async def admit(self, caller: Caller) -> Current | None:
-        """Let the caller in."""
+        """Admit every caller."""
         return None
 
     def credential_for_metadata(self, caller: Caller) -> Caller:
@@ -124,9 +125,10 @@ class OpenAccess:
 
 
 class TokensAccess:
-    """Mode tokens: who sends a token that is in `file` may read.
+    """Mode tokens: callers that send a token of `file` may read.
 
-    The tokens are the site's own and upstream never sees one; it is asked with the mirror's credential, or without any.
+    The tokens are the site's own, and upstream never sees one: it is asked with the mirror's credential, or without
+    any.
     """
 
     def __init__(self, own: OwnCredential, file: Path, pool: Executor) -> None:
@@ -140,7 +142,7 @@ class TokensAccess:
         self._tokens = await self._read(self._file)
 
     async def prepare(self, config: Config) -> Ready:
-        """See `Access.prepare`: the file is read again, and may be another one."""
+        """See `Access.prepare`. The file is read again, and may be another one."""
         file = config.auth.tokens_file or self._file
         tokens = await self._read(file)
 
@@ -153,7 +155,7 @@ class TokensAccess:
         return await asyncio.get_running_loop().run_in_executor(self._pool, Tokens.read, file)
 
     async def admit(self, caller: Caller) -> Current | None:
-        """Let the caller in or raise Unauthorized."""
+        """Admit the caller or raise Unauthorized."""
         scheme, _, token = (caller.authorization or "").partition(" ")
         if scheme.lower() not in {"bearer", "token"} or not (token := token.strip()):
             raise Unauthorized(
@@ -179,8 +181,8 @@ class TokensAccess:
 class UpstreamAccess:
     """Mode upstream: a caller may read what upstream lets it read.
 
-    A decision that this process heard lives `ttl` seconds. While upstream is away, one that any process heard, at most
-    `stale_if_error` seconds ago, still holds.
+    A decision that this process heard holds for `ttl` seconds. While upstream is away, one that any process heard holds
+    for `stale_if_error` seconds.
     """
 
     def __init__(
@@ -209,7 +211,7 @@ class UpstreamAccess:
         )
 
     async def load(self) -> None:
-        """Take up the yeses of an earlier process."""
+        """Read the acceptances of earlier processes."""
         await self._decisions.take_up()
 
     async def prepare(self, config: Config) -> Ready:
@@ -222,7 +224,7 @@ class UpstreamAccess:
         return Ready(apply)
 
     async def admit(self, caller: Caller) -> Current | None:
-        """Let the caller in or raise; what upstream said when it had to be asked, None when it was remembered.
+        """Admit the caller or raise. Returns upstream's metadata if it had to be asked, None if it was remembered.
 
         Raises UpstreamRefused (upstream's own answer), Unavailable when upstream is away and never accepted the caller.
         """

@@ -1,4 +1,4 @@
-"""What upstream has just refused, with its answer: for three seconds no process of a mirror asks it again."""
+"""Remembers what upstream has just refused, with its answer: for three seconds no process of a mirror asks again."""
 
 import base64
 import json
@@ -16,23 +16,23 @@ SIZE = 8 << 20
 
 SHARED = 1024
 LONGEST = 2048
-"""Refusals that all processes share, and bytes of each; a longer answer each process has to hear itself."""
+"""Refusals that all processes share, and bytes of each; a longer answer is not shared."""
 
 
 def shared_refusals(descriptor: int | None = None) -> SharedNotes:
-    """What the processes of a mirror share of this."""
+    """Make the memory that the processes of a mirror share for this."""
     return SharedNotes(SHARED, LONGEST, LASTING, descriptor)
 
 
 class Refusals:
-    """The refusals that this process has heard, and by way of `shared` those that others have."""
+    """The refusals that this process has heard, and through `shared` those that others have heard."""
 
     def __init__(self, shared: SharedNotes | None = None) -> None:
         self._own: TTLCache[str, UpstreamRefused] = TTLCache(SIZE, LASTING, getsizeof=_size)
         self._shared = shared
 
     def get(self, name: str, credential: str | None) -> UpstreamRefused | None:
-        """How that credential was refused, if it was; `name` is how it is known in this process."""
+        """Return the refusal of that credential, if there is one; `name` is how this process knows it."""
         if refusal := self._own.get(name):
             return refusal
         if self._shared is None or (note := self._shared.get(credential or "")) is None:
@@ -41,7 +41,7 @@ class Refusals:
         return UpstreamRefused(said["status"], base64.b64decode(said["body"]), said["headers"])
 
     def put(self, name: str, credential: str | None, refusal: UpstreamRefused) -> None:
-        """Remember it, for all processes."""
+        """Remember a refusal, for all processes."""
         # Anew: the one that was raised holds on to all that was under way then, kilobytes of it.
         self._own[name] = UpstreamRefused(refusal.status, refusal.body, refusal.headers)
         if self._shared is not None:

@@ -1,7 +1,7 @@
-"""A site's own tokens: a file with a line `name:sha256-of-token` each, and the question whether a token is one of them.
+"""A site's own tokens: reads a file with lines `name:sha256-of-token`, and says whether a token is one of them.
 
-The tokens themselves are nowhere, and neither they nor their hashes are ever put into a message: who mixed up the two
-has a token in the file.
+The tokens themselves are nowhere. No message quotes an entry, because somebody that mixed up the two has a token in the
+file.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s*:\s*(?P<sha256>[0-9a-fA-F
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Names with the digests of their tokens; a name may have several, so that one can replace another."""
+    """Names with the digests of their tokens. A name may have several, so that one token can replace another."""
 
     entries: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
 
     @classmethod
     def read(cls, path: Path) -> "Tokens":
-        """Read the file. Blocks. Raises ConfigError naming the file and the line; warns of what others may do to it."""
+        """Read the file, and warn if others can access it. Blocks. Raises ConfigError with the file and the line."""
         source = f"auth.tokens_file = {str(path)!r}"
         try:
             text = path.read_bytes().decode("utf-8-sig", "replace")
@@ -54,7 +54,7 @@ class Tokens:
         return cls(tuple(entries))
 
     def name_of(self, token: str) -> str | None:
-        """Whose token this is, None when it is nobody's. How long that takes tells nothing about any entry."""
+        """Return the name of this token, None if it has none. The time that takes tells nothing about any entry."""
         digest = hashlib.sha256(token.encode()).digest()
         found = None
         for name, known in self.entries:  # all of them, also when one matches

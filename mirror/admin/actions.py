@@ -1,6 +1,6 @@
 """What an operator may do to a running mirror: fetch now, pin, verify and remove images.
 
-What takes long goes on in the background and ends as an event that the status page shows.
+What takes long runs in the background; the status page shows its outcome as an event.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from mirror.wiring.mirror import Mirror
 from mirror.wiring.selection import Selection, lines_of
 
 INSIST = "send the request with ?force=true, or give pps-mirror rm --force,"
-"""How to remove what is not to be removed by mistake. The page has no button for it."""
+"""How to insist on removing a pinned or current image. The page has no button for that."""
 
 log = logging.getLogger(__name__)
 
 
 class Operator:
-    """Acts on `mirror`. `prefetch` begins to fetch what is current and says what came of it."""
+    """Acts on `mirror`. `prefetch` begins to fetch the current image; `changed` is called after each action."""
 
     def __init__(
         self, mirror: Mirror, prefetch: Callable[[], Awaitable[Done]], changed: Callable[[], None] = lambda: None
@@ -32,24 +32,24 @@ class Operator:
         self._verifying: dict[str, asyncio.Task[None]] = {}
 
     async def prefetch(self) -> Done:
-        """Fetch the current image if it is not stored; what is done about that. Raises MirrorError."""
+        """Begin to fetch the current image unless it is stored. Returns what was done. Raises MirrorError."""
         return await self._prefetch()
 
     async def pin(self, name: str, *, pinned: bool) -> Done:
-        """Pin an image, or take that back; what was done. Raises MirrorError."""
+        """Pin or unpin an image. Returns what was done. Raises MirrorError."""
         image_hash = await self._on_selection(lambda selection: selection.pin(name, pinned=pinned))
         done = "pinned" if pinned else "unpinned"
         log.info("%s was %s", image_hash, done, extra=event(f"image.{done}", image=image_hash))
         return Done(f"{image_hash[:12]} is {done}", image_hash)
 
     async def remove(self, name: str, *, force: bool) -> Done:
-        """Remove an image; what was done. Raises MirrorError."""
+        """Remove an image. Returns what was done. Raises MirrorError."""
         image_hash = await self._on_selection(lambda selection: selection.remove(name, force=force, insist=INSIST))
         log.info("%s was removed", image_hash, extra=event("image.removed", image=image_hash))
         return Done(f"{image_hash[:12]} is removed", image_hash)
 
     async def verify(self, name: str) -> Done:
-        """Begin to hash an image again; that it began. Raises MirrorError."""
+        """Begin to verify an image again. Returns that it began. Raises MirrorError."""
 
         async def begin(selection: Selection) -> str:
             image_hash = selection.find(name)
@@ -63,7 +63,7 @@ class Operator:
         return Done(f"{image_hash[:12]} is being verified; the outcome will be among the events", image_hash)
 
     async def close(self) -> None:
-        """Stop what goes on in the background."""
+        """Stop the verifications that run."""
         tasks = tuple(self._verifying.values())
         for task in tasks:
             task.cancel()

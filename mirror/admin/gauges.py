@@ -1,4 +1,4 @@
-"""Metrics that are looked up rather than counted, read from the mirror's `Status`: one table, in the order they come.
+"""The metrics that are looked up in the mirror's `Status` instead of counted: one table, in the order of the output.
 
 What is counted is in `mirror.common.metrics`.
 """
@@ -15,14 +15,14 @@ from mirror.config import Config
 from mirror.model.status import Room, RunningFill, Status
 
 Samples = Iterable[tuple[tuple[str, ...], float | None]]
-"""The values of labels and what was found for them; None where there is nothing to say."""
+"""Values of the labels, and the number for them; None where there is nothing to report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
     """One metric: its name without the namespace, its help, the names of its labels, and what finds its samples.
 
-    Without labels it is left out when there is nothing to say.
+    A metric without labels is left out when there is nothing to report.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Gauge:
 
 
 def gauges(status: Status, config: Config) -> Iterator[Metric]:
-    """Yield every gauge that has something to say."""
+    """Yield every gauge that has something to report."""
     for gauge in _GAUGES:
         found = [(labels, value) for labels, value in gauge.samples(status, config) if value is not None]
         if gauge.labels or found:

@@ -1,4 +1,4 @@
-"""How the whole mirror is, found out when somebody asks: its `Status`, and its metrics in Prometheus' format."""
+"""Finds out the `Status` of the whole mirror when somebody asks, and writes its metrics in Prometheus' format."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from mirror import __version__
+from mirror.admin.all_processes import AllMetrics, AllProcesses
 from mirror.admin.gauges import gauges
 from mirror.admin.traffic_history import History
-from mirror.admin.worker_report import INTERVAL, AllProcesses, Gathered
+from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
 from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
@@ -24,18 +25,20 @@ from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
 FRESH = 0.9
-"""Seconds for which a status is good enough for whoever asks next."""
+"""Seconds for which a status is used again."""
 
 STORES_FRESH = 2.0
+"""Seconds for which the contents of a disk store are used again."""
+
 BUCKET_FRESH = 15.0
-"""Seconds for which what was found in the stores is: a bucket is asked over a line."""
+"""The same with a bucket, which is further away."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What lies in the stores."""
+    """What was found in the stores."""
 
     health: Health = Health()  # noqa: RUF009 - frozen
     images: Sequence[StoredInfo] = ()
@@ -43,7 +46,7 @@ class _Found:
 
 
 class Overview:
-    """Finds out how the mirror is; `health` and `prefetch` tell what only others know."""
+    """Finds out how the mirror is. `health` and `prefetch` tell what it cannot look up itself."""
 
     def __init__(
         self,
@@ -69,11 +72,11 @@ class Overview:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(Gathered(processes, self._gauges))
+        self._registry.register(AllMetrics(processes, self._gauges))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Watch meanwhile how fast fills are and what moves."""
+        """Measure the pace of fills and the traffic while the context lasts."""
         await self._blocking(self._history.load)
         watching = asyncio.create_task(self._watch(), name="watch")
         try:
@@ -85,11 +88,11 @@ class Overview:
             await self._blocking(self._history.save)
 
     def expire(self) -> None:
-        """Look anew at the next question: something was changed."""
+        """Look everything up again at the next request, because something has changed."""
         self._looked_at = self._searched_at = float("-inf")
 
     async def status(self) -> Status:
-        """How the mirror is, or was less than a second ago."""
+        """Return how the mirror is, or was less than a second ago."""
         async with self._looking:
             if self._status is None or time.monotonic() - self._looked_at > FRESH:
                 self._status = await self._look()
@@ -97,7 +100,7 @@ class Overview:
             return self._status
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics as `accept` wants them, Prometheus' text or OpenMetrics, and their content type."""
+        """Return the metrics in the format that `accept` prefers, Prometheus' or OpenMetrics, and its content type."""
         await self.status()
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -162,7 +165,7 @@ class Overview:
             where = self._mirror.config.store.s3.bucket or ""
             there = [info for info in images if "bucket" in info.places]
             used, limit, largest = sum(info.metadata.size for info in there), None, None
-            with contextlib.suppress(StoreUnavailable):  # which `trouble` says
+            with contextlib.suppress(StoreUnavailable):  # `trouble` tells that already
                 if (bounded := await stores.bucket.use()) is not None:
                     used, limit, largest = bounded.used, bounded.limit, bounded.largest
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))

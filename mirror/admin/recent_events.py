@@ -1,4 +1,4 @@
-"""What happened lately, in words: the log's notable records, kept for the status page."""
+"""Keeps the log's last notable records for the status page."""
 
 import logging
 from collections import deque
@@ -9,14 +9,14 @@ from mirror.common.log import harmless
 from mirror.model.status import Event
 
 KEPT = 50
-"""Events that are shown."""
+"""How many events are shown."""
 
 SAME = timedelta(seconds=3)
-"""Within this time workers say the same of one thing: that there is a new image, or that upstream is away."""
+"""Within this time equal messages of several workers are about one thing: a new image, or an upstream that is away."""
 
 
 class Events(logging.Handler):
-    """Hears the log, in whatever thread, and keeps what is notable. A context manager: it listens inside."""
+    """A log handler that keeps notable records, from any thread. It is installed while its context lasts."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -32,25 +32,26 @@ class Events(logging.Handler):
 
     @property
     def last(self) -> Sequence[Event]:
-        """The last of them, newest first."""
+        """The last events, newest first."""
         return sorted(self._last, key=lambda event: event.at, reverse=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record when it is notable."""
+        """Keep a record if it is notable: if it has a name for machines."""
         action = getattr(record, "action", None)
-        if action is None or action.startswith("http."):  # of one request: there are too many of them
+        if action is None or action.startswith("http."):  # one for each request would be too many
             return
         at = datetime.fromtimestamp(record.created, UTC)
-        event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()))
+        image = getattr(record, "fields", {}).get("pps_mirror.image")
+        event = Event(at, record.levelname.lower(), action, harmless(record.getMessage()), image)
         self._last.append(event)
         self._untold.append(event)
 
     def untold(self) -> Sequence[Event]:
-        """Those heard here since this was asked last."""
+        """Return the events of this process since the last call, for its next report."""
         return [self._untold.popleft() for _ in range(len(self._untold))]
 
     def take(self, events: Iterable[Event]) -> None:
-        """Take up what another process heard, unless it is known from a third."""
+        """Add events of another process, unless a third one has reported the same."""
         for event in events:
             if not any(known.message == event.message and abs(known.at - event.at) < SAME for known in self._last):
                 self._last.append(event)

@@ -1,4 +1,4 @@
-"""What moved in the last 24 hours, in intervals of ten minutes; kept in a file, so that a restart forgets nothing."""
+"""Records the traffic of the last 24 hours in intervals of ten minutes, in a file that survives restarts."""
 
 import logging
 from collections import deque
@@ -13,8 +13,10 @@ from mirror.common.log import event
 from mirror.model.status import Interval, Traffic
 
 INTERVAL = 600
+"""Seconds of an interval. Intervals begin at whole tens of minutes, so that every day begins with one."""
+
 KEPT = 24 * 3600 // INTERVAL
-"""Seconds of an interval, and how many are kept. They begin at whole tens of minutes, so that a day begins with one."""
+"""How many intervals are kept."""
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ _INTERVALS = TypeAdapter(list[Interval])
 
 
 class History:
-    """Learns from totals that only grow. `load` and `save` block."""
+    """Computes the traffic of each interval from totals that only grow. `load` and `save` block."""
 
     def __init__(self, file: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._file = file
@@ -31,7 +33,7 @@ class History:
         self._last = Traffic()
 
     def load(self) -> None:
-        """Take up what an earlier process saw."""
+        """Read what an earlier process recorded."""
         try:
             self._intervals.extend(_INTERVALS.validate_json(self._file.read_bytes()))
         except FileNotFoundError:
@@ -40,14 +42,14 @@ class History:
             log.warning("%s is left alone: %s", self._file, type(error).__name__, extra=event("note.ignored"))
 
     def save(self) -> None:
-        """Keep it for the next process. A store that cannot be written loses a picture, nothing else."""
+        """Save the intervals for the next process. If that fails, only the picture on the status page suffers."""
         try:
             write_durably(self._file, _INTERVALS.dump_json(list(self._intervals)))
         except OSError as error:
             log.debug("%s cannot be written: %s", self._file, error)
 
     def record(self, totals: Traffic) -> bool:
-        """Add what has moved since the last time; whether another interval has begun."""
+        """Add the traffic since the last call. Returns whether another interval has begun."""
         moved, self._last = _minus(totals, self._last), totals
         began = self._beginning(self._now())
         while self._intervals and self._intervals[-1].at > began:  # somebody has set the clock back
@@ -69,9 +71,11 @@ class History:
 
     @property
     def today(self) -> Traffic:
-        """What has moved since midnight, local time."""
+        """The traffic since midnight, local time."""
         today = self._now().astimezone().date()
-        midnight = datetime.combine(today, time.min).astimezone()  # by the clocks of then: they may have changed since
+        midnight = datetime.combine(
+            today, time.min
+        ).astimezone()  # with the UTC offset of midnight, which may differ from that of now
         total = Traffic()
         for interval in self._intervals:
             if interval.at >= midnight:

@@ -1,4 +1,4 @@
-"""Are the parts that were carried here good? All are looked at, so that a person learns at once which are not."""
+"""Checks all parts of an image that was carried here, so that a person learns at once which of them are bad."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ STEP = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A part: the copy of it that is taken, its `size` in bytes, and what is wrong with it, if anything is."""
+    """The outcome for one part: the copy that is used, its `size` in bytes, and what is wrong with it, if anything."""
 
     path: Path
     size: int
@@ -49,7 +49,7 @@ class BadParts(BadBundle):
 
 
 class Checking:
-    """Looks at the parts of one image."""
+    """Checks the parts of one image."""
 
     def __init__(self, carried: Carried, meter: Meter, pool: Executor) -> None:
         self._parts = carried.parts
@@ -61,9 +61,10 @@ class Checking:
         self._whole: hashlib._Hash | None = None
 
     async def run(self, position: int) -> Sequence[Checked]:
-        """Check the parts that reach beyond byte `position` of the image: all that will be read.
+        """Check the parts that will be read: those that reach beyond byte `position` of the image.
 
-        Raises BadParts, or BadBundle when they are all as they were written, and not the image that metadata promises.
+        Raises BadParts; or BadBundle when all parts are as they were written, and together are not the image of the
+        metadata.
         """
         checked = [await self._found(part.copies[0]) for part in self._parts]
         first = self._first([each.size for each in checked], position)
@@ -81,7 +82,7 @@ class Checking:
         return checked
 
     def _first(self, sizes: Sequence[int], position: int) -> int:
-        """The first of the parts that reaches beyond `position`; 0 when the sizes are not those of this image."""
+        """Return the index of the first part beyond `position`; 0 when the sizes are not those of this image."""
         if sum(sizes) != self._size:
             return 0
         return next(number for number, end in enumerate(accumulate(sizes)) if end > position)
@@ -98,7 +99,7 @@ class Checking:
             )
 
     async def _best_copy(self, part: Part) -> Checked:
-        """The first good copy of a part, or the first bad one."""
+        """Return the first good copy of a part, or else the first bad one."""
         bad = None
         for path in part.copies:
             found = await self._found(path)
@@ -122,7 +123,7 @@ class Checking:
         return Checked(path, size)
 
     async def _hashed(self, part: Part, found: Checked) -> Checked:
-        """Read a copy to its end. The digest of the whole moves on if it is good."""
+        """Read a copy to its end. If it is good, it goes into the digest of the whole image."""
         loop = asyncio.get_running_loop()
         digest, whole = hashlib.sha256(), self._whole.copy() if self._whole is not None else None
 

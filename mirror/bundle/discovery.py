@@ -1,7 +1,8 @@
-"""What was carried here, found at the paths that a person named: a bundle, on one medium or several, or a lone image.
+"""Finds what was carried here, at the paths that a person named: a bundle, on one medium or several, or a lone image.
 
-Volumes may be anywhere in any order, also twice: one good copy of each is enough. What says what they are (SHA256SUMS
-and its signature, metadata) is settled before anything large is read. All of it blocks, and raises BadBundle.
+Volumes may be anywhere, in any order, and more than once: one good copy of each is enough. The small files that
+describe them (SHA256SUMS, its signature, metadata) are read and checked before anything large. All of it blocks, and
+raises BadBundle.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 from mirror.bundle import signatures
 from mirror.bundle.format import LEAFLET, METADATA, SIGNATURE, SUMS, BadBundle, Sums, in_order, lacking
 from mirror.bundle.medium import read_small
-from mirror.model.errors import BadUpstream, UsageError
-from mirror.model.metadata import MAX_BODY, ImageMetadata
+from mirror.model.errors import UsageError
+from mirror.model.metadata import MAX_BODY, ImageMetadata, UnusableMetadata
 
 MAX_SUMS = 1 << 20
 MAX_SIGNATURE = 64 << 10
@@ -25,7 +26,7 @@ BUNDLES = "pps-"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A volume, or the whole image: its SHA-256, if that was carried along, and where there are copies of it."""
+    """A volume, or the whole image: its SHA-256, if that was carried along, and the paths of its copies."""
 
     name: str
     sha256: str | None
@@ -34,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """An image to be imported: its parts in order. `signer` is who signed, when that was checked."""
+    """An image to be imported: its parts in order. `signer` is the name of the signer, if the signature was checked."""
 
     metadata: ImageMetadata
     parts: Sequence[Part]
@@ -60,7 +61,7 @@ def find(paths: Sequence[Path], metadata: Path | None, trusted: Path | None) -> 
 
 
 class _Places:
-    """Where to look: directories, and files that were named one by one."""
+    """The places to look in: directories, and files that were named one by one."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.directories: list[Path] = []
@@ -77,12 +78,12 @@ class _Places:
                 self.files.append(place)
 
     def copies(self, name: str) -> Sequence[Path]:
-        """Every file of that name, whatever it is."""
+        """Return every file of that name, whatever kind of file it is."""
         found = [path for directory in self.directories if (path := directory / name).is_symlink() or path.exists()]
         return list(dict.fromkeys([*found, *(path for path in self.files if path.name == name)]))
 
     def small(self, name: str, most: int) -> bytes | None:
-        """What is in the file of that name; None when there is none. Copies must be the same."""
+        """Return the content of the small file of that name; None when there is none. Copies must be equal."""
         copies = {path: read_small(path, most) for path in self.copies(name)}
         if len(set(copies.values())) > 1:
             first, second = list(copies)[:2]
@@ -90,7 +91,7 @@ class _Places:
         return next(iter(copies.values()), None)
 
     def right(self, name: str, digest: str, most: int) -> bytes | None:
-        """The content of the file of that name that has this SHA-256; None when there is none of that name."""
+        """Return the content of the file of that name with this SHA-256; None when there is no file of that name."""
         copies = [read_small(path, most) for path in self.copies(name)]
         for data in copies:
             if sha256(data).hexdigest() == digest:
@@ -104,7 +105,7 @@ class _Places:
 
 
 def _bundle_in(directory: Path) -> Path:
-    """The directory itself, or the one bundle's below it."""
+    """Return the directory itself, or that of the one bundle below it."""
     try:
         if (directory / SUMS).exists():
             return directory
@@ -142,7 +143,7 @@ def _bundle(places: _Places, trusted: Path | None) -> Carried:
 
 
 def _lone(files: Sequence[Path], metadata: Path | None) -> Carried:
-    """An image or its volumes, without checksums but for the one in its metadata."""
+    """Return an image or its volumes, whose only checksum is the one in the metadata."""
     described = [path for path in files if path.suffix.lower() == ".json"] if metadata is None else [metadata]
     images = [path for path in files if path not in described]
     if len(described) != 1 or not images:
@@ -161,8 +162,8 @@ def _lone(files: Sequence[Path], metadata: Path | None) -> Carried:
 def _parsed(body: bytes, name: str) -> ImageMetadata:
     try:
         return ImageMetadata.parse(body)
-    except BadUpstream as error:
-        raise BadBundle(f"{name} cannot be used: {error.message.partition(': ')[2]}") from None
+    except UnusableMetadata as error:
+        raise BadBundle(f"{name} cannot be used: {error.reason}") from None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """`pps-mirror export`: write a stored image as a bundle (see `mirror.bundle.format`), to be carried across an air gap.
 
-All of the image is read from the store once and hashed; what lies on the medium already is kept as far as it agrees,
-the rest is written and read back. SHA256SUMS comes last: without it a bundle is not finished.
+It reads the image from the store once and hashes it. Bytes that are on the medium already and agree are kept; the rest
+is written and read back. SHA256SUMS comes last: without it a bundle is not finished.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from mirror.common.units import MIB, format_size
 from mirror.config import Config
 from mirror.model.errors import MirrorError, NotFound, UsageError
 from mirror.store.base import Body, Cut
-from mirror.wiring.selection import Selection, opened_selection
+from mirror.wiring.selection import Selection, open_selection
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ PIECE = 2 << 20
 """Bytes read, compared and written at a time."""
 
 SMALL_FILES = MIB
-"""Bytes that all files but the volumes need, and the directory."""
+"""Bytes that the directory needs, and all files except the volumes."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def export(
 async def _export(
     config: Config, name: str, directory: Path, meter: Meter, split: int | None, key: Path | None
 ) -> Sequence[Exported]:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         image = await _image(selection, selection.find(name))
         volumes = layout.volumes(image.metadata, split)
         target = directory / layout.directory_name(image.metadata)
@@ -114,7 +114,7 @@ class _Export:
         self._whole = hashlib.sha256()
 
     async def run(self, key: Path | None) -> Sequence[Exported]:
-        """Write it all, the volumes first."""
+        """Write the bundle, the volumes first."""
         await _blocking(self._clear_away)
         await _blocking(self._check_room)
         written = []
@@ -142,7 +142,7 @@ class _Export:
         return written
 
     def _clear_away(self) -> None:
-        """Remove what an earlier export of this image, which was split in another way, has left."""
+        """Remove what an earlier export of this image left that was split in another way."""
         wanted = {volume.name for volume in self._volumes}
         for path in self._target.iterdir():
             if layout.is_ours(path.name, self._metadata, PART) and path.name.removesuffix(PART) not in wanted:
@@ -204,7 +204,7 @@ class _Export:
         return Exported(path, len(data), hashlib.sha256(data).hexdigest())
 
     def _sums(self, files: Sequence[Listed], key: Path | None) -> Sequence[Exported]:
-        """Write SHA256SUMS, after its signature: who has the one has the other."""
+        """Write SHA256SUMS, after its signature, so that a bundle with the one has the other."""
         sums = layout.write_sums(files)
         signature_path, sums_path = self._target / layout.SIGNATURE, self._target / layout.SUMS
         written = []
@@ -216,20 +216,20 @@ class _Export:
 
 
 def _open_to_all(path: Path) -> bool:
-    """Whether everybody may read it, whatever our umask made of its mode."""
+    """Return whether everybody may read it, whatever our umask made of its mode."""
     mode = path.stat().st_mode
     return mode & 0o004 != 0 and (mode & 0o001 != 0 or not path.is_dir())
 
 
 class _Feed:
-    """An image's bytes in order, as many at a time as are wanted."""
+    """Gives an image's bytes in order, as many at a time as are asked for."""
 
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
     async def take(self, most: int) -> memoryview:
-        """The next bytes, one at least. Raises MirrorError when there are none."""
+        """Return the next bytes, at least one. Raises MirrorError when there are none."""
         if not self._rest:
             try:
                 self._rest = memoryview(await anext(self._pieces))
@@ -257,7 +257,7 @@ async def _pieces(image: Body) -> AsyncGenerator[bytes, None]:
 
 @contextmanager
 def _alone_in(target: Path) -> Iterator[None]:
-    """Make the directory `target`, if need be, and keep other exports out of it. Raises MirrorError."""
+    """Make the directory `target` if it is not there, and keep other exports out of it. Raises MirrorError."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise MirrorError(f"{target} is in the way: it is no directory")
     target.mkdir(exist_ok=True)
@@ -285,5 +285,5 @@ def _explained(error: OSError, target: Path) -> MirrorError:
 
 
 async def _blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what waits for a disk elsewhere, so that Ctrl-C is heard between two steps; never in the midst of one."""
+    """Run a step that waits for a disk in a thread, so that Ctrl-C is noticed between two steps, never within one."""
     return await finished(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))

@@ -6,8 +6,9 @@
     SHA256SUMS                                 of all of these, as GNU coreutils write and read it
     SHA256SUMS.sig                             its signature, when it was signed (see `mirror.bundle.signatures`)
 
-Names and what they mean; nothing is read or written here. A name that comes from elsewhere (upstream's `filename`, a
-line of SHA256SUMS) is never a path: it has no separator, no blank, nothing that FAT, a shell or a terminal takes amiss.
+This module knows names and what they mean; it reads and writes nothing. A name that comes from elsewhere (upstream's
+`filename`, a line of SHA256SUMS) is never a path: it has no separator, no blank, nothing that FAT, a shell or a
+terminal takes amiss.
 """
 
 import codecs
@@ -37,7 +38,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE
 
 
 class BadBundle(MirrorError):
-    """What was carried here is not a whole, unaltered bundle; the message says which part of it, and why."""
+    """A bundle is not whole, or was altered; the message says which part of it, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What SHA256SUMS says: the image's `volumes` in order (one when it was not split), and the other files."""
+    """The content of SHA256SUMS: the image's `volumes` in order (one if it was not split), and the other files."""
 
     volumes: Sequence[Listed]
     metadata: str
@@ -101,17 +102,17 @@ class Sums:
 
 
 def write_sums(files: Sequence[Listed]) -> bytes:
-    """Write SHA256SUMS as `sha256sum -b` does."""
+    """Return the text of SHA256SUMS as `sha256sum -b` writes it."""
     return "".join(f"{file.sha256} *{file.name}\n" for file in files).encode()
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` may be the name of a file of a bundle."""
+    """Return whether `text` may be the name of a file of a bundle."""
     return _NAME.fullmatch(text) is not None
 
 
 def image_name(metadata: ImageMetadata) -> str:
-    """The image's name in a bundle: upstream's, made safe for every file system and shell."""
+    """Return the image's name in a bundle: upstream's, made safe for every file system and shell."""
     last = re.split(r"[/\\]", metadata.filename)[-1]
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", last).lstrip("._+-").rstrip(".")[-120:].lstrip("._+-")
     taken = name.lower() in {METADATA.lower(), LEAFLET.lower(), SUMS.lower(), SIGNATURE.lower()}
@@ -121,12 +122,12 @@ def image_name(metadata: ImageMetadata) -> str:
 
 
 def directory_name(metadata: ImageMetadata) -> str:
-    """The name of a bundle's directory: it sorts by date, and tells images apart."""
+    """Return the name of a bundle's directory: it sorts by date, and differs for each image."""
     return f"pps-{metadata.created:%Y-%m-%d}-{metadata.hash[:12]}"
 
 
 def parse_split(text: str) -> int:
-    """The bytes of a volume at most, from what a person wrote; 4GiB is made what FAT32 takes. Raises UsageError."""
+    """Return the largest size of a volume, as a person wrote it; 4GiB becomes what FAT32 takes. Raises UsageError."""
     try:
         size = parse_size(text)
     except ValueError as error:
@@ -164,7 +165,7 @@ def is_ours(name: str, metadata: ImageMetadata, ending: str) -> bool:
 
 
 def in_order(names: Sequence[str] | dict[str, str]) -> Sequence[str]:
-    """The names of an image's volumes from the first to the last; raises BadBundle when they are not of one image."""
+    """Return an image's volumes from the first to the last. Raises BadBundle when they are not of one image."""
     if len(names) == 1:
         return list(names)
     matches = [_VOLUME.fullmatch(name) for name in names]
@@ -175,7 +176,7 @@ def in_order(names: Sequence[str] | dict[str, str]) -> Sequence[str]:
 
 
 def lacking(names: Sequence[str] | dict[str, str]) -> Sequence[str]:
-    """The volumes that are missing between the first and the last of those named."""
+    """Return the names of volumes that are missing between the first and the last one."""
     there = set(names)
     order = in_order(names)
     last = _VOLUME.fullmatch(order[-1])

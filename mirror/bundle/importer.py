@@ -1,8 +1,8 @@
-"""`pps-mirror import`: bring what was carried here into the store, beside a running mirror or alone.
+"""`pps-mirror import`: bring an image that was carried here into the store, beside a running mirror or alone.
 
-Nothing touches the store before all that will be read was checked. Then a fill reads it as it would read upstream: with
-its locks, its room, its resuming, and its own verification of the whole, so that mirrors which share the store need no
-word from here.
+The store is not touched before everything that will be read was checked. Then a fill reads it as it would read
+upstream, with the same locks, room, resuming and verification of the whole. So mirrors that share the store need not be
+told.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from mirror.images.outcome import FillFailed, Reason, State
 from mirror.images.watch import watch
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Stream
-from mirror.store.base import Partial
+from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
 from mirror.wiring.mirror import loaded_catalog
-from mirror.wiring.stores import Stores, disk_store, opened
+from mirror.wiring.stores import Stores, disk_store, open_stores
 
 PIECE = 2 << 20
 """Bytes read at a time."""
@@ -38,7 +38,7 @@ PIECE = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The image that is stored now, whether it is the current one, and what was read for it."""
+    """The outcome: the image that is stored now, whether it is the current one, and what was read for it."""
 
     metadata: ImageMetadata
     current: bool
@@ -55,8 +55,8 @@ def bring_in(
 ) -> Imported:
     """Bring the image at `paths` (see `mirror.bundle.discovery`) into the store.
 
-    Cancelled, it keeps what is there of it. With `trusted` it must be signed by somebody whom that file allows. Raises
-    UsageError, BadBundle, StoreUnavailable.
+    Cancelled, it keeps what it has stored so far. With `trusted` the bundle must be signed by somebody that this file
+    allows. Raises UsageError, BadBundle, StoreUnavailable.
     """
     carried = find(paths, metadata, trusted)
     name = f"{carried.metadata.hash[:12]} ({format_size(carried.metadata.size)})"
@@ -70,7 +70,7 @@ def bring_in(
 async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> Imported:
     metadata = carried.metadata
     with ThreadPoolExecutor(4) as pool:
-        async with opened(config, pool) as stores:
+        async with open_stores(config, pool) as stores:
             await disk_store(config, pool).prepare()
             checked: Sequence[Checked] = ()
             if (stored := await stores.front.open(metadata.hash)) is not None:
@@ -87,7 +87,7 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
             else:
                 meter.say("another image stays the current one, for it is newer; clients get this one by its hash")
             if stores.bucket is not None:
-                await stores.bucket.settled()
+                await stores.bucket.background.settled()
             return Imported(metadata, current, checked)
 
 
@@ -106,7 +106,7 @@ class _Import:
         self._pool = pool
 
     async def run(self) -> Sequence[Checked]:
-        """Check, and fill; once more from the beginning when what an earlier import or fill had left was wrong."""
+        """Check, and fill; once more from the beginning if the bytes that an earlier import had left were wrong."""
         position = self._position()
         while True:
             checked = await Checking(self._carried, self._meter, self._pool).run(position)
@@ -123,7 +123,7 @@ class _Import:
                 return checked
 
     def _position(self) -> int:
-        """Bytes that an earlier import or fill has left in the store: they are not read again."""
+        """Return how many bytes an earlier import or fill has left in the store: they are not read again."""
         if self._stores.disk is None:
             return 0
         file = file_at(Layout(self._config.store.path).partial / self._metadata.hash)
@@ -131,13 +131,13 @@ class _Import:
 
     async def _fill(self, checked: Sequence[Checked]) -> None:
         """Bring the image into the store. Raises FillFailed, StoreUnavailable."""
-        journal = await self._stores.front.begin(self._metadata)
-        if not isinstance(journal, Partial):
+        begun = await self._stores.front.begin(self._metadata, _Media(checked, self._pool))
+        if not isinstance(begun, Transfer):
             self._meter.say(f"{self._name} was stored meanwhile, by another process")
             return
         store = self._config.store
-        source = self._stores.front.source(self._metadata, journal, _Media(checked, self._pool))
-        fill = Fill(self._metadata, source, journal, holdback=store.holdback, retry=self._config.upstream.fill_retry)
+        retry = self._config.upstream.fill_retry
+        fill = Fill(self._metadata, begun.source, begun.journal, holdback=store.holdback, retry=retry)
         if fill.state is State.FOLLOWING:
             self._meter.say("another process is receiving this image into the same store: following it")
         running = asyncio.create_task(fill.run(), name=f"import {self._metadata.hash}")
@@ -148,9 +148,9 @@ class _Import:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         bucket = self._stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()
         self._meter.say(f"{self._name} is verified and stored")
 
 

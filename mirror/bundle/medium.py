@@ -1,7 +1,7 @@
-"""Files on a medium (a stick, a DVD, a share) that others prepared: read with suspicion, written and read back.
+"""Reads and writes files on a medium (a stick, a DVD, a share) that others prepared and that is not trusted.
 
-Nothing is followed or waited for: a link, a pipe or a device in the place of a file is an error that says so. All of it
-blocks.
+No link is followed and no pipe waited for: anything but a plain file is an error that says so. What is written is read
+back. All of it blocks.
 """
 
 import errno
@@ -25,11 +25,11 @@ _STEP = 2 << 20
 
 
 class FullMedium(MirrorError):
-    """What was to be written does not fit, as a whole or as one file."""
+    """The medium has no room for what is to be written, or takes no file that large."""
 
 
 def open_to_read(path: Path) -> int:
-    """Open a plain file; its descriptor. Raises BadBundle for anything else."""
+    """Open a plain file and return its descriptor. Raises BadBundle for anything else."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -43,7 +43,7 @@ def open_to_read(path: Path) -> int:
 
 
 def size_of(path: Path) -> int:
-    """The size of a plain file in bytes. Raises BadBundle for anything else."""
+    """Return the size of a plain file in bytes. Raises BadBundle for anything else."""
     fd = open_to_read(path)
     try:
         return os.fstat(fd).st_size
@@ -80,8 +80,8 @@ def write_small(path: Path, data: bytes) -> None:
 class MediumFile:
     """A file to be written at `path`, of which a part, or all, may be there from before.
 
-    What is there is kept as far as it agrees with what is `put`; the rest is written. It has its name when it is whole
-    and was read back.
+    Bytes that are there and agree with those that are `put` are kept; the rest is written. The file gets its name when
+    it is whole and was read back.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -113,7 +113,7 @@ class MediumFile:
 
     @property
     def kept(self) -> bool:
-        """Whether nothing had to be written."""
+        """Return whether nothing had to be written."""
         return self._written_from == self._size
 
     def put(self, position: int, data: memoryview) -> None:
@@ -134,7 +134,7 @@ class MediumFile:
             _forget(self._fd)
 
     def settle(self) -> int:
-        """Make it durable; where to begin with reading back. Raises OSError."""
+        """Make it durable, and return where to begin reading back. Raises OSError."""
         if self._there > self._size:
             os.ftruncate(self._fd, self._size)
         os.fsync(self._fd)
@@ -143,7 +143,7 @@ class MediumFile:
         return self._written_from
 
     def read_back(self, position: int) -> int:
-        """Read on from `position`, from the medium; where it stands then. Raises OSError."""
+        """Read on from `position`, from the medium, and return how far that went. Raises OSError."""
         data = os.pread(self._fd, min(_STEP, self._size - position), position)
         if not data:
             raise _gave_back_other_bytes(self._path)
@@ -170,7 +170,7 @@ class MediumFile:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a plain file is there."""
+    """Return whether a plain file is there."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -192,5 +192,5 @@ def _gave_back_other_bytes(path: Path) -> MirrorError:
 
 
 def _forget(fd: int) -> None:
-    """Drop what is in the page cache, as far as it is on the medium: the next read comes from there."""
+    """Drop the file from the page cache, as far as it is on the medium, so that the next read comes from there."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""README.txt of a bundle: for a person at the other side, who has everyday tools and maybe not this software."""
+"""Writes README.txt of a bundle, for people on the other side that have everyday tools and maybe not this software."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from mirror.model.metadata import ImageMetadata
 
 
 def leaflet(metadata: ImageMetadata, volumes: Sequence[Volume]) -> bytes:
-    """Write it. Lines that begin with four blanks are commands; nothing in it is as upstream wrote it."""
+    """Return its text. Lines that begin with four blanks are commands. Names from upstream come in made safe."""
     name = image_name(metadata)
     names = [volume.name for volume in volumes] if len(volumes) < 10 else [f"{name}.[0-9][0-9][0-9]"]
     files = "\n".join(f"  {volume.name}  {format_size(volume.size)} ({volume.size} bytes)" for volume in volumes)

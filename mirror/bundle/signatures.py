@@ -1,7 +1,7 @@
-"""Signatures of OpenSSH keys, made and checked by `ssh-keygen`: who made a bundle.
+"""Signs bundles and checks signatures, with OpenSSH keys and `ssh-keygen`.
 
-They are made in a namespace of our own, so that a signature of something else (a git commit, a mail) is none here. No
-key is read by this process.
+The signatures are in a namespace of our own, so that a signature of something else (a git commit, a mail) is worth
+nothing here. This process reads no key.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ _INSTALL = "ssh-keygen is not installed here: apt-get install openssh-client"
 
 
 def check_key(key: Path) -> None:
-    """Sign something, to find out before hours of writing whether `sign` works: passphrase, mode, agent and all.
+    """Sign a test text, to find out before hours of writing whether `sign` works with this key, passphrase and agent.
 
     Raises UsageError with ssh-keygen's own reason.
     """
@@ -41,7 +41,7 @@ def sign(sums: bytes, key: Path) -> bytes:
 
 
 class _Refused(Exception):
-    """What ssh-keygen says of why it does not sign."""
+    """ssh-keygen does not sign; the text is its reason."""
 
 
 def _sign(data: bytes, key: str) -> bytes:
@@ -55,7 +55,7 @@ def _sign(data: bytes, key: str) -> bytes:
 
 
 def verify(sums: bytes, signature: bytes, trusted: Path) -> str:
-    """Who of those that the file `trusted` allows signed SHA256SUMS. Raises BadBundle when none of them did.
+    """Return which signer of the file `trusted` signed SHA256SUMS. Raises BadBundle when none of them did.
 
     The file is in the format of ssh-keygen(1), "ALLOWED SIGNERS". Raises UsageError when it cannot be read.
     """
@@ -77,7 +77,7 @@ def verify(sums: bytes, signature: bytes, trusted: Path) -> str:
 
 
 def _path(path: Path, option: str) -> str:
-    """An absolute path, which no tool takes for an option."""
+    """Return an absolute path, which no tool takes for an option."""
     if not path.is_file():
         raise UsageError(f"{option} {path}: there is no such file")
     return str(path.absolute())
@@ -92,7 +92,7 @@ def _run(*arguments: str, standard_input: bytes | None = None) -> "subprocess.Co
 
 
 def _reason(said: bytes) -> str:
-    """What ssh-keygen said, on one line and without its banners."""
+    """Return what ssh-keygen said, on one line and without its banners."""
     lines = [line.strip(" @\r") for line in said.decode(errors="replace").splitlines()]
     reason = " ".join(line.removeprefix("Enter passphrase: ") for line in lines if line)
     if "incorrect passphrase" in reason:

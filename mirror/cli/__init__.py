@@ -1,4 +1,4 @@
-"""The commands: parse what was typed, call, print; each command is a module, and `main` knows them all.
+"""The commands of `pps-mirror`: each is a module that parses nothing and decides little; `main` calls them.
 
 Never the place where something is decided that `serve` needs too. May import every other folder.
 """

@@ -1,4 +1,4 @@
-"""`pps-mirror completion`: a shell's script, made from the parser itself so that it never lags behind."""
+"""`pps-mirror completion`: makes a shell's completion script from the parser itself, so that it is never outdated."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ import shtab
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Write the script for bash, zsh or fish; where a path is expected, files are offered."""
+    """Return the script for bash, zsh or fish; it offers files where a path is expected."""
     _offer_files(parser)
     return shtab.complete(parser, shell)
 

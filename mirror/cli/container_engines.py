@@ -1,6 +1,6 @@
-"""Handing a whole image to what runs containers here: docker, podman or containerd's ctr.
+"""Loads an image into the container engine of this machine: docker, podman or containerd's ctr.
 
-The image is unpacked on the way, because not every version of them reads a gzip archive (podman 4.3 does not).
+The image is decompressed on the way, because not every version of them reads a gzip archive (podman 4.3 does not).
 """
 
 import gzip
@@ -27,7 +27,7 @@ _COMMANDS: Mapping[str, Sequence[str]] = {
     "podman": ("load",),
     "ctr": ("--namespace", "k8s.io", "images", "import", "-"),
 }
-"""What each is told, the first to be taken first."""
+"""The command of each engine, in the order of preference."""
 
 _STEP = 1 << 20
 _GZIP = b"\x1f\x8b"
@@ -35,16 +35,16 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """A program that takes an image as a tar archive on its standard input."""
+    """A program that reads an image as a tar archive from its standard input."""
 
     name: str
     command: Sequence[str]
 
     @classmethod
     def find(cls, name: str, search: str | None) -> "Loader":
-        """Find the program of that name, or the first there is, in the directories of `search`.
+        """Find the program of that name, or the first that is installed, in the directories of `search`.
 
-        Raises UsageError, also when what it says could be written nowhere.
+        Raises UsageError, also when there is no place for temporary files.
         """
         need_temporary_files()
         names = list(_COMMANDS) if name == AUTO else [name]
@@ -54,7 +54,7 @@ class Loader:
         raise UsageError(f"--load needs {' or '.join(names)}, and PATH has none")
 
     def load(self, archive: Path, meter: Meter) -> str:
-        """Load the archive and return what the program said. Blocks. Raises MirrorError when it failed."""
+        """Load the archive and return the output of the program. Blocks. Raises MirrorError when it fails."""
         with archive.open("rb") as packed, tempfile.TemporaryFile() as said:
             meter.start(archive.stat().st_size, 0, "loading")
             process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
@@ -63,8 +63,8 @@ class Loader:
             try:
                 self._feed(process, packed, meter)
             except BaseException:
-                # First, and all of it, as `docker` may be a script that feeds the real one: the end of its input would
-                # have an engine take a part for the whole.
+                # The program and all its children are killed before its input ends, because `docker` may be a script
+                # that feeds the real one: at the end of its input an engine would take a part for the whole.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise

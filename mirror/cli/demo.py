@@ -1,6 +1,6 @@
-"""`pps-mirror demo`: a simulated DataRobot, the real mirror in front of it, and eight nodes that want the image.
+"""`pps-mirror demo`: shows the real mirror in front of a simulated DataRobot, and eight nodes that fetch the image.
 
-The simulator and the mirror are processes of their own, the mirror on a temporary store; nothing is left behind.
+The simulator and the mirror run as processes, with a temporary store; nothing is left behind.
 """
 
 import asyncio
@@ -36,8 +36,10 @@ from mirror.upstream.client import IMAGE, METADATA
 
 DOWNLOADS = 8
 SIZE = "256MiB"
+"""The size of the image, unless the command line says otherwise."""
+
 RATE = "32MB/s"
-"""What is shown when nothing else is asked for: a story of about eight seconds."""
+"""The rate of upstream's line, unless the command line says otherwise: the image then takes about eight seconds."""
 
 START_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: which signal a process gets when its parent dies
@@ -45,7 +47,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h: which signal a process gets when its par
 
 @dataclass
 class Download:
-    """One node's download: bytes so far, and at the end what was wrong with it, nothing if it was right."""
+    """One node's download: the bytes so far, and in the end what was wrong with it, if anything."""
 
     received: int = 0
     cache_status: str = ""
@@ -54,7 +56,7 @@ class Download:
 
 @dataclass
 class Round:
-    """Eight downloads at once. `fetches` and `fetched` are upstream's image requests and bytes during the round."""
+    """Eight simultaneous downloads, with the image requests (`fetches`) and bytes (`fetched`) that upstream saw."""
 
     name: str
     downloads: list[Download] = field(default_factory=lambda: [Download() for _ in range(DOWNLOADS)])
@@ -64,12 +66,12 @@ class Round:
 
     @property
     def verified(self) -> int:
-        """How many downloads were right."""
+        """How many downloads were whole and had the right hash."""
         return sum(download.wrong is None for download in self.downloads)
 
 
 def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, str]) -> int:
-    """Tell the story on standard output, then stay up unless `once`; the exit status.
+    """Show the demo on standard output, then keep running unless `once`. Returns the exit status.
 
     Raises ConfigError for a bad rate, size or setting, UsageError without a place for its store, MirrorError when the
     mirror does not start.
@@ -92,12 +94,12 @@ def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, st
 
 
 class _Demo:
-    """One performance."""
+    """Runs one demo."""
 
     def __init__(self, console: Console, simulator: Simulator, directory: Path, environ: Mapping[str, str]) -> None:
         self._console = console
         self._simulator = simulator
-        # Who sets a key in the environment wins, but for the upstream: that is the simulator, or it would be no demo.
+        # The environment may set any key but the upstream, which is the simulator.
         self._environ = {
             "PPS_MIRROR__SERVER__HOST": "127.0.0.1",
             "PPS_MIRROR__SERVER__PORT": str(_free_port()),
@@ -118,7 +120,7 @@ class _Demo:
         self._headers = {"Authorization": f"Bearer {simulator.token}"}
 
     async def play(self, *, once: bool) -> int:
-        """The story, and what follows it; the exit status."""
+        """Run two rounds of downloads and print what they prove. Returns the exit status."""
         size = format_size(self._simulator.image_size("demo"))
         self._say(
             f"A simulated DataRobot holds an image of {size} behind a thin line; the mirror stands in front of it."
@@ -144,7 +146,7 @@ class _Demo:
 
     @contextlib.asynccontextmanager
     async def _mirror(self) -> AsyncIterator[None]:
-        """Run the mirror as a process that ends with us, whichever way we do. Raises ConfigError or MirrorError."""
+        """Run the mirror as a process that ends when this one does, in any way. Raises ConfigError or MirrorError."""
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
                 [sys.executable, "-m", "mirror.cli.main", "serve"],
@@ -174,7 +176,7 @@ class _Demo:
                     process.wait()
 
     async def _ready(self, process: "subprocess.Popen[bytes]") -> None:
-        """Wait until the mirror says that it is able to serve. Raises TimeoutError, also when it has ended."""
+        """Wait until the mirror is ready. Raises TimeoutError, also when it has ended."""
         deadline = time.monotonic() + START_SECONDS
         admin = f"http://{self._config.admin.host}:{self._config.admin.port}/readyz"
         async with aiohttp.ClientSession() as session:
@@ -187,7 +189,7 @@ class _Demo:
         raise TimeoutError
 
     async def _round(self, act: Round) -> Round:
-        """Let eight downloads begin at once, and show them until they have ended."""
+        """Start eight downloads at once, and show them until they have ended."""
         before = await asyncio.to_thread(self._simulator.counters)
         began = time.monotonic()
         connector = aiohttp.TCPConnector(limit=0, ssl=False)  # a demo's certificate may be anybody's
@@ -224,7 +226,7 @@ class _Demo:
         download.wrong = None if right else f"its {download.received} bytes are not the image"
 
     async def _show(self, act: Round, size: int, before: int) -> None:
-        """Show the round while it lasts: bars on a terminal, a line a second elsewhere."""
+        """Show a running round: bars on a terminal, elsewhere a line a second."""
         if not self._console.is_terminal:
             while True:
                 await asyncio.sleep(1)
@@ -273,7 +275,7 @@ class _Demo:
 
 
 def verdict(rounds: list[Round]) -> list[str]:
-    """Say what was not as promised; nothing when every download was right and upstream was asked once."""
+    """Say what went wrong; empty when every download was right and upstream was asked once."""
     problems = [
         f"{act.name}, node {number}: {download.wrong}"
         for act in rounds

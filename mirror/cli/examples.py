@@ -1,4 +1,4 @@
-"""The examples at the end of each command's help, and so of the manual page: what people really type."""
+"""The examples at the end of each command's help and in the manual page."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -12,16 +12,16 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror check --json | jq -r '.[] | select(.ok | not) | .message'""",
     "doctor": """\
   pps-mirror doctor -c /etc/pps-mirror/config.toml
-  pps-mirror doctor -c config.toml > doctor.txt            to show to whoever helps: no secrets are in it
-  DATAROBOT_API_TOKEN=... pps-mirror doctor                the way to the image as well
+  pps-mirror doctor -c config.toml > doctor.txt            to show to somebody that helps: it has no secrets
+  DATAROBOT_API_TOKEN=... pps-mirror doctor                with a token: try the way to the image too
   pps-mirror doctor --json | jq -r '.[] | select(.ok | not) | .message, .advice'""",
     "pull": """\
   DATAROBOT_API_TOKEN=... pps-mirror pull -c config.toml
   pps-mirror pull && pps-mirror ls""",
     "get": """\
-  pps-mirror get http://mirror:8080                into a file of the image's own name, here
-  pps-mirror get --load http://mirror:8080         and then into docker, podman or containerd
-  pps-mirror get http://mirror:8080/mirror/v1/images/HASH/    that stored image, to go back to it
+  pps-mirror get http://mirror:8080                into a file here, under the image's own name
+  pps-mirror get --load http://mirror:8080         and load it into docker, podman or containerd
+  pps-mirror get http://mirror:8080/mirror/v1/images/HASH/    a stored image by its hash, to go back to it
   pps-mirror get --load --loader ctr -o /var/tmp/pps.tar.gz https://mirror.example.com
   pps-mirror get --token-file ~/.datarobot-token --retry-for 8h -o pps.tar.gz https://app.datarobot.com""",
     "ls": """\
@@ -32,7 +32,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror verify current
   pps-mirror verify 3fa9c1 --json""",
     "pin": """\
-  pps-mirror pin current                           this is the version that the site has settled on
+  pps-mirror pin current                           keep the version that the site has settled on
   pps-mirror pin 3fa9c1""",
     "unpin": """\
   pps-mirror unpin 3fa9c1""",

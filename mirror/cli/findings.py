@@ -1,4 +1,4 @@
-"""What `check` and `doctor` find, and how a person or a machine reads it."""
+"""What `check` and `doctor` find, and how it is shown to people and machines."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ from mirror.common.log import plain
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found. One that is not `ok` fails the command; a `note` is fine and worth knowing.
+    """What one check found. It fails the command unless it is `ok`; a `note` is fine, but worth knowing.
 
-    `advice` says what to do about it, when somebody knows.
+    `advice` says what to do about it, if that is known. `errno` and `port` are those that the message is about, if any;
+    advice is chosen by them, never by the text.
     """
 
     check: str
@@ -17,14 +18,16 @@ class Finding:
     message: str
     note: bool = False
     advice: str = ""
+    errno: int | None = None
+    port: int | None = None
 
     @property
     def mark(self) -> str:
-        """It in one word."""
+        """The finding in one word."""
         return "FAIL" if not self.ok else "note" if self.note else "ok"
 
     def describe(self) -> dict[str, object]:
-        """It for a machine."""
+        """Return the finding for machines."""
         return {
             "check": self.check,
             "ok": self.ok,
@@ -34,7 +37,7 @@ class Finding:
         }
 
     def lines(self) -> list[str]:
-        """It for a person, in ASCII: what was found, and below it what to do."""
+        """Return the finding for people, in ASCII: a line that says it, and below that what to do."""
         lines = [f"{self.mark:<4}  {self.check:<13}  {self.message}"]
         if self.advice and (self.note or not self.ok):
             lines.append(f"{'':21}-> {self.advice}")
@@ -42,5 +45,5 @@ class Finding:
 
 
 def ascii_only(text: str) -> str:
-    """Make a text fit for one line of any terminal. Whoever makes a finding has kept secrets out of it."""
+    """Make a text safe for one line of any terminal. It must not contain secrets, which are not removed here."""
     return plain(text).encode("ascii", "backslashreplace").decode()

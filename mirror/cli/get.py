@@ -1,70 +1,38 @@
-"""`pps-mirror get`: the client's side, for nodes without good tools. One file, whole and verified, or none.
+"""`pps-mirror get`: downloads an image into a file, for nodes without good tools.
 
-It is a fill like the mirror's own, into a file: what breaks is resumed, what is wrong is thrown away, and the
-credential goes to the origin that was asked and to nothing that it redirects to.
+The credential goes only to the origin that was asked, never to one that it redirects to.
 """
 
 import asyncio
-import contextlib
-import hashlib
-import logging
 import re
-import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mirror.cli.container_engines import Loader
-from mirror.common.log import event
+from mirror.cli.image_download import ImageDownload, ImageFile
 from mirror.common.progress import Meter
-from mirror.common.units import format_duration, format_size
-from mirror.config import TOKEN_VARIABLE, Config, load_token
+from mirror.config import Config, load_token
 from mirror.config import Upstream as UpstreamConfig
-from mirror.http.image_response import safe_name
-from mirror.images.fill import Fill
-from mirror.images.outcome import FillFailed, Reason
-from mirror.images.retry import RetryBudget
 from mirror.model.caller import Caller
-from mirror.model.errors import (
-    BadUpstream,
-    ConfigError,
-    MirrorError,
-    Unavailable,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UsageError,
-)
-from mirror.model.metadata import MAX_BODY, ImageMetadata, is_hash
-from mirror.model.source import Broken, Stream
-from mirror.store.disk.single_file import SingleFile, part_of
-from mirror.upstream.client import IMAGE, Upstream, refused
-from mirror.upstream.encoding import decoded
-from mirror.upstream.image_source import TRIES, ImageSource
+from mirror.model.errors import ConfigError, MirrorError, UsageError
+from mirror.model.metadata import is_hash
+from mirror.upstream.client import IMAGE, Upstream
 from mirror.upstream.proxies import Proxies
-from mirror.upstream.statuses import passes
-
-ATTEMPTS = 3
-"""How often in a row the bytes may turn out to be another image's than the metadata said."""
 
 CURRENT = "current"
-"""What stands in a URL in place of a hash for whatever image is the current one."""
-
-TICK = 0.2
-"""Seconds between two looks at how far the transfer is."""
+"""Stands in a URL for the hash of the current image."""
 
 _CURRENT = re.compile(r"(/api/v2)?/mlops/portablePredictionServerImage(/metadata)?/?$")
 _STORED = re.compile(r"/mirror/v1/images(/(?P<hash>[^/]+)(/metadata)?)?/?$")
 _OPTIONS = {"upstream.ca_file": "--ca-file", "upstream.token_file": "--token-file", "upstream.url": "URL"}
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is wanted. `file` is where, or in which directory; `retry_for` seconds without progress are the most."""
+class GetOptions:
+    """What the command line asks for. `file` is the file or directory; `retry_for` limits seconds without progress."""
 
     url: str
     file: Path | None
@@ -73,44 +41,22 @@ class Order:
     retry_for: float
 
 
-@dataclass(frozen=True, slots=True)
-class Got:
-    """A whole, verified image in `file`; `was_there` before. `resumes` counts cuts, `seconds` is how long it took."""
-
-    file: Path
-    metadata: ImageMetadata
-    was_there: bool
-    resumes: int
-    seconds: float
-
-    def describe(self) -> dict[str, object]:
-        """As machines see it."""
-        return {
-            "file": str(self.file),
-            "hash": self.metadata.hash,
-            "size": self.metadata.size,
-            "wasThere": self.was_there,
-            "resumes": self.resumes,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def run(order: Order, loader: Loader | None, environ: Mapping[str, str], meter: Meter) -> Got:
+def run(options: GetOptions, loader: Loader | None, environ: Mapping[str, str], meter: Meter) -> ImageFile:
     """Get the image, then load it if there is a `loader`. Blocks.
 
-    Raises UsageError, ConfigError, or MirrorError when it cannot be had; what came is kept then, to go on with.
+    Raises UsageError, ConfigError, or MirrorError when it cannot be had; then the bytes so far are kept, to be resumed.
     """
-    got = asyncio.run(_get(order, environ, meter))
+    got = asyncio.run(_get(options, environ, meter))
     if loader is not None:
         for line in loader.load(got.file, meter).splitlines():
             meter.say(line)
     return got
 
 
-async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
-    base, image_hash = _parsed(order.url)
-    wanted = {"url": base, "fill_retry": order.retry_for}
-    wanted |= {"token_file": str(order.token_file or ""), "ca_file": str(order.ca_file or "")}
+async def _get(options: GetOptions, environ: Mapping[str, str], meter: Meter) -> ImageFile:
+    base, image_hash = _parsed(options.url)
+    wanted = {"url": base, "fill_retry": options.retry_for}
+    wanted |= {"token_file": str(options.token_file or ""), "ca_file": str(options.ca_file or "")}
     try:
         config = UpstreamConfig.model_validate(wanted)
     except ValidationError as error:
@@ -122,7 +68,10 @@ async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
         path = f"/mirror/v1/images/{image_hash}/" if image_hash else IMAGE
         async with Upstream(config, config.url, Proxies.of(config, environ), image=path) as upstream:
             caller = Caller(f"Bearer {token}" if token else None, "pps-mirror-get")
-            return await _Get(order, upstream, path, image_hash, caller, meter).run()
+            download = ImageDownload(
+                upstream, path, image_hash, caller, meter, file=options.file, retry_for=options.retry_for
+            )
+            return await download.run()
     except ConfigError as error:
         raise ConfigError(_in_our_words(str(error))) from None
     except MirrorError as error:
@@ -130,9 +79,9 @@ async def _get(order: Order, environ: Mapping[str, str], meter: Meter) -> Got:
 
 
 def _parsed(url: str) -> tuple[str, str | None]:
-    """Tell a server's address from what follows it, as people paste it: the image's own URL, its metadata's, a list's.
+    """Split a URL, which may be that of the image, of its metadata or of a list, into the server's address and a hash.
 
-    Returns the address, and the hash when the URL names one of a mirror's stored images. Raises UsageError.
+    The hash is None unless the URL names one of a mirror's stored images. Raises UsageError.
     """
     place = re.split(r"[?#]", url, maxsplit=1)[0]
     if (stored := _STORED.search(place)) is None:
@@ -143,208 +92,8 @@ def _parsed(url: str) -> tuple[str, str | None]:
     return place[: stored.start()], None if name == CURRENT else name
 
 
-class _Get:
-    """One image into one file: the one at `path`, which is the current one unless `image_hash` says which."""
-
-    def __init__(
-        self, order: Order, upstream: Upstream, path: str, image_hash: str | None, caller: Caller, meter: Meter
-    ) -> None:
-        self._order = order
-        self._upstream = upstream
-        self._path = path
-        self._hash = image_hash
-        self._caller = caller
-        self._meter = meter
-        self._resumes = 0
-
-    async def run(self) -> Got:
-        """Get what is current, and what is current then when that changed meanwhile."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        for attempt in range(1, ATTEMPTS + 1):
-            metadata = await self._current()
-            target, mine = self._target(metadata)
-            name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
-            if was_there := await asyncio.to_thread(_holds, target, metadata):
-                self._meter.say(f"{name} is in {target} already, verified: nothing to do")
-            elif target.exists() and not target.is_file():  # root would put it in the place of /dev/null
-                raise MirrorError(f"{target} is in the way: it is no plain file")
-            elif target.exists() and not mine:
-                raise MirrorError(f"{target} is there and is not this image: say with -o where to put it")
-            elif not await self._brought(metadata, target, last=attempt == ATTEMPTS):
-                continue
-            else:
-                self._meter.say(f"{name} is verified and in {target}, after {format_duration(clock() - began)}")
-            return Got(target, metadata, was_there, self._resumes, clock() - began)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _target(self, metadata: ImageMetadata) -> tuple[Path, bool]:
-        """Where the image goes, and whether that very name was asked for, so that it may be replaced."""
-        given = self._order.file or Path()
-        if given.is_symlink():  # what was named is what it leads to, and there the room has to be
-            try:
-                given = given.resolve()
-            except RuntimeError:
-                raise UsageError(f"-o {given}: its links lead in a circle") from None
-        if given.is_dir():
-            return given / safe_name(metadata.filename, f"{metadata.hash[:12]}.tar.gz"), False
-        return given, True
-
-    # Metadata
-
-    async def _current(self) -> ImageMetadata:
-        """Ask for the metadata, again and again if need be."""
-        patience = RetryBudget(self._order.retry_for, asyncio.get_running_loop().time)
-        while True:
-            try:
-                return await self._ask()
-            except Broken as cut:
-                patience.count(cut)
-                if patience.hopeless or patience.spent:
-                    raise Unavailable(str(cut)) from cut
-                log.warning("%s; retry in %.1f s", cut, patience.delay, extra=event("get.retried"))
-                await asyncio.sleep(patience.delay)
-
-    async def _ask(self) -> ImageMetadata:
-        """Ask once. Raises Broken when asking again may help."""
-        try:
-            answer = await self._upstream.forward("GET", f"{self._path}metadata/", "", self._caller)
-            if answer.status == 200:
-                return self._right(ImageMetadata.parse(decoded(answer.body, answer.headers, MAX_BODY)))
-        except (Unavailable, UpstreamTimeout) as error:
-            raise Broken(error.message) from error
-        except BadUpstream as error:
-            raise Broken(error.message, definitive_after=TRIES) from error
-        if passes(answer.status):
-            raise Broken(f"upstream answered {answer.status}", retry_after=answer.retry_after)
-        raise self._refusal(refused(answer.status, answer.body, answer.headers, answer.retry_after))
-
-    def _right(self, metadata: ImageMetadata) -> ImageMetadata:
-        if self._hash not in {None, metadata.hash}:
-            raise MirrorError(f"the answer is about another image ({metadata.hash}) than the URL")
-        return metadata
-
-    def _refusal(self, refusal: UpstreamRefused) -> MirrorError:
-        if refusal.status == 404 and self._hash is not None:
-            return MirrorError(f"the mirror does not have {self._hash[:12]}: /mirror/v1/images/ lists what it has")
-        if refusal.status == 404:
-            return MirrorError("there is no image (the answer was 404): is the URL right?")
-        if refusal.status not in {401, 403}:
-            return MirrorError(f"{refusal.message}: is the URL right?")
-        if self._caller.authorization is None:
-            return MirrorError(f"a token is wanted ({refusal.status}): give --token-file or set {TOKEN_VARIABLE}")
-        return MirrorError(f"the token is refused (the answer was {refusal.status})")
-
-    # The image
-
-    async def _brought(self, metadata: ImageMetadata, target: Path, *, last: bool) -> bool:
-        """Bring the image; False when the bytes were another one's. Raises MirrorError."""
-        source = _Patient(ImageSource(self._upstream, metadata, self._caller))
-        try:
-            journal = await asyncio.to_thread(SingleFile.take_up, target, metadata)
-        except OSError as error:
-            raise _unwritable(target, error) from error
-        await self._check_room(target, metadata)
-        fill = Fill(metadata, source, journal, holdback=0, retry=self._order.retry_for)
-        try:
-            await self._watch(fill, target)
-        except FillFailed as failure:
-            if failure.reason not in {Reason.CHANGED, Reason.WRONG_BYTES} or last:
-                raise self._explained(failure, target) from failure
-            said = failure.error.message.removesuffix("; ask again")
-            log.warning("%s: beginning anew", said, extra=event("get.began_anew"))
-            return False
-        finally:
-            self._resumes += fill.resumes
-        return True
-
-    async def _check_room(self, target: Path, metadata: ImageMetadata) -> None:
-        wanted = metadata.size - _received(target)
-        disk = shutil.disk_usage(part_of(target).parent)
-        if disk.total and disk.free < wanted:  # some shares know no sizes
-            raise MirrorError(f"{target} needs {format_size(wanted)} more, and {format_size(disk.free)} are free there")
-
-    async def _watch(self, fill: Fill, target: Path) -> None:
-        """Run the fill and show it. Raises FillFailed."""
-        size = fill.metadata.size
-        self._meter.start(size, _received(target), fill.state)
-        try:
-            async with _run(fill) as running:
-                while not running.done():
-                    await asyncio.wait([running], timeout=TICK)
-                    self._meter.show(fill.position, fill.state)
-                await fill.ended()
-        except asyncio.CancelledError:
-            self._meter.stop()
-            self._meter.say(
-                f"stopped at {format_size(_received(target))} of {format_size(size)}: that is {_kept(target)}"
-            )
-            raise
-        finally:
-            self._meter.stop()
-
-    def _explained(self, failure: FillFailed, target: Path) -> MirrorError:
-        if isinstance(failure.error, UpstreamRefused):
-            return self._refusal(failure.error)
-        said = failure.error.message.removesuffix("; ask again")
-        if failure.reason is Reason.STORE and isinstance(failure.error.__cause__, OSError):
-            said = _unwritable(target, failure.error.__cause__).message
-        return MirrorError(f"{said}; what came is {_kept(target)}" if _received(target) else said)
-
-
-@asynccontextmanager
-async def _run(fill: Fill) -> AsyncIterator[asyncio.Task[None]]:
-    """Run it meanwhile, until it ends or we leave; then nothing is written any more."""
-    running = asyncio.create_task(fill.run())
-    try:
-        yield running
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-
-
-class _Patient:
-    """An image's source for which being told to come back later (429) is no refusal."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self._source = source
-
-    @asynccontextmanager
-    async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
-        """See `Source.open`."""
-        try:
-            async with self._source.open(offset, validator) as stream:
-                yield stream
-        except UpstreamRefused as refusal:
-            if refusal.status != 429:
-                raise
-            raise Broken(refusal.message, retry_after=refusal.retry_after) from refusal
-
-
-def _holds(target: Path, metadata: ImageMetadata) -> bool:
-    """Whether that file is the image already. Blocks."""
-    if not target.is_file() or target.stat().st_size != metadata.size:
-        return False
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == metadata.hash
-
-
-def _received(target: Path) -> int:
-    """Bytes that are there of an image to come."""
-    return part_of(target).stat().st_size if part_of(target).exists() else 0
-
-
-def _kept(target: Path) -> str:
-    return f"kept in {part_of(target)}, and the same command goes on from there"
-
-
-def _unwritable(target: Path, error: OSError) -> MirrorError:
-    return MirrorError(f"{part_of(target)} cannot be written: {error.strerror or type(error).__name__}")
-
-
 def _in_our_words(text: str) -> str:
-    """Name our options where the mirror's keys are named."""
+    """Replace the keys of the mirror's configuration by the options of this command."""
     for key, option in _OPTIONS.items():
         text = text.replace(key, option)
     return text

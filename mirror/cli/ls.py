@@ -1,4 +1,4 @@
-"""`pps-mirror ls`: what is stored, read without a running mirror, without upstream, and without touching the disk."""
+"""`pps-mirror ls`: lists the stored images, without a running mirror, without upstream, without writing anything."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from rich.text import Text
 
 from mirror.common.units import format_size
 from mirror.config import Config
-from mirror.wiring.selection import Listed
+from mirror.wiring.selection import StoredLine
 from mirror.wiring.selection import lines as listed
-from mirror.wiring.stores import opened
+from mirror.wiring.stores import open_stores
 
 PIPE_WIDTH = 200
-"""Columns of a table that goes to a pipe: wide enough that nothing is cut off."""
+"""Columns of a table that is written to a pipe: enough that nothing is cut off."""
 
 
-def read(config: Config) -> Sequence[Listed]:
+def read(config: Config) -> Sequence[StoredLine]:
     """List the stored images, newest first; none when the store does not exist yet. Raises StoreUnavailable."""
     with ThreadPoolExecutor(1) as pool:
         return asyncio.run(_read(config, pool))
 
 
-async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[Listed]:
-    async with opened(config, pool) as stores:
+async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[StoredLine]:
+    async with open_stores(config, pool) as stores:
         return await listed(config, stores, pool)
 
 
-def write(lines: Sequence[Listed], config: Config, stream: TextIO) -> None:
-    """Show the images to a person, or say that there are none."""
+def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
+    """Write the images as a table, or that there are none."""
     console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
     if not lines:
         missing = "" if config.store.path.exists() else " (it does not exist yet)"
@@ -65,5 +65,5 @@ def _when(moment: datetime) -> str:
 
 
 def _plain(name: str) -> str:
-    """Make a file name, which upstream chose, harmless on a terminal of any encoding."""
+    """Make upstream's file name safe for a terminal of any encoding."""
     return "".join(character if character.isascii() and character.isprintable() else "?" for character in name)

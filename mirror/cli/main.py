@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. No logic of its own.
+"""The command line: parses arguments, calls the command, prints its result. It has no other logic.
 
 Each command imports what it needs when it is run: help, version and completion answer in a twentieth of the time that
 loading everything takes.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status. What goes wrong is one line on standard error."""
+    """Run a command and return its exit status. An error is one line on standard error."""
     standard_streams.settle()
     try:
         options = _parsed(arguments)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, Unheard) as error:
         _give_up(sys.stdout)
         reason = error.__cause__ or error
-        if isinstance(reason, BrokenPipeError):  # whoever read it has left, and knows that
+        if isinstance(reason, BrokenPipeError):  # the reader has left on purpose
             return 1
         return _complain(f"standard output cannot be written: {reason}", 1)
     except OSError as error:
@@ -53,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for; help and version are said here, and end it (SystemExit), if anybody reads them."""
+    """Parse the arguments. Help and version are printed here, and end the process (SystemExit)."""
     try:
         return build_parser().parse_args(arguments)
-    except (SystemExit, BrokenPipeError) as ended:  # what argparse cannot say it keeps to itself from Python 3.11.3 on
+    except (SystemExit, BrokenPipeError) as ended:  # from Python 3.11.3 on argparse ignores errors of its own output
         try:
-            sys.stderr.flush()  # what is wrong with the arguments is said there
+            sys.stderr.flush()  # argparse has written there what is wrong
         except OSError:
             _give_up(sys.stderr)
             if isinstance(ended, BrokenPipeError):
@@ -71,18 +71,18 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _complain(text: str, status: int) -> int:
     try:
         print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
-    except OSError:  # nobody reads it; the status still says it
+    except OSError:  # nobody reads it, but the exit status tells as well
         _give_up(sys.stderr)
     return status
 
 
 def _give_up(stream: TextIO) -> None:
-    """The interpreter must not try to flush again what cannot be written."""
+    """Keep the interpreter from flushing a stream again that cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings(options: argparse.Namespace) -> "Config":
-    """Load the configuration and set up the log: little of it, and for people."""
+    """Load the configuration, and set up the log: warnings only, in the format for people."""
     from mirror import config
     from mirror.common import log
 
@@ -106,7 +106,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from mirror import config
     from mirror.common import log
-    from mirror.serve import main as serving
+    from mirror.serve.main import serve
 
     def read(running: config.Config | None = None) -> config.Config:
         settings = config.load(options.config, os.environ, running)
@@ -117,12 +117,12 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = read()
     with log.written_aside(settings.log.level, settings.log.format) as (verbosity, writer):
-        asyncio.run(serving.serve(settings, os.environ, verbosity, writer, read))
+        asyncio.run(serve(settings, os.environ, verbosity, writer, read))
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mirror.cli import check
+    from mirror.cli.check import main as check
 
     findings = _show(check.run(_settings(options), os.environ, options.config), as_json=options.json)
     if options.json:
@@ -131,7 +131,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show(found: "Iterable[Finding]", *, as_json: bool) -> "list[Finding]":
-    """Write what is found as soon as it is; as JSON when all is there."""
+    """Print findings as they come, unless they are to be printed as JSON in the end. Returns all of them."""
     findings = []
     for finding in found:
         findings.append(finding)
@@ -143,7 +143,7 @@ def _show(found: "Iterable[Finding]", *, as_json: bool) -> "list[Finding]":
 def _doctor(options: argparse.Namespace) -> int:
     from mirror.cli.doctor import main as doctor
 
-    options.log_level = options.log_level or "error"  # what would be warned of is found, and said with more words
+    options.log_level = options.log_level or "error"  # warnings would repeat what the findings say better
     patient = doctor.Doctor(_settings(options), os.environ, options.config)
     found = _show(patient.findings(), as_json=options.json)
     if options.json:
@@ -151,7 +151,7 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         print(f"\n{doctor.summary(found)}")
     status = 0 if all(finding.ok for finding in found) else 1
-    if patient.abandoned:  # what hangs must not keep us from ending, as it would where threads are joined
+    if patient.abandoned:  # do not wait for the threads that hang
         sys.stdout.flush()
         os._exit(status)
     return status
@@ -274,8 +274,8 @@ def _get(options: argparse.Namespace) -> int:
     log.set_up(options.log_level or "warning", "console")
     loader = Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    order = get.Order(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
-    got = get.run(order, loader, os.environ, meter)
+    wanted = get.GetOptions(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
+    got = get.run(wanted, loader, os.environ, meter)
     if options.json:
         _print_json(got.describe() | {"loadedInto": loader.name if loader else None})
     return 0

@@ -1,4 +1,4 @@
-"""`pps-mirror verify`, `pin`, `unpin`, `rm`, `gc`: the store in a person's hands, beside a running mirror or alone.
+"""`pps-mirror verify`, `pin`, `unpin`, `rm`, `gc`: manage stored images, beside a running mirror or without one.
 
 An image is named by the first 6 or more digits of its hash, or `current`.
 """
@@ -13,28 +13,28 @@ from mirror.model.errors import MirrorError
 from mirror.store.disk.removal import Removal
 from mirror.store.disk.space import Collected
 from mirror.store.disk.verification import Verdict, Verified
-from mirror.wiring.selection import opened_selection
+from mirror.wiring.selection import open_selection
 
 _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
 
 
 def verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
-    """Hash one image again, or all of them, and show that on `meter`. Raises UsageError, NotFound, StoreUnavailable."""
+    """Verify one image or all, and show it on `meter`. Raises UsageError, NotFound, StoreUnavailable."""
     return asyncio.run(_verify(config, name, meter))
 
 
 def pin(config: Config, name: str, *, pinned: bool) -> str:
-    """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+    """Pin or unpin an image. Returns its hash. Raises UsageError, NotFound, StoreUnavailable."""
     return asyncio.run(_pin(config, name, pinned))
 
 
 def remove(config: Config, name: str, *, force: bool) -> str:
-    """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`."""
+    """Remove an image. Returns its hash. Raises UsageError, or MirrorError if it is pinned or current."""
     return asyncio.run(_remove(config, name, force))
 
 
 def collect(config: Config, *, dry_run: bool) -> Collected:
-    """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
+    """Remove leftovers, and evict images until the store is within its bounds. Raises StoreUnavailable."""
     return asyncio.run(_collect(config, dry_run))
 
 
@@ -49,7 +49,7 @@ def complain_of_excess(collected: Collected) -> None:
 
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         for image_hash in [selection.find(name)] if name is not None else selection.hashes:
             for where, place in selection.places(image_hash):
                 size = selection.sizes[where].get(image_hash, 0)
@@ -70,19 +70,19 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
 
 
 async def _pin(config: Config, name: str, pinned: bool) -> str:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         return await selection.pin(name, pinned=pinned)
 
 
 async def _remove(config: Config, name: str, force: bool) -> str:
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         return await selection.remove(name, force=force)
 
 
 async def _collect(config: Config, dry_run: bool) -> Collected:
     removals: list[Removal] = []
     beyond = 0
-    async with opened_selection(config) as selection:
+    async with open_selection(config) as selection:
         for name, place in selection.stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
                 collected = await place.collect(dry_run=dry_run)

@@ -1,6 +1,6 @@
-"""What can be typed: the commands and their options, with help worth reading.
+"""The parser of the command line: all commands and options, with their help.
 
-Completion and the manual page are made from this parser too.
+Completion and the manual page are made from it too.
 """
 
 import argparse
@@ -13,25 +13,26 @@ from mirror.common.environment import FILE_VARIABLE, TOKEN_VARIABLE
 from mirror.common.units import parse_duration
 
 HELP_WIDTH = 100
-"""Columns of a command's description; its examples keep their lines."""
+"""Columns at which a command's description is wrapped; examples keep their lines."""
 
 EPILOG = """\
 examples:
   pps-mirror demo                            see it work, with a simulated DataRobot
-  pps-mirror doctor -c config.toml           it does not work: why, and what to do
-  pps-mirror check -c config.toml            would it work here? a line for each thing that must be right
+  pps-mirror doctor -c config.toml           find out why it does not work, and what to do
+  pps-mirror check -c config.toml            find out whether it would work here
   pps-mirror serve -c config.toml            serve; stop it with Ctrl-C or SIGTERM
   DATAROBOT_API_TOKEN=... pps-mirror pull    bring the current image into the store before anybody asks
 
 Every key of the configuration can be set in the environment too, which wins:
   PPS_MIRROR__UPSTREAM__URL=https://app.datarobot.com PPS_MIRROR__SERVER__PORT=9000 pps-mirror serve
 
-Exit status: 0 done, 1 failed, 2 usage or configuration. `pps-mirror COMMAND --help` says more of a command.
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 stopped by Ctrl-C.
+`pps-mirror COMMAND --help` says more about a command.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line; completion and the manual page are made from it too."""
+    """Make the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="pps-mirror",
         description="A caching mirror for DataRobot's Portable Prediction Server image: one verified fetch for all.",
@@ -57,34 +58,39 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def add_json(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--json", action="store_true", help="write a JSON list instead, for machines")
+        command.add_argument("--json", action="store_true", help="write a JSON list, for machines")
 
-    add("serve", "serve images to clients until SIGTERM or Ctrl-C", "Downloads that run may end first.")
+    add(
+        "serve",
+        "serve images to clients until SIGTERM or Ctrl-C",
+        "When it is told to stop, running downloads may end first, for server.drain at most.",
+    )
     add_json(
         add(
             "check",
             "find out whether the mirror would work here",
-            "Tries upstream, token, store, certificate and ports, and changes nothing. Exit status 1 if any fails.",
+            "It tries upstream, token, store, certificate and ports, and changes nothing. The exit status is 1 if any "
+            "of them fails.",
         )
     )
     add_json(
         add(
             "doctor",
             "find out why it does not work, and what to do",
-            "Looks at what people get wrong: variables that override the file, proxies, names, certificates, the "
-            "clock, tokens, where upstream redirects to, the store's disk, ports, mirrors that lead back to "
-            "themselves. Each FAIL and note says what to do. Tries all of that and changes nothing; needs no token, "
-            "but with one it asks for the first bytes of the image. Works beside a running mirror, whose word it adds, "
-            "and without one. Its output has no secrets in it. Exit status 1 if anything is wrong.",
+            "It tries the things that people get wrong: variables that override the file, proxies, names, "
+            "certificates, the clock, tokens, where upstream redirects to, the store's disk, ports, mirrors that lead "
+            "back to themselves. Each FAIL and note says what to do. It changes nothing. It needs no token; with one, "
+            "it asks for the first bytes of the image. If a mirror runs here, it adds what that says of itself. There "
+            "are no secrets in its output. The exit status is 1 if anything is wrong.",
         )
     )
     add(
         "pull",
         "bring the current image into the store now",
-        "Uses the mirror's own token. Interrupted, it keeps what it has, and the next one goes on from there. "
-        "A mirror that runs on this store is asked to fetch it, and watched; where none runs it is fetched here.",
+        "It uses the mirror's own token. If a mirror runs on this store, that one fetches the image, and this command "
+        "watches it. When it is interrupted it keeps what it has, and the next one goes on from there.",
     )
-    add_json(add("ls", "list the stored images", "Needs neither upstream nor a running mirror."))
+    add_json(add("ls", "list the stored images", "It needs neither upstream nor a running mirror."))
 
     def add_image(command: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
         command.add_argument(
@@ -94,51 +100,54 @@ def build_parser() -> argparse.ArgumentParser:
     verify = add(
         "verify",
         "hash stored images again",
-        "Without HASH all of them. A bad one is set aside and fetched anew at the next request; then the exit status "
-        "is 1. Works beside a running mirror.",
+        "Without HASH it hashes all of them. A bad image is set aside, and the next request fetches it anew; the exit "
+        "status is 1 then. It works beside a running mirror.",
     )
     add_image(verify, nargs="?")
     verify.add_argument("--all", action="store_true", help="all images, as without HASH")
     add_json(verify)
-    add_image(add("pin", "keep an image from being evicted", "Whatever room is needed, a pinned image stays."))
-    add_image(add("unpin", "let an image be evicted again", "It goes when room is needed and its turn comes."))
+    add_image(add("pin", "keep an image from being evicted", "A pinned image stays, however much room is needed."))
+    add_image(add("unpin", "let an image be evicted again", "It is removed when room is needed and its turn comes."))
     rm = add(
         "rm",
         "remove an image",
-        "Downloads that run go on, unless --force. Not a pinned or the current one without that.",
+        "Without --force, a pinned image and the current one are not removed, and running downloads of it go on.",
     )
     add_image(rm)
     rm.add_argument(
-        "--force", action="store_true", help="also when it is pinned or current; downloads of it that run are reset"
+        "--force",
+        action="store_true",
+        help="remove it even if it is pinned or current, and reset running downloads of it",
     )
     gc = add(
         "gc",
-        "clear away what nobody will miss",
-        "What crashes left, partials that nobody resumes, wrong bytes looked at long enough; and images, those least "
-        "recently served first, as far as store.max_size and store.min_free demand. Exit status 1 if that did not do.",
+        "remove what is of no more use, and images if there is too little room",
+        "It removes what crashes left, partials that no fill went on with for a week, and wrong bytes after a day. "
+        "Then it removes images, those that were served least recently first, as far as store.max_size and "
+        "store.min_free demand. The exit status is 1 if that was not enough.",
     )
-    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     add_json(gc)
     export = add(
         "export",
         "write an image to a medium, to be carried across an air gap",
-        "Makes a directory of its own in DIR, for that image: the image (in volumes, with --split), its metadata, "
-        "checksums for sha256sum -c, and a README.txt for whoever has no pps-mirror. All is read back from the medium. "
-        "Interrupted, it goes on when it is run again. Works beside a running mirror.",
+        "It makes a directory in DIR with the image (in volumes, with --split), its metadata, checksums for "
+        "sha256sum -c, and a README.txt for people that have no pps-mirror. It reads everything back from the medium. "
+        "When it was interrupted, run it again, and it goes on. It works beside a running mirror.",
     )
     add_image(export)
     export.add_argument("directory", metavar="DIR", type=Path, help="where to make the bundle's directory")
     export.add_argument(
-        "--split", metavar="SIZE", help="bytes of a volume at most; 4GiB is made 4 GiB less a byte, which FAT32 takes"
+        "--split", metavar="SIZE", help="the largest size of a volume; 4GiB means 4 GiB less a byte, which FAT32 takes"
     )
     export.add_argument("--sign", metavar="KEY", type=Path, help="sign it with this OpenSSH key (ssh-keygen -Y sign)")
     add_json(export)
     bring_in = add(
         "import",
         "bring an image that was carried here into the store",
-        "PATH is a bundle's directory, or the medium that has it; several when its volumes are on several media, in "
-        "any order; or an image and its metadata. All of it is checked before the store is touched. Interrupted, it "
-        "goes on when it is run again. A running mirror has the image at once.",
+        "PATH is a bundle's directory, or the medium that has it. Name several, in any order, when its volumes are on "
+        "several media; or name an image and its metadata. Everything is checked before the store is touched. When it "
+        "was interrupted, run it again, and it goes on. A running mirror has the image at once.",
     )
     bring_in.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="where the image is, or parts of it")
     bring_in.add_argument("--metadata", metavar="FILE", type=Path, help="the metadata of a lone image")
@@ -146,27 +155,29 @@ def build_parser() -> argparse.ArgumentParser:
         "--trust",
         metavar="ALLOWED_SIGNERS",
         type=Path,
-        help="refuse what is not signed by one of these (the format is in ssh-keygen(1))",
+        help="refuse a bundle that none of these signed (ssh-keygen(1) has the format of the file)",
     )
     add_json(bring_in)
     _add_get(
         add(
             "get",
-            "download the image as a client, verified, and load it",
-            "Asks URL, a mirror's or DataRobot's, for the current image and its hash. A line that breaks is resumed, "
-            "also after this command was killed: run it again. The file has its name only when it is whole and right. "
-            f"Sends the token of --token-file or {TOKEN_VARIABLE}, never to where URL redirects to. "
-            "Needs no configuration.",
+            "download the image as a client, verify it, and load it",
+            "It asks a mirror, or DataRobot, at URL for the current image and its hash. It resumes a download that "
+            "breaks; if this command was killed, run it again, and it goes on. The file gets its name only when it is "
+            f"whole and right. The token of --token-file or {TOKEN_VARIABLE} goes to URL only, not to where "
+            "that redirects. It needs no configuration.",
         )
     )
     demo = add(
         "demo",
         "show the mirror at work, with a simulated DataRobot",
-        "Needs no configuration, no token and no network; leaves nothing behind.",
+        "It needs no configuration, no token and no network, and leaves nothing behind.",
     )
-    demo.add_argument("--once", action="store_true", help="end after the story, with a table and an exit status")
+    demo.add_argument(
+        "--once", action="store_true", help="end after the demonstration, with a table and an exit status"
+    )
     demo.add_argument("--rate", metavar="RATE", help="how fast the simulated upstream sends, e.g. 50MB/s")
-    demo.add_argument("--size", metavar="SIZE", help="size of its image, e.g. 256MiB")
+    demo.add_argument("--size", metavar="SIZE", help="how large its image is, e.g. 256MiB")
     completion = add(
         "completion",
         "print a script that completes this command in a shell",
@@ -180,33 +191,35 @@ def _add_get(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "url",
         metavar="URL",
-        help="a mirror's or DataRobot's address, with or without the path; or that of one of a mirror's stored images "
-        "(.../mirror/v1/images/HASH/, or current in place of HASH)",
+        help="the address of a mirror or of DataRobot, with or without the path; or of an image that a mirror "
+        "has stored (.../mirror/v1/images/HASH/, or current in place of HASH)",
     )
     command.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to put the image, replacing what is there; or a directory (else: here, by the name it comes with)",
+        help="file to write, replacing what is there; or a directory (default: here, under the image's own name)",
     )
-    command.add_argument("--load", action="store_true", help="when it is whole, load it into a container engine")
+    command.add_argument("--load", action="store_true", help="load the image into a container engine when it is whole")
     command.add_argument(
         "--loader",
         choices=("auto", "docker", "podman", "ctr"),
         default="auto",
-        help="which one (auto: the first of these that is on PATH; ctr loads into the namespace k8s.io)",
+        help="which engine (auto: the first of these on PATH; ctr loads into the namespace k8s.io)",
     )
-    command.add_argument("--token-file", type=Path, metavar="FILE", help="a file with nothing but the token")
-    command.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust, beside the system's")
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="a file that has the token and nothing else")
+    command.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="a file of PEM certificates to trust beside the system's"
+    )
     command.add_argument(
         "--retry-for",
         type=_duration,
         default="1h",
         metavar="TIME",
-        help="give up when nothing came for this long (default: 1h)",
+        help="give up after this long without a byte (default: 1h)",
     )
-    command.add_argument("--json", action="store_true", help="write the outcome as JSON, and no progress")
+    command.add_argument("--json", action="store_true", help="write the outcome as JSON, without progress")
 
 
 def _duration(text: str) -> float:
@@ -217,18 +230,21 @@ def _duration(text: str) -> float:
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add what is understood before and after the command; suppressed there, so that it overrides only if given."""
+    """Add the options that may stand before or after the command.
+
+    After it they have no default, so that they override only when they are given.
+    """
     parser.add_argument(
         "-c",
         "--config",
         type=Path,
         metavar="FILE",
         default=default,
-        help=f"configuration file (else the one that {FILE_VARIABLE} names, else none)",
+        help=f"configuration file (default: the one that {FILE_VARIABLE} names, else none)",
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default=default,
-        help="what is logged on standard error (serve: log.level; the other commands: warning)",
+        help="how much to log on standard error (default: log.level for serve, warning for other commands)",
     )

@@ -1,7 +1,7 @@
-"""`pps-mirror pull`: bring the current image into the store now, with the mirror's own token.
+"""`pps-mirror pull`: fetches the current image into the store now, with the mirror's own token.
 
-It never fetches beside another process that shares the store: a mirror that runs on it is asked to do it, and what
-another one receives already is followed, and taken over only when that one lets go of it.
+It never fetches at the same time as another process on the same store. It asks a running mirror to do it; and it
+follows a transfer of another process, and takes that over only when the other one gives it up.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
-from mirror.images.catalog import Away
 from mirror.images.outcome import FillFailed, Reason, State
+from mirror.images.upstream_health import Away
 from mirror.images.watch import watch
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import ConfigError, MirrorError, UpstreamRefused
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import StoreUnavailable
-from mirror.wiring.mirror import Mirror, opened
+from mirror.wiring.mirror import Mirror, open_mirror
 
 
 async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None:
-    """Return when the current image is stored, having shown how that went on `meter`.
+    """Fetch the current image into the store, and show the progress on `meter`.
 
-    Cancelled, it keeps what it has received. Raises ConfigError, or MirrorError when the image cannot be had.
+    When cancelled it keeps what it has received. Raises ConfigError, or MirrorError when the image cannot be had.
     """
     if config.upstream.url is None:
         raise ConfigError("there is nothing to pull from: set upstream.url")
@@ -37,12 +37,12 @@ async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None
                 meter.say(f"the running mirror does not bring it ({gone.message}): going on without it")
             else:
                 return
-    async with opened(config, environ) as mirror:
+    async with open_mirror(config, environ) as mirror:
         await _Pull(mirror, meter).run()
 
 
 class _Pull:
-    """One pull into an open mirror."""
+    """Fetches the current image into the store of an open mirror."""
 
     def __init__(self, mirror: Mirror, meter: Meter) -> None:
         self._mirror = mirror
@@ -50,7 +50,7 @@ class _Pull:
         self._caller = mirror.own.lend(Caller(None, "pps-mirror", who="pps-mirror pull"))
 
     async def run(self) -> None:
-        """Pull what is current, and what is current then when upstream rolled over meanwhile."""
+        """Fetch the current image; begin again with the new one when upstream rolls over meanwhile."""
         rollovers = 0
         while True:
             metadata = await self._current()
@@ -81,7 +81,7 @@ class _Pull:
         return f"upstream refuses the token {source} (it answered {status})"
 
     async def _bring(self, metadata: ImageMetadata) -> None:
-        """Make sure that the image is stored. Raises FillFailed, StoreUnavailable."""
+        """Fetch the image unless it is stored. Raises FillFailed, StoreUnavailable."""
         name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -102,8 +102,8 @@ class _Pull:
             self._meter.say(f"{name} is stored, by the other process")
 
     async def _settle(self) -> None:
-        """Wait until the image is in the bucket too, if there is one."""
+        """Wait until the image is in the bucket as well, if there is one."""
         bucket = self._mirror.stores.bucket
-        if bucket is not None and bucket.busy:
+        if bucket is not None and bucket.background.busy:
             self._meter.say("it is being brought into the bucket")
-            await bucket.settled()
+            await bucket.background.settled()

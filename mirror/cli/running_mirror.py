@@ -1,4 +1,4 @@
-"""A mirror that runs on our store, asked by its admin listener to do what would else be done beside it."""
+"""Finds a mirror that runs on the store, and asks it through its admin listener to fetch an image or how it is."""
 
 import asyncio
 import ipaddress
@@ -19,24 +19,24 @@ from mirror.http.errors import JSON
 from mirror.model.errors import ConfigError, MirrorError
 
 TICK = 0.5
-"""Seconds between two looks at how far it is."""
+"""Seconds between two questions how far the transfer is."""
 
 LOST = 10.0
-"""Seconds after which an image that is neither stored nor on its way is not coming."""
+"""Seconds after which an image that is neither stored nor being fetched is given up."""
 
 ROLLOVERS = 3
-"""How often in a row upstream may turn out to have another image than its metadata said."""
+"""How often in a row upstream may have another image than its metadata said."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=3)
 
 
 class MirrorGone(MirrorError):
-    """It has stopped, or it cannot or may not do that for us: whoever asked can do it without."""
+    """The mirror has stopped, or cannot or may not do what we asked: the caller may do it without the mirror."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What ended a transfer; `another` when upstream had another image by then."""
+    """Why a transfer ended; `another` says that upstream had another image by then."""
 
     message: str
     another: bool
@@ -44,9 +44,9 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How it says it is: what keeps it from serving, what it does without, why upstream is `away` and `since` when.
+    """How a mirror is: what keeps it from serving, what it does without, why upstream is `away`, and `since` when.
 
-    `errors` are what it said last at that level, the oldest first, each with its time.
+    `errors` are its last errors with their times, the oldest first.
     """
 
     version: str
@@ -58,16 +58,16 @@ class Condition:
 
 
 class RunningMirror:
-    """Speaks to an admin listener."""
+    """Sends requests to an admin listener."""
 
     def __init__(self, session: aiohttp.ClientSession, token: str | None) -> None:
         self._session = session
         self._headers = {REQUESTED: "pps-mirror"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
     async def bring(self, meter: Meter) -> None:
-        """Have it fetch what is current, and return when that is stored; `meter` shows it.
+        """Make the mirror fetch the current image, show the progress on `meter`, and return when it is stored.
 
-        Raises Gone, or MirrorError when the image cannot be had.
+        Raises MirrorGone, or MirrorError when the image cannot be had.
         """
         for turn in range(ROLLOVERS):
             stored = await self._stored()
@@ -94,7 +94,7 @@ class RunningMirror:
             meter.say("upstream has another image than it said: asking again")
 
     async def _watch(self, image_hash: str, since: str, meter: Meter) -> "_Failure | None":
-        """Show the transfer of an image until it is stored, or what has ended it `since` then, an ISO 8601 time."""
+        """Show a transfer until the image is stored. Returns why it failed, if it did `since` that ISO 8601 time."""
         clock = asyncio.get_running_loop().time
         seen, shown = clock(), ""
         while True:
@@ -109,7 +109,7 @@ class RunningMirror:
                 failures = [
                     _Failure(harmless(each["message"]), each["action"] == "fill.changed")
                     for each in status["events"]
-                    if each["level"] == "error" and image_hash in each["message"] and each["at"] >= since
+                    if each["level"] == "error" and each["image"] == image_hash and each["at"] >= since
                 ]
             if places is not None and not missing:
                 return None
@@ -135,7 +135,7 @@ class RunningMirror:
             return {image["hash"] for image in status["images"]}
 
     async def serves(self, config: Config) -> bool:
-        """Whether it is a mirror on the store of `config`. Raises Gone."""
+        """Whether it is a mirror on the store of `config`. Raises MirrorGone."""
         async with self._asked("GET", "/api/status") as status:
             places = {room["place"]: room["where"] for room in status["rooms"]}
         if "disk" in places:
@@ -143,7 +143,7 @@ class RunningMirror:
         return "bucket" in places and str(places["bucket"]) == config.store.s3.bucket
 
     async def condition(self) -> Condition:
-        """Ask it how it is. Raises Gone."""
+        """Ask the mirror how it is. Raises MirrorGone."""
         async with self._asked("GET", "/api/status") as status:
             health, upstream = status["health"], status["upstream"]
             away = harmless(str(upstream["reason"])) if upstream["reachable"] is False else None
@@ -162,7 +162,7 @@ class RunningMirror:
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str) -> AsyncIterator[Any]:
-        """What it answers, to be taken apart inside. Raises Gone."""
+        """Send a request and yield its answer, to be taken apart inside. Raises MirrorGone."""
         try:
             async with self._session.request(method, path, headers=self._headers, allow_redirects=False) as answer:
                 said = await answer.json() if answer.content_type == JSON else {}
@@ -177,10 +177,10 @@ class RunningMirror:
 
 @asynccontextmanager
 async def running_mirror(config: Config) -> AsyncIterator[RunningMirror | None]:
-    """Find the mirror that serves the store of `config` now; None when there is none, or it lets nobody look."""
+    """Find the mirror that serves the store of `config`; yields None when there is none, or it refuses to answer us."""
     try:
         token = load_admin_token(config)
-    except ConfigError:  # whoever may not read it has no say there
+    except ConfigError:  # a user that may not read it may not use the listener either
         token = None
     async with aiohttp.ClientSession(base_url=_address(config), timeout=_TIMEOUT) as session:
         found = RunningMirror(session, token)
@@ -192,12 +192,12 @@ async def running_mirror(config: Config) -> AsyncIterator[RunningMirror | None]:
 
 
 def _where(config: Config) -> str:
-    """The path of its store, as the status names it."""
+    """Return the path of the store as the status shows it."""
     return str(config.store.path.absolute())
 
 
 def _address(config: Config) -> URL:
-    """Where its admin listener can be reached from this machine."""
+    """Return the address of the admin listener as seen from this machine."""
     host = config.admin.host
     try:
         address = ipaddress.ip_address(host)

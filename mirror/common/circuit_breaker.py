@@ -1,7 +1,7 @@
-"""Sparing a server that is away: one finds out whether it is back, all others are told at once what is known.
+"""A circuit breaker: while a server is away, one caller finds out whether it is back, and all others fail at once.
 
 While it answers everybody asks. After a failure nobody does until it is time to try again; then one does, and what
-becomes of that counts for all. It knows no server, no task and no error: who asks says what came of it.
+becomes of that counts for all. It knows no server, no task and no error: the caller says what came of a question.
 """
 
 import math
@@ -14,7 +14,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Something that is being asked: of which `kind`, since when, and whether it is the one by which all find out."""
+    """A question under way: of which `kind`, since when, and whether it is the `trial` whose outcome counts for all."""
 
     kind: str
     began: float
@@ -22,7 +22,7 @@ class Question:
 
 
 class Breaker(Generic[E]):
-    """What is known of one server; `E` is what says why it is away.
+    """Tracks whether one server answers; `E` is the type of the reason why it does not.
 
     `pause` gives how many seconds after a failure nobody asks, by how many it took to fail; `clock` counts seconds.
     """
@@ -43,7 +43,7 @@ class Breaker(Generic[E]):
 
     @property
     def wait(self) -> float:
-        """Seconds until one may try."""
+        """Seconds until a trial may begin."""
         return max(0.0, self._until - self._clock())
 
     def ask(self, kind: str = "") -> Question | None:

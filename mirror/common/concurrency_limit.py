@@ -1,4 +1,4 @@
-"""Limit how many do one thing at once, with a bounded queue; callers beyond it are told to come back (503)."""
+"""Limits concurrency, with a bounded queue; callers beyond it get 503."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,10 +8,9 @@ from mirror.model.errors import Unavailable
 
 
 class Limiter:
-    """Lets `count` through at once and the others in turn, first come first served.
+    """Lets `count` callers through at once, and the others in turn, first come first served.
 
-    Who finds `queue` others waiting, or has waited `patience` seconds, is told to come back: Unavailable that says
-    `message`.
+    A caller that finds `queue` others waiting, or has waited `patience` seconds, gets Unavailable with `message`.
     """
 
     def __init__(self, count: int, *, queue: int, patience: float, message: str) -> None:
@@ -23,7 +22,7 @@ class Limiter:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises Unavailable."""
+        """Wait for a turn, and hold it. Raises Unavailable."""
         if self._waiting >= self._queue:
             raise self._refusal()
         self._waiting += 1

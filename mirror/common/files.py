@@ -1,4 +1,4 @@
-"""Small files that survive a power cut: written aside, fsynced, renamed, and the directory fsynced after them."""
+"""Writes small files so that they survive a power cut: aside, fsync, rename, and fsync of the directory."""
 
 import os
 import secrets

@@ -1,10 +1,10 @@
-"""Hosts as they are written: is it an address, does it mean this machine. Nothing is looked up."""
+"""Looks at hosts as they are written: is it an address, does it mean this machine. It looks nothing up."""
 
 import ipaddress
 
 
 def is_address(host: str) -> bool:
-    """Whether it is an IP address, not a name."""
+    """Return whether the text is an IP address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -13,15 +13,15 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches what is bound to `host`."""
+    """Return whether only this machine can reach a socket that is bound to `host`."""
     return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def as_url(host: str) -> str:
-    """The host as it stands in a URL: an IPv6 address in brackets."""
+    """Return the host as it stands in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def unmapped(address: str | None) -> str | None:
-    """A peer's address as its owner knows it: one of IPv4 comes as ::ffff:192.0.2.1 where both are listened to."""
+    """Return a peer's address as its owner knows it: a socket for both kinds has IPv4's as ::ffff:192.0.2.1."""
     return address and address.removeprefix("::ffff:")

@@ -1,4 +1,4 @@
-"""Dates as HTTP writes them: the three forms of RFC 9110 section 5.6.7, whatever the locale. Pure logic.
+"""Parses dates as HTTP writes them: the three forms of RFC 9110 section 5.6.7, whatever the locale. Pure logic.
 
 Letters are compared without case, as RFC 9111 section 4.2 asks of a cache. The name of the day is not checked against
 the date.
@@ -22,7 +22,7 @@ _FORMS = [
 
 
 def parse(text: str, now: datetime) -> datetime | None:
-    """Read an HTTP date, in UTC; None for what is not one.
+    """Return an HTTP date, in UTC; None if the text is no such date.
 
     A year of two digits is the latest that is not more than 50 years after `now`, which is aware.
     """
@@ -42,7 +42,7 @@ def parse(text: str, now: datetime) -> datetime | None:
 
 
 def _moment(year: int, month: int, day: int, hour: int, minute: int, second: int) -> datetime | None:
-    """The moment of these fields; None when there is none. A leap second is the one after it."""
+    """Return the moment of these fields; None if there is none. A leap second counts as the second after it."""
     leap = second == 60
     try:
         return datetime(year, month, day, hour, minute, second - leap, tzinfo=UTC) + timedelta(seconds=leap)

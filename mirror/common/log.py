@@ -1,9 +1,8 @@
-"""Logging: set up once, for people on a terminal or as JSON for machines; secrets are blotted out on the way.
+"""Sets up logging, for people on a terminal or as JSON for machines, and redacts secrets on the way.
 
-Something notable carries a name for machines, `extra=event("fill.cut", ...)`: JSON lines have it as `event.action`, and
-`mirror.admin.recent_events` keeps the last of them for the status page. A line that comes again and again is held back
-for a while.
-docs/logs.md lists the names, and the fields of a JSON line.
+A line about something notable carries a name for machines, `extra=event("fill.cut", ...)`: JSON lines have it as
+`event.action`, and `mirror.admin.recent_events` keeps the last of them for the status page. A line that comes again and
+again is held back for a while. docs/logs.md lists the names, and the fields of a JSON line.
 """
 
 import json
@@ -42,15 +41,15 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def event(action: str, **fields: object) -> Mapping[str, object]:
-    """Make the `extra` of a log call about something notable; `fields` are for machines, beside the words."""
+    """Return the `extra` of a log call about something notable; `fields` are for machines, beside the message."""
     return {"action": action, "fields": {f"pps_mirror.{name}": value for name, value in fields.items()}}
 
 
 def set_up(level: str, format_: str, stream: TextIO | None = None, writer: LogWriter | None = None) -> "Verbosity":
     """Send the log to `stream` (standard error), from `level` on: "debug", "info", "warning" or "error".
 
-    The format is "console" for people, "json" for machines, or "auto": for people on a terminal and JSON elsewhere. A
-    `writer` writes there for us.
+    The format is "console" for people, "json" for machines, or "auto": for people on a terminal and JSON elsewhere.
+    With a `writer`, that one writes the lines.
     """
     handler = Output(stream or sys.stderr, writer=writer)
     logging.getLogger().handlers[:] = [handler]
@@ -63,7 +62,7 @@ def set_up(level: str, format_: str, stream: TextIO | None = None, writer: LogWr
 
 @contextmanager
 def written_aside(level: str, format_: str) -> Iterator[tuple["Verbosity", LogWriter]]:
-    """Set up a log that never keeps the event loop waiting; what was said inside is written before it ends."""
+    """Set up a log that never keeps the event loop waiting; all lines from inside are written before it ends."""
     with LogWriter(sys.stderr, _say_lost) as writer:
         verbosity = set_up(level, format_, writer=writer)
         try:
@@ -78,7 +77,7 @@ def _say_lost(lines: int) -> None:
 
 
 class Verbosity:
-    """How much is written to `output`, and how: what the configuration says, or everything."""
+    """How much is logged to `output`: what the configuration says, or everything."""
 
     def __init__(self, output: "Output", level: str, format_: str) -> None:
         self.output = output
@@ -86,7 +85,7 @@ class Verbosity:
         self.take_up(level, format_)
 
     def take_up(self, level: str, format_: str) -> None:
-        """From now on the configuration says this."""
+        """Take up what the configuration says now."""
         terminal = self.output.stream.isatty()
         as_json = format_ == "json" or (format_ == "auto" and not terminal)
         coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -95,7 +94,7 @@ class Verbosity:
         self._write(logging.DEBUG if self._debugging else self._level)
 
     def toggle(self) -> None:
-        """Write everything from now on, or what the configuration says again."""
+        """Log everything from now on, or again only what the configuration says."""
         was_debugging = self.output.level == logging.DEBUG
         self._debugging = not was_debugging
         self._write(logging.DEBUG if self._debugging else self._level)
@@ -113,25 +112,25 @@ class Verbosity:
 
 
 def plain(text: str) -> str:
-    """Escape what is not printable, so that no text makes a line of its own or speaks to a terminal."""
+    """Escape characters that are not printable, so that no text makes a line of its own or controls a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def redact(text: str) -> str:
-    """Blot out credentials, and what URLs have of them: who asks, and queries (pre-signed ones are secrets)."""
+    """Replace credentials, and in URLs user names and queries (pre-signed ones are secrets), by `[redacted]`."""
     for secret in _SECRETS:
         text = secret.sub(r"\1[redacted]", text)
     return text
 
 
 def harmless(text: str) -> str:
-    """What may be written: on one line, without secrets."""
+    """Return the text fit for the log: on one line, without secrets."""
     return plain(redact(text))
 
 
 @dataclass(slots=True)
 class _Lately:
-    """How often a message came, until when that counts, and the last one that was held back."""
+    """How often a message came, until when that counts, and its last record that was held back."""
 
     until: float
     count: int = 0
@@ -139,10 +138,10 @@ class _Lately:
 
 
 class Output(logging.StreamHandler[TextIO]):
-    """Writes records. What comes more than `REPEATS` times in `REPEATS_SECONDS` is held back, save the last of it.
+    """Writes records. A message that comes more than `REPEATS` times in `REPEATS_SECONDS` is held back.
 
-    That one is written when the time is over and something else is said, or in the end, with the number of the others.
-    Requests and debugging pass. With a `writer` it is that which writes.
+    The last one of it is written with the next line after that time, or in the end, with the number of the others.
+    Requests and debugging are never held back. With a `writer`, that one writes the lines.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _trace(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
-    """The lines of a record's traceback."""
+    """Return the lines of a record's traceback."""
     if not record.exc_info:
         return []
     return [plain(line) for line in redact(formatter.formatException(record.exc_info)).split("\n")]

@@ -1,8 +1,8 @@
-"""Writes lines of the log in a thread of its own: whoever reads them slowly, or not at all, keeps nobody waiting.
+"""Writes lines of the log in a thread of its own, so that a slow reader of the log keeps nobody waiting.
 
-Lines wait in memory, within a bound; what has no room, or cannot be written, is counted and dropped. Nothing here may
-block or fail for whoever has something to say: neither a pipe that nobody reads, nor one that is closed, nor a full
-disk. Lines are written several at a time: waking a thread and calling the kernel for each cost more than making it.
+Lines wait in memory, within a bound. A line that has no room, or cannot be written, is counted and dropped. For callers
+nothing here may block or fail: neither at a pipe that nobody reads, nor at a closed one, nor on a full disk. Several
+lines are written at a time, because waking a thread and calling the kernel cost more than making a line.
 """
 
 import itertools
@@ -28,11 +28,11 @@ PIECE = select.PIPE_BUF
 processes write to."""
 
 END_SECONDS = 3.0
-"""How long the end may take when lines wait and nobody reads them."""
+"""Seconds that the end may take when lines wait and nobody reads them."""
 
 
 class LogWriter:
-    """Writes to the descriptor of `stream`. A context manager: it writes inside, and what is left when that ends.
+    """Writes to the descriptor of `stream`. A context manager: it writes inside, and the rest when that ends.
 
     `complain` is called, in the writing thread, with the number of lines that were lost, once there is room again.
     """
@@ -65,7 +65,7 @@ class LogWriter:
         self._count_lost = count
 
     def write(self, line: str, *, important: bool = False) -> None:
-        """Have a line written, or dropped if too much waits already. Returns at once."""
+        """Take a line to be written, or drop it if too much waits already. Returns at once."""
         encoded = f"{line}\n".encode(self._encoding, "backslashreplace")
         with self._changed:
             room = ROOM if important else ROOM * 3 // 4
@@ -106,7 +106,7 @@ class LogWriter:
                     self._count_lost(lost)
 
     def _gather(self) -> bool:
-        """Wait for lines, and for more of them if there is time; False when there are none and we end."""
+        """Wait for lines, and a while for more. Returns False when there are none and the writer ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ending)
             self._changed.wait_for(lambda: self._hurry or self._ending, self._gather_seconds)
@@ -114,7 +114,7 @@ class LogWriter:
             return bool(self._lines)
 
     def _take(self) -> list[bytes]:
-        """The next lines to be written at once; none when none wait."""
+        """Return the next lines to be written at once; none when none wait."""
         with self._changed:
             lines: list[bytes] = []
             size = 0
@@ -125,7 +125,7 @@ class LogWriter:
             return lines
 
     def _admit(self) -> None:
-        """Say what was lost: not for each line that finds room while little is read."""
+        """Report lost lines, but not for each line that finds room while little is read."""
         with self._changed:
             lost = self._unsaid if self._waiting <= ROOM // 2 else 0
             self._unsaid -= lost
@@ -133,7 +133,7 @@ class LogWriter:
             self._complain(lost)
 
     def _put(self, lines: Sequence[bytes]) -> int:
-        """Write lines, however long that takes; how many of them could not be written whole."""
+        """Write lines, however long that takes. Returns how many of them could not be written whole."""
         ends = list(itertools.accumulate(map(len, lines)))
         rest = b"".join(lines)
         if self._torn:

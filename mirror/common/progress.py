@@ -1,4 +1,4 @@
-"""How far a transfer is, for whoever waits: a bar on a terminal, a line now and then in a pipe or a log."""
+"""Shows how far a transfer is: a bar on a terminal, a line now and then in a pipe or a log."""
 
 import logging
 import sys
@@ -30,17 +30,17 @@ class Meter(Protocol):
         """Show where it is now; called as often as one likes."""
 
     def stop(self) -> None:
-        """Show it no longer; without effect when nothing was started."""
+        """Stop showing the transfer; without effect when none was started."""
 
 
 def meter(stream: TextIO) -> Meter:
-    """Choose what suits `stream`."""
+    """Return the meter that suits `stream`."""
     console = Console(file=stream, highlight=False)
     return Bar(console) if stream.isatty() and not console.is_dumb_terminal else Lines(stream)
 
 
 class Silence:
-    """A `Meter` for machines, which read the outcome only."""
+    """A `Meter` that shows nothing, for machines that read the outcome only."""
 
     def say(self, text: str) -> None:
         """See `Meter.say`."""
@@ -96,7 +96,7 @@ class Lines:
 
 
 class Bar:
-    """A `Meter` for terminals. Log lines written meanwhile appear above the bar."""
+    """A `Meter` for terminals. Log lines appear above the bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,7 +1,7 @@
-"""Parts of the day, by the clock on the wall: is a window open, and when does that change.
+"""Says whether a window of the day is open, and when that changes.
 
-In local time, so a window moves with daylight saving. In spring an hour of it may be missing; in autumn one that comes
-twice is in the window twice.
+Windows are in local time, so they move with daylight saving. In spring an hour of a window may be missing; in autumn an
+hour that comes twice is in the window twice.
 """
 
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -14,12 +14,12 @@ LONGEST = 2 * 24 * 60
 
 
 def now() -> datetime:
-    """The time, aware."""
+    """Return the time of day, aware."""
     return datetime.now(UTC)
 
 
 def is_open(window: Window, moment: datetime, zone: tzinfo | None = None) -> bool:
-    """Whether `moment` (aware) is in the window, in that zone (None: the system's)."""
+    """Return whether `moment` (aware) is in the window, in that zone (None: the system's)."""
     at = moment.astimezone(zone).time()
     if window.start < window.end:
         return window.start <= at < window.end
@@ -27,7 +27,7 @@ def is_open(window: Window, moment: datetime, zone: tzinfo | None = None) -> boo
 
 
 def next_change(window: Window, moment: datetime, zone: tzinfo | None = None) -> datetime:
-    """When it opens or closes next; windows begin and end with a minute."""
+    """Return when the window opens or closes next; windows begin and end with a minute."""
     before = is_open(window, moment, zone)
     at = moment.astimezone(UTC).replace(second=0, microsecond=0)
     for _ in range(LONGEST):

@@ -1,7 +1,7 @@
 """Notes that the processes of a mirror leave for one another: in memory that they share, found by name, for a while.
 
-What one process has just learnt all of them know, and nothing of it reaches the disk. A name is kept as a keyed digest.
-Time is CLOCK_MONOTONIC, the same in all processes, which nobody sets back.
+All processes know what one of them has just learnt, and nothing of it reaches the disk. A name is kept as a keyed
+digest. Times are those of CLOCK_MONOTONIC, which is the same in all processes and which nobody can set.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 _KEY = 32
 _HEAD = struct.Struct("=d32sI")
-"""Of a slot: when it was written, the name's digest, how long the note is."""
+"""The head of a slot: when it was written, the name's digest, how long the note is."""
 
 _NEIGHBOURS = 8
 """Slots where a note of one name may be; when all are taken, the oldest goes."""
@@ -52,7 +52,7 @@ class SharedNotes:
             self._memory[:_KEY] = secrets.token_bytes(_KEY)
 
     def get(self, name: str) -> bytes | None:
-        """The note of that name, from whichever process; None when there is none any more."""
+        """Return the note of that name, from whichever process; None when there is none any more."""
         digest = self._digest(name)
         with self._locked():
             for slot in self._slots_of(digest):
@@ -63,7 +63,7 @@ class SharedNotes:
         return None
 
     def put(self, name: str, note: bytes) -> None:
-        """Leave a note, in place of the one of that name. One that is too long is not kept."""
+        """Leave a note, in place of an older one of that name. A note that is too long is not kept."""
         if len(note) > self._longest:
             return
         digest = self._digest(name)
@@ -73,7 +73,7 @@ class SharedNotes:
             self._memory[slot + _HEAD.size : slot + _HEAD.size + len(note)] = note
 
     def remove(self, name: str) -> None:
-        """Take the note of that name away."""
+        """Remove the note of that name."""
         digest = self._digest(name)
         with self._locked():
             for slot in self._slots_of(digest):
@@ -91,7 +91,7 @@ class SharedNotes:
             yield _KEY + (first + number) % self._slots * self._step
 
     def _age_at(self, slot: int, digest: bytes) -> float:
-        """What makes a slot the one to write to: that the note is there already, then that it is old."""
+        """Return the sort key of slots to write to: the one that has the note already, then the oldest."""
         when, whose, _ = _HEAD.unpack_from(self._memory, slot)
         return float("-inf") if whose == digest else float(when)
 

@@ -1,4 +1,4 @@
-"""Whether there is a place for temporary files: on a read-only root file system there may be none."""
+"""Checks whether there is a place for temporary files: on a read-only root file system there may be none."""
 
 import tempfile
 

@@ -1,6 +1,6 @@
-"""The time zone of this machine: whether it is one that the system knows.
+"""Checks whether the system knows this machine's time zone.
 
-The system takes a zone that it does not know for UTC, without a word: windows of the day are then hours off.
+The system silently takes a zone that it does not know for UTC; windows of the day are then hours off.
 """
 
 import re
@@ -16,11 +16,11 @@ _RULES = re.compile(rf"{_NAME}{_OFFSET}({_NAME}({_OFFSET})?(,.+)?)?")
 """A zone that is written out, as in POSIX: `CET-1CEST,M3.5.0,M10.5.0/3`."""
 
 _UTC = re.compile(r"(Etc/)?(UTC|GMT|UCT|Universal|Zulu|Greenwich)([+-]?0)?", re.IGNORECASE)
-"""Names of what everything unknown is taken for."""
+"""Names of UTC, for which the system takes every unknown zone."""
 
 
 def trouble(environ: Mapping[str, str], local: Path = _LOCAL) -> str | None:
-    """Say that the zone of `TZ`, or else of the machine, is not known here, and what to do; None when it is."""
+    """Return a message if the zone of `TZ`, or else of the machine, is not known here; None if it is known."""
     zones = Path(environ.get("TZDIR") or _ZONES)
     advice = "so times and windows of the day are UTC; install the package tzdata, or correct the name"
     if "TZ" not in environ:

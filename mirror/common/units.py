@@ -1,4 +1,4 @@
-"""Sizes, durations, rates and times of day: from what a person writes to a number, and back.
+"""Converts sizes, durations, rates and times of day between what a person writes and numbers.
 
 Parsers take whatever a configuration file or an environment variable holds, hence `object`, and raise `ValueError`
 whose text says what is expected. It never quotes the value: the caller knows whether that may be shown.
@@ -44,7 +44,7 @@ class Window:
     end: time
 
     def __str__(self) -> str:
-        """As a person writes it."""
+        """Return it as a person writes it."""
         return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
 

@@ -1,8 +1,8 @@
 """The configuration: every key with its type, default and limits, read from a TOML file and the environment.
 
-Whoever holds a `Config` may rely on it: values are parsed and normalised, do not contradict each other, and an empty
-text is None. Every problem is one `ConfigError` whose text is one line that a person can act on and that never quotes
-what may be a secret. It never touches the network or the store, and imports `common` and `model` only.
+Code can rely on a `Config`: its values are parsed and normalised, do not contradict each other, and an empty text is
+None. Every problem is one `ConfigError`, whose text is one line that a person can act on and that never quotes a value
+that may be a secret. It never touches the network or the store, and imports `common` and `model` only.
 """
 
 from mirror.common.environment import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE

@@ -1,4 +1,4 @@
-"""From the configuration that holds to another one: what can change while the mirror runs, and what cannot."""
+"""Compares the running configuration with a fresh one: what can change while the mirror runs, and what cannot."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ RESTART: Final = frozenset(
         "store.s3.local_copy",
     }
 )
-"""Keys that hold from a start to the next: an address, a place, or what the mirror is built around."""
+"""Keys that take a restart: addresses, places, and what the mirror is built around."""
 
 _TLS: Final = ("server.tls_cert", "server.tls_key")
-"""They can name other files; between TLS and plain HTTP there is a restart."""
+"""Keys that may name other files while the mirror runs; switching TLS on or off takes a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What holds from now on, and the keys that are different: `taken`, or left as they are.
+    """The configuration from now on, and the keys that differ: `taken` up, or left as they are.
 
-    Those in `restart` cannot change while the mirror runs. Those in `kept` have gone from the configuration: that sets
-    nothing, since a file that was cut short must not lift a limit.
+    Keys in `restart` cannot change while the mirror runs. Keys in `kept` were removed from the configuration; they keep
+    their values, because a file that was cut short must not lift a limit.
     """
 
     config: Config
@@ -53,7 +53,7 @@ class Changes:
 
     @classmethod
     def between(cls, running: Config, fresh: Config) -> "Changes":
-        """Go as far from the one toward the other as is possible. Raises ConfigError when that contradicts itself."""
+        """Take up as much of `fresh` as possible. Raises ConfigError when the result contradicts itself."""
         different = [key for key in KEYS if value_of(running, key) != value_of(fresh, key)]
         kept = [key for key in different if key in given(running) and key not in given(fresh)]
         restart = [key for key in different if key not in kept and _needs_restart(key, running, fresh)]
@@ -69,12 +69,12 @@ class Changes:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """What a key has."""
+    """Return the value of a key."""
     return reduce(getattr, key.split("."), config)
 
 
 def given(config: Config) -> frozenset[str]:
-    """The keys that were written down somewhere, as opposed to those that have their default."""
+    """Return the keys that a file or a variable sets, as opposed to those that have their default."""
     return frozenset(_given(config))
 
 

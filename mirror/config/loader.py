@@ -1,6 +1,6 @@
-"""Reading the configuration: a TOML file under the environment, and the one line that says what is wrong with it.
+"""Loads the configuration from a TOML file and the environment, which wins, and says in one line what is wrong with it.
 
-A problem's text names where the value was set, its key, the value unless it may be a secret, and what is allowed.
+That line names where the value was set, its key, the value unless it may be a secret, and what is allowed.
 """
 
 import codecs
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 def load(path: Path | None, environ: Mapping[str, str], running: Config | None = None) -> Config:
     """Read the file at `path`, else the one that `PPS_MIRROR_CONFIG` names, else none, and then the environment.
 
-    What is `running` was read from there before: then a file that says nothing any more was emptied, or was a pipe.
+    `running` is the configuration that was read from there before: then an empty file was emptied, or was a pipe.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is bad or contradicts another.
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What was given and where: `tree` as TOML has it, `variables` from a key to the variable that set it."""
+    """The given values, and where they were set: `tree` is TOML's, `variables` has the variable that set a key."""
 
     tree: dict[str, Any]
     file: str
@@ -145,7 +145,7 @@ class _Given:
                 self.variables[key] = variable
 
     def explain(self, error: ValidationError) -> ConfigError:
-        """Put the first thing that is wrong into our words."""
+        """Return the first problem in our own words."""
         first = error.errors(include_url=False)[0]
         place = [str(part) for part in first["loc"]]
         match first["type"]:
@@ -167,7 +167,7 @@ class _Given:
 
 
 def _within(node: Any, name: str) -> Any:
-    """What is at `name` of a table or a list; a text that stands for one, as the environment has it, is all of it."""
+    """Return what is at `name` in a table or a list; a text in its place (from the environment) is returned whole."""
     if isinstance(node, list):
         return node[int(name)]
     return node.get(name, node) if isinstance(node, dict) else node
@@ -178,7 +178,7 @@ def _variable(key: str) -> str:
 
 
 def _suggestion(key: str, known: Sequence[str], spell: Callable[[str], str]) -> str:
-    """Say what the unknown `key` was meant for: a neighbour alike, the same name elsewhere, or else the nearest."""
+    """Guess which key was meant: one like it in its section, the same name elsewhere, or the nearest one."""
     key = key[:100].lower()
     section, _, name = key.rpartition(".")
     neighbours = {option.rpartition(".")[2]: option for option in known if option.rpartition(".")[0] == section}
@@ -195,7 +195,7 @@ def _suggestion(key: str, known: Sequence[str], spell: Callable[[str], str]) -> 
 
 
 def _shown(key: str, value: object) -> str:
-    """Quote a value, cut to a sensible length, unless it is or may hold a secret: a password, a token, a signed URL."""
+    """Quote a value, cut to a sensible length, unless it may hold a secret: a password, a token, a signed URL."""
     if isinstance(value, dict):
         return "a section"
     try:

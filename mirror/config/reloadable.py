@@ -1,7 +1,7 @@
-"""What takes up another configuration while the mirror runs: the parts of a mirror, each in two steps.
+"""The parts of a mirror that take up another configuration while it runs, each in two steps.
 
-First every part gets ready, which may fail and changes nothing; when all are, each has it hold, which cannot fail. So a
-configuration holds as a whole or not at all. Whoever builds a part that can change adds it to `Mirror.parts`.
+First every part gets ready, which may fail and changes nothing. When all are ready, each one applies the configuration,
+which cannot fail. So a configuration holds as a whole or not at all. A part that can change is in `Mirror.parts`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from mirror.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A part that is ready: `apply` has the new configuration hold, and cannot fail.
+    """A part that is ready: `apply` puts the new configuration into effect, and cannot fail.
 
     `files` are the keys of the files that were read again for it.
     """
@@ -23,11 +23,11 @@ class Ready:
 
 
 Part = Callable[[Config], Awaitable[Ready]]
-"""Gets ready for a configuration, reading its files. Raises ConfigError when it cannot, having changed nothing."""
+"""Gets ready for a configuration and reads its files. Raises ConfigError when it cannot, and has changed nothing."""
 
 
 def at_once(apply: Callable[[Config], object]) -> Part:
-    """Make a part of what needs nothing but the configuration."""
+    """Make a part of a function that needs nothing but the configuration."""
 
     async def prepare(config: Config) -> Ready:
         return Ready(partial(apply, config))

@@ -45,7 +45,7 @@ _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 class Section(BaseModel):
-    """What every section has in common: it cannot be changed, and takes no name that it does not know."""
+    """Base of all sections: they are frozen, and refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -152,7 +152,7 @@ class Log(Section):
 
 
 class Config(Section):
-    """All of it. `Config()` is the defaults."""
+    """The whole configuration. `Config()` has all defaults."""
 
     server: Server = Server()
     admin: Admin = Admin()
@@ -204,7 +204,7 @@ def _conflict(key: str, reason: str) -> PydanticCustomError:
 
 
 def _reaches(listener: str, host: str) -> bool:
-    """Whether a connection from this machine to `host` ends at a socket that is bound to `listener`."""
+    """Return whether a connection from this machine to `host` reaches a socket that is bound to `listener`."""
     if listener in _ANY:
         return host in _ANY or is_loopback(host)
     return host == listener or {host, listener} <= {"localhost", "127.0.0.1", "::1", *_ANY}

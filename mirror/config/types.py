@@ -1,4 +1,4 @@
-"""Types of values: what each kind of key accepts, and what it becomes.
+"""The types of values: what each kind of key accepts, and what that becomes.
 
 A check raises ValueError("expected ..."), which never quotes the value: the caller knows whether that may be shown.
 Values come from TOML or, always as texts, from the environment. An optional type takes an empty text for None.

@@ -1,8 +1,8 @@
-"""Accepting: takes connections from listening sockets, one at a time, and makes each a protocol's.
+"""Accepts connections from listening sockets, one at a time.
 
-Not asyncio's own server. That takes as many as wait at once, so that of several processes which share a socket one
-gets them all, and a crowd takes the descriptors that running downloads need before anything can say no; and when there
-are none left it logs a traceback for each try.
+asyncio's own server is not used. It accepts all that wait at once: one of several processes that share a socket would
+get them all, and many clients at once would take the descriptors that running downloads need before anything could
+refuse them. When no descriptor is left, it logs a traceback for each attempt.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from mirror.common.log import event
 
 PAUSE = 0.5
-"""Seconds without accepting when there is nothing left to accept with."""
+"""Seconds to pause when no descriptor is left for another connection."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Acceptor:
-    """Accepts from `sockets`, which it owns, until it is closed. A TLS handshake may take `handshake` seconds."""
+    """Accepts connections from `sockets`, which it owns. A TLS handshake may take `handshake` seconds."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Acceptor:
         self._resume()
 
     async def close(self) -> None:
-        """Accept nothing more; what was accepted has got to its protocol, or is in a handshake, when this returns."""
+        """Stop accepting. Every accepted connection has its protocol, or is in its TLS handshake, when this returns."""
         if self._resuming is not None:
             self._resuming.cancel()
         self._pause()
@@ -68,7 +68,7 @@ class Acceptor:
             connection, _ = listening.accept()
         except OSError as error:
             if error.errno not in _EXHAUSTED:
-                return  # another process was quicker, or whoever came has left
+                return  # another process was quicker, or the client has left
             if not self._exhausted:
                 log.error("no connection can be accepted: %s", error.strerror, extra=event("listener.exhausted"))
             self._exhausted = True

@@ -1,7 +1,7 @@
-"""The log's lines about requests. They never have a query, a header or a body.
+"""Writes one line to the log for each request. It never contains a query, a header or a body.
 
-With JSON the line is made here, by hand: a record of `logging`, the redaction of each field and `json.dumps` take a
-multiple of the time that answering a small request does. It is the line that a record would become.
+A line of JSON is made here, by hand. It is the line that a record of `logging` would become, but making such a record,
+redacting each field and `json.dumps` take as long as answering a small request does.
 """
 
 import logging

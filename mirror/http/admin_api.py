@@ -1,4 +1,4 @@
-"""The admin listener: health, metrics, the status page, and the few things that an operator may do."""
+"""The routes of the admin listener: health, metrics, the status page, and the few changes an operator may make."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ from mirror.model.errors import MirrorError, NotFound, Unauthorized
 from mirror.model.status import Done, Health, Status, as_json
 
 PUSH_SECONDS = 1.0
-"""Seconds between two looks whether there is something to push."""
+"""Seconds between two checks whether the status has changed and must be pushed."""
 
 HEARTBEAT = 15.0
-"""Seconds after which a silent stream says that it is alive."""
+"""Seconds without a change after which a comment is sent, so that proxies keep the stream open."""
 
 WATCHED = 32
-"""Event streams at once; more are told to come back."""
+"""How many event streams may be open at once; further ones get 503."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -45,7 +45,7 @@ Answer = Callable[[Exchange], Awaitable[web.StreamResponse]]
 class AdminApi:
     """Answers the requests of the admin listener. `health` finds out how the mirror is.
 
-    With the page's prefix and without it: a proxy may take that away.
+    Paths are understood with the page's prefix and without it, because a proxy may remove it.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AdminApi:
             response = error_response(error)
             if (
                 self._path_of(exchange.request.path) in self._private
-            ):  # where browsers go; a button's refusal opens no dialog
+            ):  # these are opened by browsers; a refused button must not open a password dialog
                 response.headers.add("WWW-Authenticate", 'Basic realm="pps-mirror", charset="UTF-8"')
             return response
 
@@ -98,7 +98,7 @@ class AdminApi:
         raise NotFound("there is nothing here; see /, /healthz, /readyz, /metrics and /api/status")
 
     def _path_of(self, asked: str) -> str:
-        """The path without the prefix; what is a path of ours as it came was freed of it by the proxy."""
+        """Remove the prefix from a path, unless the path is known as it is: then the proxy has removed it."""
         path, prefix = asked.rstrip("/") or "/", self._page.prefix
         known = path in self._public or path in self._private or path == _PREFETCH or _IMAGE.fullmatch(path)
         if not known and f"{path}/".startswith(f"{prefix}/"):
@@ -124,7 +124,7 @@ class AdminApi:
         self._access.may_change(exchange.request)
         return _json(200, as_json(await change()))
 
-    # What is public
+    # Public
 
     async def _alive(self, exchange: Exchange) -> web.StreamResponse:
         return _json(200, {"alive": True})
@@ -138,7 +138,7 @@ class AdminApi:
         body, content_type = await self._overview.exposition(exchange.request.headers.get("Accept", ""))
         return _response(body, content_type)
 
-    # What is not
+    # With the token, where one is needed
 
     async def _show(self, exchange: Exchange) -> web.StreamResponse:
         return _response(self._page.render(await self._overview.status()).encode(), "text/html; charset=utf-8")
@@ -187,7 +187,7 @@ class AdminApi:
 
 
 class TooManyWatch(MirrorError):
-    """No room for another stream."""
+    """As many event streams are open as may be."""
 
     status = 503
 

@@ -1,11 +1,11 @@
-"""Who may look at the admin listener, and who may change something by it.
+"""Decides who may read from the admin listener, and who may change something through it.
 
-Three attackers: one on the network without the token; a web page that an operator has open (it can send requests to
-this listener, but not with a header of its own choice unless we allow it); and one whose host name is made to point at
-it (DNS rebinding: for a browser its page then comes from here).
+It defends against three attackers: one on the network who lacks the token; a web page that an operator has open (it can
+send requests to this listener, but without a header of its own choice unless we allow that); and one who makes a host
+name point at this listener (DNS rebinding: the browser then believes that the attacker's page comes from here).
 
-Behind a reverse proxy requests come from this machine, and `Host` may be anything: `admin.public_url` says how people
-reach it. Then the token is wanted as if the listener were not on loopback.
+Behind a reverse proxy all requests come from this machine, and `Host` may be anything: `admin.public_url` says how
+people reach the listener. Then the token is required as if the listener were not on loopback.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from mirror.http.token_guesses import Guesses
 from mirror.model.errors import ConfigError, Forbidden, Unauthorized
 
 REQUESTED = "X-Requested-With"
-"""A header that no page can send across origins unless we say that it may, which we never do."""
+"""A header that no web page can send to another origin unless that origin allows it, which we never do."""
 
 
 class AdminAccess:
-    """Lets requests in. The listener is bound to `host`; people reach it at `public_url` through a proxy, if any."""
+    """Admits requests. The listener is bound to `host`; `public_url` is its address behind a proxy, if any."""
 
     def __init__(self, host: str, public_url: str | None, pool: Executor, guesses: Guesses) -> None:
         self._host = host
@@ -44,7 +44,7 @@ class AdminAccess:
         self._token: str | None = None
 
     async def prepare(self, config: Config) -> Ready:
-        """Read the token, at start and when asked to again. Raises ConfigError, having changed nothing."""
+        """Read the token file, at start and on SIGHUP. Raises ConfigError, and then changes nothing."""
         token = await asyncio.get_running_loop().run_in_executor(self._pool, load_admin_token, config)
         if token is None and self._from_elsewhere:
             raise ConfigError("the admin listener is reached from elsewhere, so admin.token_file is required")
@@ -56,7 +56,7 @@ class AdminAccess:
         return Ready(apply, ("admin.token_file",) if token is not None else ())
 
     def may_look(self, request: web.BaseRequest) -> None:
-        """Raise Unauthorized or Forbidden unless the request may see how the mirror is."""
+        """Raise Unauthorized or Forbidden unless the request may read the status."""
         self._refuse_strange_host(request)
         if self._from_elsewhere:
             self._want_token(request)
@@ -85,9 +85,9 @@ class AdminAccess:
         self._guesses.was_right(address)
 
     def _address_of(self, request: web.BaseRequest) -> str:
-        """Where a request comes from: behind a proxy, what that has put last into `X-Forwarded-For`.
+        """Return the client's address; behind a proxy, the one that the proxy put last into `X-Forwarded-For`.
 
-        Who forges it, past the proxy, shares what all addresses together may do.
+        A client that bypasses the proxy and forges it is still bound by the limit for all addresses together.
         """
         if self._public_origin is not None:
             forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())).rpartition(",")[2].strip()
@@ -96,9 +96,9 @@ class AdminAccess:
         return request.remote or "unknown"
 
     def _refuse_strange_host(self, request: web.BaseRequest) -> None:
-        """On loopback answer to addresses, names that mean this machine, and the public one.
+        """On loopback, raise Forbidden unless `Host` is an address, a name of this machine, or the public one.
 
-        No other name is made to point at it in vain.
+        An attacker's name that is made to point here is refused by this.
         """
         if not is_loopback(self._host):
             return
@@ -131,7 +131,7 @@ def _host_of(header: str) -> str | None:
 
 
 def _token_of(authorization: str) -> bytes | None:
-    """The token of `Bearer TOKEN`, or the password of `Basic ...`, as browsers send it."""
+    """Return the token of `Bearer TOKEN` or, as browsers send it, the password of `Basic ...`; else None."""
     scheme, _, given = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return given.strip().encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""What the mirror uses of aiohttp and asyncio beyond their documented interface, all of it.
+"""Everything that the mirror uses of aiohttp and asyncio beyond their documented interfaces.
 
 `tests/unit/test_aiohttp_internals.py` checks each assumption against those that are installed.
 """
@@ -11,41 +11,38 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 _TOO_MANY = "Too many headers"
 _UNREADABLE = b"\0\r\n\r\n"
-"""What no head may have in it."""
+"""Bytes that aiohttp's parser refuses in every head."""
 
 
 class PrivateConnection(web.RequestHandler):
-    """A `RequestHandler` that tells what aiohttp knows of a connection.
+    """A `RequestHandler` that shows what aiohttp knows about a connection.
 
-    aiohttp calls `data_received` and `eof_received` as asyncio does (it keeps a connection whose other side has ended
-    if the latter returns true), and `handle_error` for the answer to what it cannot read.
+    Its other assumptions: aiohttp keeps answering on a connection whose `eof_received` returned true, and calls
+    `handle_error` to answer what it cannot parse.
     """
 
     __slots__ = ()
 
     @property
     def has_more_requests(self) -> bool:
-        """Whether requests have come that nobody has begun to answer."""
+        """Whether further requests have arrived that are not being answered yet."""
         return bool(self._messages)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request: nothing is being answered, nor to be answered."""
+        """Whether the connection waits for a request: none is being answered, and none is queued."""
         return not self._messages and self._waiter is not None and not self._waiter.done()
 
     def read_no_more(self) -> None:
-        """Have aiohttp answer by `handle_error` what has come of a head, and read nothing after it."""
+        """Make aiohttp call `handle_error` for an unfinished head, and read nothing more from the connection."""
         super().data_received(_UNREADABLE)
 
 
 class PrivateServer(web.Server):
-    """A `Server` that makes connections of another class.
-
-    A connection calls its server's `connection_made` and `connection_lost`.
-    """
+    """A `Server` that makes connections of another class. They call its `connection_made` and `connection_lost`."""
 
     def connection(self, kind: type[PrivateConnection], **options: Any) -> PrivateConnection:
-        """Make a connection of that kind, with the server's options and these."""
+        """Make a connection of that class, with the server's options and these."""
         return kind(self, loop=self._loop, **options, **self._kwargs)
 
 
@@ -63,10 +60,10 @@ def keep_small_read_buffer(transport: asyncio.Transport) -> None:
 
 
 def longest(mistake: BaseException | None) -> int | None:
-    """The limit in bytes that a line of a head was longer than; None for another mistake."""
+    """Return the limit in bytes that a line of a head exceeded; None for another mistake."""
     return int(mistake.args[1]) if isinstance(mistake, LineTooLong) else None
 
 
 def has_too_many_fields(mistake: BaseException | None) -> bool:
-    """Whether the mistake is that a head has more fields than it may."""
+    """Whether the mistake is that a head has too many fields."""
     return isinstance(mistake, HttpProcessingError) and mistake.message.startswith(_TOO_MANY)

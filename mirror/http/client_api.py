@@ -1,4 +1,4 @@
-"""The client listener: a drop-in for the real URL, and the stored images by their hash."""
+"""The routes of the client listener: a drop-in for DataRobot's URLs, and the stored images by their hash."""
 
 import asyncio
 import json
@@ -16,7 +16,8 @@ from mirror.http.image_response import bodied, bodiless, redirection
 from mirror.http.send import Sender
 from mirror.images.catalog import Catalog, Current
 from mirror.images.describe import describe
-from mirror.images.library import Library, Opened
+from mirror.images.library import Library
+from mirror.images.opened import Opened
 from mirror.images.outcome import FillFailed, Reason
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
@@ -29,26 +30,27 @@ from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 IMAGES = "/mirror/v1/images/"
 
 FIRST_BYTE = 30.0
+"""Seconds that a client waits for an answer before it is told to come back; the fill goes on."""
+
 LEAST_WAIT = 5.0
-"""Seconds a client waits for an answer before it is told to come back, and at least for upstream after its store has
-taken most of them; the fill goes on."""
+"""Seconds that it waits for upstream at least, when the store has taken most of those."""
 
 PASSED_AT_ONCE = 16
-"""Requests that are passed through at once: whoever reaches the mirror may send them, and upstream is to be spared."""
+"""How many requests are passed through at once: anybody who reaches the mirror may send them."""
 
 PASSED_SECONDS = 10.0
-"""How long the others wait for their turn."""
+"""Seconds that the others wait for their turn."""
 
 Route = Callable[[Exchange, Caller], Awaitable[web.StreamResponse]]
 
 Location = Callable[[ImageMetadata], Awaitable[str | None]]
-"""Where a stored image is to be had, for whoever has the URL; None when it is to be had here."""
+"""Returns a URL from which anybody can fetch a stored image; None when the mirror sends it itself."""
 
 
 class ClientApi:
     """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end.
 
-    `location` says where clients are sent for a stored image, `name` what this mirror is called among mirrors.
+    `location` says where clients are redirected to for a stored image; loops of mirrors are found by `name`.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class ClientApi:
         self.pass_through(passthrough)
 
     def pass_through(self, paths: Sequence[str]) -> None:
-        """From now on these are passed through, and no others."""
+        """Pass these paths through from now on, and no others."""
         self._routes = {
             METADATA: ("metadata", self._metadata),
             IMAGE: ("image", self._current_image),
@@ -136,7 +138,7 @@ class ClientApi:
         path = request.path if request.path.endswith("/") else request.path + "/"
         query = request.rel_url.raw_query_string
         speaker = self._access.credential_for_metadata(caller)
-        if speaker is not caller:  # upstream judges a caller by its own credential; by another one it cannot
+        if speaker is not caller:  # with a substituted credential upstream cannot judge the caller, so we do
             await self._access.admit(caller)
         async with self._passing.turn():
             answer = await self._upstream.forward(request.method, path, query, speaker)
@@ -202,10 +204,10 @@ class ClientApi:
         except TimeoutError:
             raise Unavailable("upstream is slow to answer; the mirror goes on asking, come back soon") from None
 
-    # Who asks for what
+    # The caller and the image
 
     async def _current(self, exchange: Exchange, caller: Caller) -> Current:
-        """Let the caller in, and find out what is current in the same breath where that is one question."""
+        """Admit the caller and find out what is current. Asks upstream once where one answer tells both."""
         speaker = self._access.credential_for_metadata(caller)
         current = await self._access.admit(caller) or await self._catalog.current(speaker)
         return await self._catalog.shown(current, None if exchange.request.method == "HEAD" else speaker)
@@ -213,7 +215,7 @@ class ClientApi:
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):
             return stored.metadata
-        for info in await self._library.list():  # also those whose bytes are to be verified first
+        for info in await self._library.list():  # this includes those that must be verified before they are served
             if info.metadata.hash == image_hash:
                 return info.metadata
         try:
@@ -226,7 +228,7 @@ class ClientApi:
 
 
 def _status(opened: Opened) -> CacheStatus:
-    """How the image was come by, now that it is known where the fill gets its bytes."""
+    """Return the cache status of an opened image: the fill knows by now where its bytes come from."""
     fill = opened.fill
     if fill is not None and opened.body is fill:
         if fill.passes_through:
@@ -239,9 +241,9 @@ def _status(opened: Opened) -> CacheStatus:
 
 
 def _caller(exchange: Exchange, name: str) -> Caller:
-    """Who asks, as upstream will see it, and by which mirrors; `name` is this one.
+    """Make the caller from a request's headers, with the mirrors that it came through; `name` is this one.
 
-    Raises BadRequest for what cannot be sent on as a header, LoopDetected for what this mirror has sent itself.
+    Raises BadRequest for a header that cannot be sent on, LoopDetected for a request that this mirror has sent itself.
     """
     request = exchange.request
     came_by = loop.came_by(request.headers, name)

@@ -1,6 +1,6 @@
-"""Connections of clients, and the server that counts them: how many there may be, what ends them, how they all stop.
+"""The connections of a listener: how many there may be, what ends each of them, and how they all stop.
 
-Knows nothing of what is answered.
+Knows nothing about requests and answers.
 """
 
 import asyncio
@@ -23,60 +23,60 @@ from mirror.model.errors import BadRequest, HeadersTooLarge
 log = logging.getLogger(__name__)
 
 RESET_SECONDS = 5.0
-"""How long, at most, requests may take to end after their connections were reset."""
+"""Seconds that requests may take to end after their connections were reset."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """How many connections are served at most; `beyond` more get 503, as `said`, and others are just closed."""
+class ConnectionLimits:
+    """How many connections are `served` at most; `refused` more get 503 with the `message`, and others are closed."""
 
-    most: int
-    beyond: int
-    said: str
+    served: int
+    refused: int
+    message: str
 
 
-class Server(PrivateServer):
-    """All connections of one listener. See `mirror.http.listener.Listener` for `header_timeout`."""
+class HttpServer(PrivateServer):
+    """Holds all connections of one listener. `mirror.http.listener.Listener` explains `header_timeout`."""
 
-    def __init__(self, handler: Any, *, crowd: Crowd, header_timeout: float, **options: Any) -> None:
+    def __init__(self, handler: Any, *, limits: ConnectionLimits, header_timeout: float, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True, access_log=None, **options)
-        self.take_up(crowd=crowd, header_timeout=header_timeout)
+        self.take_up(limits=limits, header_timeout=header_timeout)
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._busy: set[web.RequestHandler] = set()
         self._at_rest = asyncio.Event()
         self._stopping = False
 
-    def take_up(self, *, crowd: Crowd, header_timeout: float) -> None:
-        """From now on these hold, for connections that are made now."""
-        self.crowd = crowd
+    def take_up(self, *, limits: ConnectionLimits, header_timeout: float) -> None:
+        """Apply these to connections that are made from now on."""
+        self.limits = limits
         self._header_timeout = header_timeout
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of a connection."""
-        return self.connection(Connection, keepalive_timeout=self._header_timeout)
+        return self.connection(HttpConnection, keepalive_timeout=self._header_timeout)
 
     def connection_made(self, handler: web.RequestHandler, transport: Any) -> None:
-        """Count a connection, and close it when it is one too many even to be told so."""
+        """Count a connection, and close it at once when there are too many to answer even with 503."""
         super().connection_made(handler, transport)
         self._open[handler] = transport
         # A client that asks and never reads the answers holds a connection no longer than one that never asks; for an
         # image, which a client may need time to put somewhere, `mirror.http.send` allows more.
         tcp.bound_unread(transport, self._header_timeout)
         keep_small_read_buffer(transport)
-        if isinstance(handler, Connection):
-            handler.one_too_many = len(self._open) > self.crowd.most
-        if self._stopping or len(self._open) > self.crowd.most + self.crowd.beyond:
+        if isinstance(handler, HttpConnection):
+            handler.one_too_many = len(self._open) > self.limits.served
+        if self._stopping or len(self._open) > self.limits.served + self.limits.refused:
             handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Count a connection no more."""
+        """Forget a connection that has ended."""
         super().connection_lost(handler, exc)
         self._open.pop(handler, None)
         self._rest(handler)
 
     @contextmanager
     def answering(self, handler: web.RequestHandler) -> Iterator[None]:
-        """Mark a connection as one that stopping waits for, from then on until the last byte is with the kernel."""
+        """Make `shutdown` wait for this connection until the kernel has the last byte of its answer."""
         if handler in self._open:  # else it was lost while the handler was about to begin
             self._busy.add(handler)
         try:
@@ -91,10 +91,10 @@ class Server(PrivateServer):
             self._at_rest.set()
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Close what is idle, each other connection when its answer has been sent; reset what is left after `timeout`.
+        """Close idle connections, close each other one when its answer is sent, and reset the rest after `timeout`.
 
-        Not aiohttp's way alone: it does not wait for what it has yet to send, waits for handlers twice that long, and
-        then ends connections with a plain close, which some clients take for the end of a whole body.
+        aiohttp's own shutdown is not enough: it does not wait for bytes that are yet to be sent, waits for handlers
+        twice as long as it is told, and then closes connections, which some clients take for the end of a whole body.
         """
         self._stopping = True
         self._at_rest.clear()
@@ -111,18 +111,17 @@ class Server(PrivateServer):
             tcp.reset(transport)
 
 
-class Connection(PrivateConnection):
-    """A connection of a client. `server` made it; `one_too_many` when there are as many others as may be.
+class HttpConnection(PrivateConnection):
+    """One connection. `server` made it; `one_too_many` says that it gets 503 because too many others are open.
 
-    A client that has ended its side (the end of `printf ... | nc`) still wants its answers, as far as anybody can tell:
-    one that has left looks the same. So it gets them, and what tells the two apart is the answer to what is sent: by
-    the next bytes, or by the kernel's probes when there are none for long. Over TLS asyncio knows no such state, and
-    closes.
+    A client that closes its sending side (as the end of `printf ... | nc` does) may still wait for its answers, but one
+    that has left looks the same. So it gets them. Only what the client's kernel replies to the bytes we send, or to the
+    kernel's probes when we send none for long, tells the two apart. asyncio knows no such state over TLS, and closes.
     """
 
     __slots__ = ("_half_closed", "_head", "_head_too_long", "one_too_many", "server")
 
-    def __init__(self, manager: Server, **options: Any) -> None:
+    def __init__(self, manager: HttpServer, **options: Any) -> None:
         super().__init__(manager, **options)
         self.server = manager
         self.one_too_many = False
@@ -131,11 +130,11 @@ class Connection(PrivateConnection):
 
     @property
     def has_said_all(self) -> bool:
-        """Whether the client has ended its side, and what is answered now is its last request."""
+        """Whether the client has closed its sending side, and its last request is being answered."""
         return self._half_closed and not self.has_more_requests
 
     def data_received(self, data: bytes) -> None:
-        """Take what comes, but never keep a head in memory that does not end."""
+        """Read bytes, but stop at a head that never ends, so that it does not fill the memory."""
         super().data_received(data)
         self._head = self._head + len(data) if self.is_idle else 0
         if self._head > heads.HEAD:
@@ -143,7 +142,7 @@ class Connection(PrivateConnection):
             self.read_no_more()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's own never keeps a connection
-        """Whether the connection stays open to be answered."""
+        """Return whether the connection stays open, because answers are still to be sent."""
         if self.transport is None or self.is_idle or self.transport.get_extra_info("sslcontext") is not None:
             return False
         self._half_closed = True
@@ -152,7 +151,7 @@ class Connection(PrivateConnection):
         return True
 
     def _watch(self) -> None:
-        """End it when it was answered, or when its client turns out to have left."""
+        """Close the connection when all is answered, or when its client turns out to have left."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.is_idle:
@@ -169,8 +168,8 @@ class Connection(PrivateConnection):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP, or too long, and what the listener did not catch."""
-        # Only the kind of mistake: its text quotes what came, and that may be a credential.
+        """Answer a request that is not HTTP or too long, and any error that the listener did not catch."""
+        # Only the kind of mistake is logged: its text quotes the request, which may contain a credential.
         log.debug("cannot read a request from %s: %s", unmapped(request.remote), type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
@@ -186,11 +185,11 @@ class Connection(PrivateConnection):
 
 
 def new_id() -> str:
-    """An id for a request that brings none of its own."""
+    """Make an id for a request that has none."""
     return secrets.token_hex(16)
 
 
 def identify(response: web.StreamResponse, request_id: str) -> None:
-    """Add what every answer says: whose it is, and to which request."""
+    """Add the headers that every answer has: the request's id, and the server's name."""
     response.headers["X-Request-ID"] = request_id
     response.headers["Server"] = "pps-mirror"

@@ -1,4 +1,4 @@
-"""Errors as the official client reads them: `{"message": "..."}`, ASCII, `Content-Type: application/json` exactly."""
+"""Renders errors as the official client reads them: `{"message": "..."}`, ASCII, exactly `application/json`."""
 
 import json
 import re
@@ -28,13 +28,13 @@ def error_response(error: MirrorError) -> web.Response:
 
 
 def sendable(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Those of somebody else's headers that can be sent on as they are: others would be an attempt at a second one."""
+    """Return those of upstream's headers that are valid; others might be an attempt to smuggle in another header."""
     return CIMultiDict(
         (name, value) for name, value in headers.items() if _NAME.fullmatch(name) and _VALUE.fullmatch(value)
     )
 
 
 def message_response(status: int, message: str) -> web.Response:
-    """Say `message` with that status."""
+    """Make a response with that status, whose body says `message`."""
     body = json.dumps({"message": message}).encode("ascii")  # json escapes what is not ASCII
     return web.Response(status=status, body=body, headers={"Content-Type": JSON, "Cache-Control": "no-store"})

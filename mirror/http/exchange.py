@@ -1,4 +1,4 @@
-"""One request of a client and its answer: made by the listener, and passed to all that have to do with it."""
+"""One request and its answer, as one object that the listener makes and passes to everything that handles it."""
 
 import re
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import TypeVar
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from mirror.http.connection import Connection, identify, new_id
+from mirror.http.connection import HttpConnection, identify, new_id
 from mirror.model.cache_status import CacheStatus
 
 _CACHE_STATUS = web.ResponseKey("cache_status", CacheStatus)
 LEFT = 499
-"""The status of an exchange whose client left before it was answered."""
+"""The status that is logged and counted for a client that left before it was answered."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
@@ -20,24 +20,23 @@ Response = TypeVar("Response", bound=web.StreamResponse)
 
 
 def marked(response: Response, status: CacheStatus) -> Response:
-    """Say of a response how it was come by; what clients, the log and metrics are told follows from that."""
+    """Attach a cache status to a response. The header, the log and the metrics all take it from there."""
     response[_CACHE_STATUS] = status
     return response
 
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """A request and its answer, as far as they have got.
+    """A request and the state of its answer.
 
-    `id` is the request's id in the log, in the answer and in what upstream is asked for it; `route` is its name in
-    metrics. `response` is the answer once it begins or is there; None while there is none, and when the client left
-    first. `cache_status` is what the answer says of how it was come by, if it does. `size` is how many bytes of an
-    image the answer carries, None when it carries none; `sent` of them are with the kernel: a thread that sends counts
-    them.
+    `id` identifies the request in the log, in the answer and towards upstream; `route` names it in metrics. `response`
+    is None until there is one, and in the end when the client left before it. `cache_status` is that of the response,
+    if it has one. `size` is how many bytes of an image the answer contains, None when it contains none. `sent` counts
+    those that the kernel has; the thread that sends updates it.
     """
 
     request: web.BaseRequest
-    connection: Connection
+    connection: HttpConnection
     id: str
     route: str = "other"
     response: web.StreamResponse | None = None
@@ -47,28 +46,28 @@ class Exchange:
 
     @classmethod
     def of(cls, request: web.BaseRequest) -> "Exchange":
-        """Begin one; the request's own id is taken over when it is harmless."""
-        assert isinstance(request.protocol, Connection)  # noqa: S101 - the server makes no others
+        """Begin an exchange. The client's own request id is used when it is harmless."""
+        assert isinstance(request.protocol, HttpConnection)  # noqa: S101 - the server makes no others
         given = request.headers.get("X-Request-ID", "")
         return cls(request, request.protocol, given if _SANE_ID.fullmatch(given) else new_id())
 
     @property
     def speaks_http(self) -> bool:
-        """Whether the request is of a version of HTTP that is understood here."""
+        """Whether the request is HTTP/1.0 or HTTP/1.1."""
         return self.request.version in {HttpVersion10, HttpVersion11}
 
     @property
     def status(self) -> int:
-        """The status of the answer, or LEFT."""
+        """The status of the answer, or LEFT when there is none."""
         return LEFT if self.response is None else self.response.status
 
     @property
     def is_sent(self) -> bool:
-        """Whether all that the answer carries of an image is with the kernel."""
+        """Whether the kernel has every byte of the image that the answer contains."""
         return self.sent == self.size
 
     def complete(self, response: web.StreamResponse) -> None:
-        """Add what every answer carries to one that is to be sent."""
+        """Add the headers that every answer has, before the response is sent."""
         self.response = response
         identify(response, self.id)
         self.cache_status = response.get(_CACHE_STATUS)
@@ -78,16 +77,16 @@ class Exchange:
             response.force_close()
 
     async def begin(self, response: web.StreamResponse, size: int | None = None) -> None:
-        """Send the headers of an answer whose body is sent before it is returned, `size` bytes of an image if any."""
+        """Send the headers of a response whose body the handler sends itself, `size` bytes of an image if any."""
         self.complete(response)
         self.size = size
         await response.prepare(self.request)
 
     def _something_follows(self) -> bool:
-        """Whether what comes next on the connection may be something else than a request.
+        """Whether the next bytes on the connection may be something else than a request.
 
-        A body is of no use here, and a proxy before us that disagrees with us about its end could have its bytes read
-        as a request of somebody else's: so such a connection has had its last request.
+        No request needs a body here. If a proxy before us disagreed about where a body ends, its bytes could be read as
+        another client's request. So the connection is closed after such a request.
         """
         request = self.request
         return (

@@ -1,4 +1,4 @@
-"""An image as a response: its headers, and the part of it that was asked for. `mirror.http.send` moves the bytes."""
+"""Makes the response for an image: status, headers and which bytes. `mirror.http.send` sends the bytes."""
 
 import re
 from base64 import b64encode
@@ -17,7 +17,7 @@ from mirror.model.metadata import ImageMetadata
 
 
 def image_headers(metadata: ImageMetadata) -> CIMultiDict[str]:
-    """What every answer about an image says, 200, 206 and 304 alike, but for its length."""
+    """Return the headers that every answer about an image has, be it 200, 206 or 304, except its length."""
     return CIMultiDict(
         {
             "ETag": f'"{metadata.hash}"',
@@ -34,7 +34,7 @@ def image_headers(metadata: ImageMetadata) -> CIMultiDict[str]:
 
 
 def content_disposition(filename: str, otherwise: str) -> str:
-    """Offer `filename` for saving (RFC 6266): a safe name, ASCII with a UTF-8 twin."""
+    """Return a header that proposes a safe file name (RFC 6266), in ASCII and, where that differs, in UTF-8."""
     name = safe_name(filename, otherwise)
     plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
     extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
@@ -42,13 +42,13 @@ def content_disposition(filename: str, otherwise: str) -> str:
 
 
 def safe_name(filename: str, otherwise: str) -> str:
-    """Make what upstream calls a file fit for saving: one path component, not hidden, no control characters."""
+    """Make upstream's file name safe to save: one path component, not hidden, no control characters."""
     name = re.split(r"[/\\]", filename)[-1]
     return "".join(c for c in name if c.isprintable()).strip().lstrip(".")[:200] or otherwise
 
 
 def bodiless(metadata: ImageMetadata, selection: Selection, status: CacheStatus) -> web.Response | None:
-    """The answer to a request that gets no bytes of the image (304, 412, 416); None when it does."""
+    """Return the answer to a request that gets no bytes of the image (304, 412, 416); None when it gets some."""
     if isinstance(selection, NotModified):
         headers = image_headers(metadata)
         del headers["Content-Type"], headers["Content-Disposition"]
@@ -63,7 +63,7 @@ def bodiless(metadata: ImageMetadata, selection: Selection, status: CacheStatus)
 
 
 def redirection(metadata: ImageMetadata, url: str) -> web.Response:
-    """The 302 to where the image's bytes are; nobody may keep that URL."""
+    """Return the 302 to a URL that has the image; no cache may keep it."""
     headers = image_headers(metadata)
     del headers["Content-Type"], headers["Content-Disposition"], headers["Accept-Ranges"]
     headers["Location"] = url
@@ -72,7 +72,7 @@ def redirection(metadata: ImageMetadata, url: str) -> web.Response:
 
 
 def bodied(metadata: ImageMetadata, selection: Selection, status: CacheStatus) -> tuple[web.StreamResponse, int, int]:
-    """The 200 or 206 that is to be sent, and the bytes [start, stop) that go with it."""
+    """Return the 200 or 206, and the bytes [start, stop) that follow its headers."""
     response = marked(web.StreamResponse(headers=image_headers(metadata)), status)
     start, stop = 0, metadata.size
     if isinstance(selection, Part):

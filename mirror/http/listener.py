@@ -1,4 +1,4 @@
-"""A listener: a port, its connections, and the one place where errors become answers."""
+"""Listens on a port, passes each request to a handler, and turns every error into an answer, here and nowhere else."""
 
 import logging
 import socket
@@ -12,7 +12,7 @@ from mirror.common.log import event
 from mirror.http import head_limits as heads
 from mirror.http.accept import Acceptor
 from mirror.http.bind import listening, unusable
-from mirror.http.connection import Crowd, Server
+from mirror.http.connection import ConnectionLimits, HttpServer
 from mirror.http.errors import error_response, message_response
 from mirror.http.exchange import Exchange
 from mirror.model.errors import BadRequest, HeadersTooLarge, MirrorError, Unavailable
@@ -20,19 +20,18 @@ from mirror.model.errors import BadRequest, HeadersTooLarge, MirrorError, Unavai
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
-"""Answers a request: returns the response, which it may have begun to send. Raises MirrorError."""
+"""Answers a request. Returns the response, which it may have sent already. Raises MirrorError."""
 
 Ended = Callable[[Exchange, float], None]
-"""Gets every exchange when it has ended, also when its client left, and how many seconds it took."""
+"""Is called when an exchange has ended, also by the client's leaving, with the seconds that it took."""
 
 
 class Listener:
     """Serves `handler` on one address.
 
-    `header_timeout` in seconds bounds the time a connection may be open without a whole request, the first one and
-    between two, and before them its TLS handshake, and the time for which a client may leave a small answer unread;
-    `crowd` says how many clients there may be; `drain` in seconds is what requests under way have to end when it stops.
-    Must be made inside the running loop.
+    `header_timeout` bounds the seconds that a client may take for its TLS handshake, for its first request, between two
+    requests, and to read a small answer. `limits` says how many connections there may be. `drain` is how many seconds
+    running requests get to finish when the listener stops. Must be made inside the running loop.
     """
 
     def __init__(
@@ -42,37 +41,37 @@ class Listener:
         port: int,
         *,
         header_timeout: float,
-        crowd: Crowd,
+        limits: ConnectionLimits,
         drain: float,
         ended: Ended | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._server = Server(
+        self._server = HttpServer(
             _answering(handler, ended or (lambda *_: None)),
             lingering_time=1.0,
             max_line_size=heads.LINE,
             max_field_size=heads.FIELD,
             max_headers=heads.FIELDS,
-            auto_decompress=False,  # no request has a body that is of any use here: it is skipped
-            crowd=crowd,
+            auto_decompress=False,  # bodies are of no use here, and are skipped
+            limits=limits,
             header_timeout=header_timeout,
         )
         self._host, self._port, self._tls = host, port, tls
         self._header_timeout, self._drain = header_timeout, drain
         self._acceptor: Acceptor | None = None
 
-    def take_up(self, *, header_timeout: float, crowd: Crowd, drain: float) -> None:
-        """From now on these are its bounds, for connections that are made now; for TLS handshakes after a restart."""
+    def take_up(self, *, header_timeout: float, limits: ConnectionLimits, drain: float) -> None:
+        """Apply these to connections that are made from now on; TLS handshakes keep their timeout until a restart."""
         self._drain = drain
-        self._server.take_up(crowd=crowd, header_timeout=header_timeout)
+        self._server.take_up(limits=limits, header_timeout=header_timeout)
 
     @property
     def port(self) -> int:
-        """The port it listens on, also when port 0 was asked for."""
+        """The port that it listens on; the real one when port 0 was configured."""
         return self._port
 
     async def start(self, passed: Sequence[socket.socket] = ()) -> None:
-        """Serve the listening sockets that were `passed`, else our own.
+        """Serve the `passed` listening sockets, or else open our own.
 
         Raises ConfigError when the address cannot be had, or AddressUnavailable when it may be later.
         """
@@ -84,7 +83,7 @@ class Listener:
         self._acceptor = Acceptor(sockets, self._server, self._tls, self._header_timeout)
 
     async def stop(self) -> None:
-        """Accept nothing new, close what is idle, let requests under way end for `drain` seconds, then reset them."""
+        """Stop accepting, close idle connections, give running requests `drain` seconds to finish, then reset them."""
         if self._acceptor is not None:
             await self._acceptor.close()
         self._server.pre_shutdown()
@@ -92,7 +91,7 @@ class Listener:
 
 
 def _answering(handler: Handler, ended: Ended) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-    """Begin an exchange for each request, make every way it can end an answer, and report its end."""
+    """Wrap a handler: begin an exchange for each request, turn errors into answers, and report the end."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         began = time.monotonic()
@@ -102,7 +101,7 @@ def _answering(handler: Handler, ended: Ended) -> Callable[[web.BaseRequest], Aw
         try:
             with connection.server.answering(connection):
                 if connection.one_too_many:
-                    raise Unavailable(connection.server.crowd.said)
+                    raise Unavailable(connection.server.limits.message)
                 if not exchange.speaks_http:
                     raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
                 if heads.size(request.raw_headers) > heads.HEAD:

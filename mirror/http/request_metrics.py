@@ -1,4 +1,4 @@
-"""What clients got: requests, downloads and bytes, counted; also of those that are still under way."""
+"""Counts requests, downloads and bytes sent, including those of downloads that are still running."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from mirror.http.exchange import Exchange
 from mirror.http.listener import Ended, Handler
 
 
-class Accounting:
-    """Wraps a handler, and what is called when a request has ended; a collector of prometheus-client.
+class RequestMetrics:
+    """Wraps a handler and the callback for ended requests. It is a collector of prometheus-client.
 
-    What it counts of a download that is under way it has in `_counted`: None until the answer carries an image.
+    `_counted` has the running requests, and how many bytes of an image are counted for each; None until one is sent.
     """
 
     def __init__(self, handler: Handler, ended: Ended, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Accounting:
         self._metrics.request_seconds.labels(exchange.route).observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Settle what has been sent so far, and say how many downloads run."""
+        """Count what running downloads have sent so far, and yield how many there are."""
         for each in tuple(self._counted):
             self._settle(each)
         running = GaugeMetricFamily(f"{NAMESPACE}_active_downloads", "Downloads of images that run.")
@@ -48,7 +48,7 @@ class Accounting:
         yield running
 
     def _settle(self, exchange: Exchange) -> None:
-        """Count what was sent of an image since the last time."""
+        """Count the bytes of an image that were sent since the last call."""
         if exchange.size is None:
             return
         counted, sent = self._counted[exchange], exchange.sent
@@ -59,5 +59,5 @@ class Accounting:
 
 
 def _label(exchange: Exchange) -> str:
-    """The cache status in one word; none when the answer has none."""
+    """Return the cache status in one word; "none" when the answer has no such status."""
     return exchange.cache_status.label if exchange.cache_status else "none"

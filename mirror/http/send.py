@@ -1,8 +1,8 @@
-"""Moving an image's bytes to a client as they may be sent.
+"""Sends an image's bytes to a client as they become available.
 
-On a plain connection the kernel takes them from the page cache (`sendfile`), so they never enter this process. Over TLS
-they are read and encrypted. Sending has threads of its own, so that copying gigabytes keeps neither a fill waiting nor
-the next request. docs/performance.md has what was measured.
+On a plain connection the kernel takes the bytes from the page cache (`sendfile`), so that they never enter this
+process. Over TLS they are read and encrypted. Sending has its own threads, so that copying gigabytes delays neither a
+fill nor the next request. docs/performance.md has the measurements.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from aiohttp import web
 from mirror.common.log import event
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
-from mirror.http.send_threads import Lane
+from mirror.http.send_threads import SendThread
 from mirror.images.outcome import FillFailed
 from mirror.store.base import Body, Cut
 from mirror.store.shared_file import LOOK, SharedFile
@@ -29,36 +29,38 @@ SLICE = 1 << 20
 """Bytes that one download sends, at most, before it is the turn of others in its thread."""
 
 TLS_SLICE = 256 << 10
+"""Bytes of the largest slice over TLS."""
+
 LEAST_TLS_SLICE = 32 << 10
 TLS_MEMORY = 2 << 20
-"""Bytes of the largest and the smallest slice over TLS, and of those of all downloads together as long as the smallest
-allows: what is encrypted exists several times over until it is sent, and its buffers stay with the connection."""
+"""Bytes of the smallest slice over TLS, and of the slices of all downloads together as long as that allows: encrypted
+bytes exist several times over until they are sent, and the connection keeps the buffers that they were in."""
 
 PIECES_PENDING = 16 << 10
-"""Bytes that may wait in memory for a client when the next piece of what is in no file is made."""
+"""Bytes that may wait in memory for one client before the next piece is read, for images that are in no file."""
 
 STALLED = 600.0
-"""Seconds after which a client that takes nothing is cut off by the kernel."""
+"""Seconds after which the kernel drops a client that reads nothing."""
 
 
 class Sender:
-    """Sends bodies in `lanes` threads. `pool` is for reads that wait for the disk."""
+    """Sends bodies in that many `threads`. `pool` runs reads that wait for the disk."""
 
-    def __init__(self, pool: Executor, lanes: int) -> None:
+    def __init__(self, pool: Executor, threads: int) -> None:
         self._pool = pool
-        self._lanes = [Lane(f"send-{number}") for number in range(lanes)]
-        self._next_lane = itertools.cycle(self._lanes)
+        self._threads = [SendThread(f"send-{number}") for number in range(threads)]
+        self._next = itertools.cycle(self._threads)
         self._encrypted = 0
 
     def close(self) -> None:
-        """End the threads; nothing may be under way any more."""
-        for lane in self._lanes:
-            lane.stop()
+        """End the threads. Nothing may be being sent any more."""
+        for thread in self._threads:
+            thread.stop()
 
     async def send(self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int) -> None:
         """Send the headers, then the bytes [start, stop) of `body` as they become available.
 
-        When they do not, because the fill failed, the disk does, or the image was taken back, the connection is reset.
+        The connection is reset when the fill or the disk fails, or when the image is found bad or removed by force.
         """
         try:
             await exchange.begin(response, stop - start)
@@ -97,11 +99,11 @@ class Sender:
     async def _send_file(
         self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
-        """Send what is in a file; how far that was."""
-        lane = next(self._next_lane)
+        """Send the bytes that are in a file. Returns the position after the last one."""
+        thread = next(self._next)
         position = start
-        # A descriptor of its own, because the lane may still hold it when the transport has closed; and the same to the
-        # end, so that a download that has begun needs no more of them.
+        # A descriptor of its own, because the thread may still hold it when the transport has closed; and the same to
+        # the end, so that a download that has begun needs no more of them.
         with tcp.socket_of(transport).dup() as connection:
             while position < stop:
                 limit = min(stop, await body.available(position))
@@ -109,14 +111,14 @@ class Sender:
                     break
                 if transport.is_closing():
                     raise ConnectionResetError
-                await lane.run(self._push(exchange, connection, file, position, limit))
+                await thread.run(self._push(exchange, connection, file, position, limit))
                 position = limit
         return position
 
     async def _push(
         self, exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, stop: int
     ) -> None:
-        """Send the bytes [start, stop), all of which are there. Runs in a lane."""
+        """Send the bytes [start, stop), which are all available. Runs in a sending thread."""
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         for position in range(start, stop, SLICE):
@@ -125,12 +127,12 @@ class Sender:
             if not file.resident(position, end):
                 await loop.run_in_executor(self._pool, file.load, position, end)
             await _sendfile(exchange, connection, file, position, end)
-            await asyncio.sleep(0)  # a client that takes all it gets must not keep the lane
+            await asyncio.sleep(0)  # a client that takes all it gets must not keep the thread
 
     async def _send_copied(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> int:
-        """The same over TLS."""
+        """Send the bytes that are in a file over TLS. Returns the position after the last one."""
         loop = asyncio.get_running_loop()
         position = start
         self._encrypted += 1
@@ -157,7 +159,7 @@ class Sender:
     async def _send_pieces(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> None:
-        """Send what is in no file."""
+        """Send bytes that are in no file."""
         if (transport := exchange.connection.transport) is not None:
             transport.set_write_buffer_limits(PIECES_PENDING)
         async with aclosing(body.pieces(start, stop)) as pieces:
@@ -167,7 +169,7 @@ class Sender:
 
 
 async def _headers_gone(transport: asyncio.Transport) -> None:
-    """Wait until the headers, and before them an earlier response, are in the kernel's hands."""
+    """Wait until the kernel has the headers, and any earlier response before them."""
     while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 - there is no event
         await asyncio.sleep(0.001)
 
@@ -175,8 +177,8 @@ async def _headers_gone(transport: asyncio.Transport) -> None:
 async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedFile, start: int, stop: int) -> None:
     """Send the bytes [start, stop) of `file`, and count those that the kernel took.
 
-    `loop.sock_sendfile` does not tell that when it is cancelled, and a client that leaves with its last byte would not
-    have got it; it also hides an error that comes first.
+    `loop.sock_sendfile` does not tell how much that was when it is cancelled: then a client that leaves right after its
+    last byte would count as one that did not get it. And it hides an early error.
     """
     while start < stop:
         try:
@@ -192,7 +194,7 @@ async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedF
 
 
 async def _writable(connection: socket.socket, seconds: float) -> None:
-    """Wait until the kernel takes more, or for that long."""
+    """Wait until the kernel takes more bytes, or for that many seconds."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
     loop.add_writer(connection, _wake, writable)
@@ -205,7 +207,7 @@ async def _writable(connection: socket.socket, seconds: float) -> None:
 
 
 def _check(file: SharedFile, *, surely: bool = False) -> None:
-    """Raise Cut when the file's bytes are not to be sent any more."""
+    """Raise Cut when the file's bytes must not be sent any more."""
     if file.recalled(surely=surely):
         raise Cut("the image was found bad, or removed by force, while it was sent")
 

@@ -1,12 +1,12 @@
-"""Threads that send: each runs an event loop of its own."""
+"""The threads that send images. Each runs its own event loop."""
 
 import asyncio
 import threading
 from collections.abc import Coroutine
 
 
-class Lane:
-    """An event loop in a thread of its own."""
+class SendThread:
+    """A thread with an event loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -14,9 +14,9 @@ class Lane:
         self._thread.start()
 
     async def run(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` in the lane and wait for its end; cancelled, it is cancelled there too, and has ended as well.
+        """Run `work` in the thread and wait until it has ended, also when this call is cancelled.
 
-        So what it did is known, which `run_coroutine_threadsafe` does not wait for.
+        `run_coroutine_threadsafe` would not wait for that, and nobody would know how much was sent.
         """
         here = asyncio.get_running_loop()
         ended = here.create_future()
@@ -34,7 +34,7 @@ class Lane:
             self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             await asyncio.wait([ended])
             if not ended.cancelled():
-                ended.exception()  # seen: the cancellation is what counts
+                ended.exception()  # marks it as retrieved: only the cancellation matters
             raise
 
     def stop(self) -> None:

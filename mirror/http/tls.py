@@ -1,4 +1,4 @@
-"""TLS of the client listener: one certificate chain and its key, which can be exchanged while connections run."""
+"""TLS of the client listener: a certificate chain and its key, which can be replaced while connections run."""
 
 import asyncio
 import os
@@ -14,9 +14,9 @@ from mirror.model.errors import ConfigError
 
 
 class ServerTls:
-    """TLS 1.2 and later with the pair at `cert` and `key`, PEM both. Raises ConfigError naming what is wrong with it.
+    """TLS 1.2 and later with the certificate and key in the PEM files `cert` and `key`. Raises ConfigError.
 
-    `context` is what connections are greeted with, always the same object.
+    `context` is always the same object; a reload changes the certificate in it.
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
@@ -27,18 +27,20 @@ class ServerTls:
 
     @classmethod
     def of(cls, config: Server) -> "ServerTls | None":
-        """The listener's TLS, None for plain HTTP. Raises ConfigError."""
+        """Return the listener's TLS; None for plain HTTP. Raises ConfigError."""
         if config.tls_cert is None or config.tls_key is None:
             return None
         return cls(config.tls_cert, config.tls_key)
 
     async def prepare(self, config: Server, pool: Executor) -> Ready:
-        """Get ready to greet new connections with the pair that is there now. Raises ConfigError."""
+        """Read the certificate and key again, to be used for new connections. Raises ConfigError."""
         if config.tls_cert is None or config.tls_key is None:
             raise ConfigError("server.tls_cert and server.tls_key cannot be taken back without a restart")
         renewed = await asyncio.get_running_loop().run_in_executor(pool, ServerTls, config.tls_cert, config.tls_key)
 
-        def apply() -> None:  # not before another context has taken both: one keeps a certificate whose key it refuses
+        def apply() -> (
+            None
+        ):  # after another context has taken both: a context that refuses the key keeps the certificate all the same
             self._cert, self._key = renewed._cert, renewed._key
             self._use(self.context, *renewed._pair)
 
@@ -73,7 +75,7 @@ def _read(key: str, path: Path) -> bytes:
 
 @contextmanager
 def _as_file(content: bytes) -> Iterator[str]:
-    """A name for bytes in memory: `ssl` takes nothing else, and what is tried must be what is used."""
+    """Yield a file name for bytes in memory: `ssl` takes only files, and it must use the very bytes that were tried."""
     fd = os.memfd_create("pem")
     try:
         with open(fd, "wb", closefd=False) as file:

@@ -1,8 +1,8 @@
-"""How often the admin token may be guessed: from each address, and from all together.
+"""Limits how often the admin token may be guessed, from each address and from all addresses together.
 
-A token is looked at only while its address may be wrong once more, so that who hangs up early learns nothing. One
-and the same wrong token is one guess: an open page that has yesterday's sends it again and again. Whoever guesses slows
-those who share his address; who was right before, from another one, does not notice. SIGHUP forgets all of it.
+A token is compared only while its address may be wrong once more, so that a client that hangs up early learns nothing.
+The same wrong token counts once: an open page with yesterday's token sends it again and again. A guesser slows down
+everybody at the same address, but nobody at another address who was right before. SIGHUP forgets everything.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from mirror.common.metrics import Metrics
 from mirror.model.errors import MirrorError
 
 FROM_ONE = (10, 5.0)
-"""Wrong tokens that an address may send at once, and seconds until it may send one more."""
+"""How many wrong tokens one address may send at once, and seconds until it may send one more."""
 
 FROM_ALL = (100, 0.5)
-"""The same of all addresses together that have not been right before."""
+"""The same for all addresses together that have not been right before."""
 
 ADDRESSES = 1000
-"""Addresses that are remembered at a time, at most: those that were wrong, and those that were right."""
+"""The most addresses that are remembered, of those that were wrong and of those that were right."""
 
 log = logging.getLogger(__name__)
 
 
 class TooManyGuesses(MirrorError):
-    """Too many wrong tokens came lately; this one was not looked at."""
+    """Too many wrong tokens came recently; this one was not compared."""
 
     status = 429
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Wrong tokens that are `left`, as it was at `counted_at`, and how they come back."""
+    """How many wrong tokens were `left` at `counted_at`; another is allowed `every` seconds, up to `most`."""
 
     most: int
     every: float
@@ -48,7 +48,7 @@ class _Budget:
     counted_at: float
 
     def wait(self, now: float) -> float:
-        """Seconds until there is one."""
+        """Return the seconds until another wrong token is allowed."""
         self.left = min(self.most, self.left + (now - self.counted_at) / self.every)
         self.counted_at = now
         return max(0.0, (1 - self.left) * self.every)
@@ -61,22 +61,22 @@ class _Guesser:
 
 
 class Guesses:
-    """Counts them. Addresses are those of the clients, as texts."""
+    """Counts wrong tokens. Addresses are those of the clients, as texts."""
 
     def __init__(self, metrics: Metrics, timer: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._timer = timer
-        self._key = secrets.token_bytes(16)  # with which wrong tokens are remembered: they may be nearly right ones
+        self._key = secrets.token_bytes(16)  # wrong tokens are remembered hashed with it: they may be nearly right
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: the token is another one."""
+        """Forget everything, because the token has changed."""
         self._wrong: OrderedDict[str, _Guesser] = OrderedDict()
         self._right: OrderedDict[str, None] = OrderedDict()
         self._all = self._budget(FROM_ALL)
 
     def admit(self, address: str, token: bytes) -> None:
-        """Raise TooManyGuesses unless the token may be looked at."""
+        """Raise TooManyGuesses unless this address may be wrong once more."""
         network, now = _network(address), self._timer()
         wait = 0.0 if network in self._right else self._all.wait(now)
         if guesser := self._wrong.get(network):
@@ -92,7 +92,7 @@ class Guesses:
             )
 
     def was_wrong(self, address: str, token: bytes) -> None:
-        """Count a token that was looked at in vain."""
+        """Count a token that was wrong."""
         self._metrics.admin_refusals.labels("wrong").inc()
         network, now, digest = _network(address), self._timer(), self._digest(token)
         guesser = self._wrong.setdefault(network, _Guesser(self._budget(FROM_ONE), b""))
@@ -114,7 +114,7 @@ class Guesses:
             )
 
     def was_right(self, address: str) -> None:
-        """Remember who knows the token."""
+        """Remember that this address knows the token."""
         network = _network(address)
         self._right[network] = None
         self._right.move_to_end(network)
@@ -130,7 +130,7 @@ class Guesses:
 
 
 def _network(address: str) -> str:
-    """What one guesser has of addresses: with IPv6 that is 64 bits of them."""
+    """Return what counts as one address: with IPv6 a whole /64, because one host has all of it."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is listed, as machines see it: the same over HTTP and on the command line."""
+"""Describes images, verifications and removals as JSON: the same over HTTP and on the command line."""
 
 import json
 

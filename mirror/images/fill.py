@@ -1,4 +1,4 @@
-"""One fill: a source, a journal, any number of readers, one verdict.
+"""One fill reads a source, writes a journal, serves any number of readers, and ends with one verdict.
 
 A fill belongs to the library, never to a request: readers come and go, and nothing they do moves it. Readers take bytes
 from the journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the
@@ -9,13 +9,12 @@ every reader learns it, once.
 
 import asyncio
 import errno
-import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mirror.common.log import event
 from mirror.common.units import format_size
-from mirror.images.appender import Appender
+from mirror.images.journal_writer import write
 from mirror.images.outcome import FillFailed, Reason, State, verdict_on
 from mirror.images.retry import RetryBudget
 from mirror.model.errors import BadUpstream, Unavailable
@@ -43,13 +42,12 @@ async def no_rescue(fill: "Fill", error: OSError) -> Partial:
 
 
 class Fill:
-    """The transfer of one image into its `journal`, and the `Body` of those who read along.
+    """The transfer of one image into its `journal`, and the `Body` of the clients that read along.
 
     While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
     which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
-    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` are the downloads that
-    read along now. `nameless` when the image cannot get its name: until the verdict what is to be expected, as whoever
-    begins the fill says.
+    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` counts the downloads that
+    read along now. `nameless` says that the image cannot get its name: until the verdict that is a guess.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class Fill:
 
     @property
     def passes_through(self) -> bool:
-        """Whether the image is given to clients and not stored, as far as that is known."""
+        """Whether clients get the image and it is not stored, as far as that is known."""
         return self.nameless or isinstance(self._journal, MemoryWindow)
 
     def reaches(self, offset: int) -> bool:
@@ -142,7 +140,7 @@ class Fill:
             await self._wait(self.metadata.size - 1)
 
     async def run(self) -> None:
-        """Fill until the verdict. Returns when it is there; raises nothing but CancelledError."""
+        """Fill until there is a verdict. Raises nothing but CancelledError."""
         verdict: FillFailed | None = FillFailed(Reason.STOPPED, Unavailable("the mirror is stopping"))
         try:
             while not await self._went_well():
@@ -294,23 +292,7 @@ class Fill:
             self._answered = True
             self.origin = stream.origin
             self._moved()
-            restarted = stream.offset < self.position
-            digest = self._journal.digest().hexdigest()
-            pieces = _skip(stream.pieces, self.position, digest) if restarted else stream.pieces
-            received = self.position
-            appender = Appender(self._journal, stream.validator, self._moved)
-            try:
-                async for piece in pieces:
-                    received += len(piece)
-                    if received > self.metadata.size:
-                        raise Corrupt(f"{self.metadata.size} bytes", "more")
-                    await appender.put(piece)
-            except Broken as cut:
-                if restarted and received == self.position:  # all that work for no further byte: not for long
-                    raise Broken(str(cut), definitive_after=4) from cut
-                raise
-            finally:
-                await appender.finish()
+            await write(stream, self._journal, self.metadata.size, self._moved)
 
     async def _doubt_validator(self) -> None:
         """Let the next fill go on without it; from the beginning, when what came last may have been something short."""
@@ -323,22 +305,3 @@ class Fill:
         except OSError as error:
             stuck = event("partial.stuck", image=self.metadata.hash)
             log.warning("what was received of %s cannot be put away: %s", self.metadata.hash, error, extra=stuck)
-
-
-async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
-    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
-
-    What ends before that is no answer: Broken.
-    """
-    skipped = hashlib.sha256()
-    async for piece in pieces:
-        head, tail = piece[:count], piece[count:]
-        if head:
-            skipped.update(head)
-            count -= len(head)
-            if not count and skipped.hexdigest() != digest:
-                raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
-        if tail:
-            yield tail
-    if count:
-        raise Broken("what came in the image's place ends before what we hold")

@@ -1,74 +1,45 @@
-"""Give me a body for this image: the stored one, a fill that is running, or a new fill.
+"""Gives a request the body of an image: the stored one, a fill that is running, or a new fill.
 
-Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives; when
-the store fails images are passed through windows in memory, and who comes too late for one begins another.
+Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives. When
+the store fails, images are passed through windows in memory; a client that comes too late for one begins another.
 """
 
 import asyncio
-import hashlib
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
-from mirror.common.units import format_duration, format_size
-from mirror.images.fill import OUT_OF_SPACE, Fill
-from mirror.images.outcome import OUTCOMES, Reason, State
+from mirror.common.tasks import BackgroundTasks
+from mirror.images.fill import Fill
+from mirror.images.fill_report import FillReport
+from mirror.images.opened import Opened
+from mirror.images.outcome import State
+from mirror.images.pass_through import PassThrough
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
-from mirror.model.source import CountingSource, NoSource, Origin
+from mirror.model.source import CountingSource, NoSource, Source
 from mirror.model.status import StoreState
-from mirror.store.base import BlobStore, Body, Cut, Partial, Remote, StoredInfo, StoreUnavailable, Unnamed
+from mirror.store.base import BlobStore, Body, Cut, Remote, StoredInfo, StoreUnavailable, Transfer
 from mirror.store.memory import MemoryWindow
 from mirror.upstream.client import Upstream
 from mirror.upstream.image_source import ImageSource
 
 log = logging.getLogger(__name__)
 
-WINDOWS = 4
-"""Images passed through at a time, at most: each takes memory (see `mirror.store.memory.SIZE`)."""
-
 READY = 20.0
 """Seconds in which a store gives the first bytes of what it has, or the image is had another way: clients wait."""
 
 AHEAD = 5.0
 """The same for a place that is nearer than the fill that runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A body to send, how it was come by, and the fill when there is one."""
-
-    body: Body
-    status: CacheStatus
-    fill: Fill | None = None
-
-    @asynccontextmanager
-    async def attached(self) -> AsyncIterator[None]:
-        """Be one of the fill's clients meanwhile, and the reader of the body."""
-        if self.fill is not None:
-            self.fill.clients += 1
-        try:
-            yield
-        finally:
-            if self.fill is not None:
-                self.fill.clients -= 1
-            if isinstance(self.body, Remote):
-                await self.body.close()
-
-    async def answered(self) -> None:
-        """Wait until bytes are clearly coming. Raises FillFailed."""
-        if self.fill is not None and self.body is self.fill:
-            await self.fill.answered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +51,7 @@ class _Running:
 
 
 class Library:
-    """All images that can be had. `own` is the mirror's own credential, used before any client's, if it has one.
+    """Finds images or begins to fetch them. `own` is the mirror's own credential, which goes before any client's.
 
     `changed` is called when upstream turned out to have another image than its metadata said. `wrong` is where the
     processes of a mirror count wrong bytes together.
@@ -106,27 +77,26 @@ class Library:
         self._changed = changed
         self._metrics = metrics or Metrics()
         self._fills: dict[str, _Running] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._read: set[str] = set()
-        self._beginning = asyncio.Lock()
-        self._windows: weakref.WeakSet[MemoryWindow] = weakref.WeakSet()
-        self._health = StoreHealth(self._own_task)
+        self._beginning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._background = BackgroundTasks()
+        self._health = StoreHealth(self._background.start)
+        self._pass_through = PassThrough(store, self._health)
         self._wrong = WrongBytes(wrong or shared_wrong_bytes())
-        for outcome in OUTCOMES:  # from the beginning, or nobody would see the first of them as an increase
-            self._metrics.fills.labels(outcome)
+        self._report = FillReport(self._metrics, self._health, self._wrong, changed)
 
     def take_up(self, *, holdback: int, retry: float) -> None:
-        """From now on fills that begin have these."""
+        """Give these to fills that begin from now on."""
         self._holdback, self._retry = holdback, retry
 
     @property
     def store_state(self) -> StoreState:
-        """Whether the store took an image when it was last asked to from here."""
+        """Return whether the store took an image when it was last asked to from here."""
         return self._health.state
 
     @property
     def fills(self) -> Sequence[tuple[Fill, datetime]]:
-        """The fills that others may join now, and when each began."""
+        """Return the fills that others may join now, and when each began."""
         return [(running.fill, running.began_at) for running in self._fills.values()]
 
     async def has(self, image_hash: str) -> bool:
@@ -138,7 +108,7 @@ class Library:
             return False
 
     async def stored(self, image_hash: str, span: tuple[int, int] | None = None) -> Body | None:
-        """The stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
+        """Return the stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
 
         A store that fails, or does not give them in time, has none.
         """
@@ -157,14 +127,14 @@ class Library:
         return image
 
     async def list(self) -> Sequence[StoredInfo]:
-        """Every stored image, newest first. Raises StoreUnavailable."""
+        """Return every stored image, newest first. Raises StoreUnavailable."""
         return await self._store.list()
 
     def serving(self, image_hash: str) -> None:
         """Note that the image is served now, without making its client wait for that."""
         if image_hash in self._fills:  # there is nothing to note it at yet
             self._read.add(image_hash)
-        self._own_task(self._store.served(image_hash), f"served {image_hash}")
+        self._background.start(self._store.served(image_hash), f"served {image_hash}")
 
     async def open(
         self,
@@ -175,7 +145,7 @@ class Library:
         *,
         pass_through: bool = True,
     ) -> Opened:
-        """The image's body for a reader from `start`, beginning a fill when it is neither stored nor on its way.
+        """Return the image's body for a reader from `start`; begin a fill when it is neither stored nor on its way.
 
         With `stop` the bytes up to there will be read at once, so the first of them are looked for; a range that a fill
         has not reached comes from where the fill's bytes do, if it can be had there. A fill may show the caller's
@@ -199,37 +169,34 @@ class Library:
     ) -> Opened:
         if opened := await self._find(metadata, caller, start, span):
             return opened
-        async with self._beginning:
+        async with self._beginning.setdefault(metadata.hash, asyncio.Lock()):
             if opened := await self._find(metadata, caller, start, span):  # somebody else began it while we waited
                 return opened
             if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
             self._refuse_doomed(metadata.hash)
-            journal = await self._begin(metadata, span, pass_through=pass_through)
-            if not isinstance(journal, Partial):
-                return Opened(journal, CacheStatus.HIT)
-            source = self._source(metadata, caller)
-            nearest = CountingSource(self._store.source(metadata, journal, source), self._metrics.fetched)
+            upstream = self._source(metadata, caller)
+            begun = await self._begin(metadata, upstream, span, pass_through=pass_through)
+            if not isinstance(begun, Transfer):
+                return Opened(begun, CacheStatus.HIT)
             fill = Fill(
                 metadata,
-                nearest,
-                journal,
+                CountingSource(begun.source, self._metrics.fetched),
+                begun.journal,
                 holdback=self._holdback,
                 retry=self._retry,
-                rescue=self._rescue,
+                rescue=self._pass_through.rescue,
                 resumed=self._metrics.resumes.inc,
                 nameless=self._health.nameless is not None,
             )
-            task = self._own_task(self._run(fill), f"fill {metadata.hash}")
-            self._fills[metadata.hash] = _Running(fill, source, task, datetime.now(UTC))
-            how = f"began for {caller.who}" if journal.ours else "is another process's: following it"
-            began = event("fill.began" if journal.ours else "fill.joined", image=metadata.hash, size=metadata.size)
-            log.info("fill of %s (%s) %s", metadata.hash, format_size(metadata.size), how, extra=began)
+            task = self._background.start(self._run(fill), f"fill {metadata.hash}")
+            self._fills[metadata.hash] = _Running(fill, upstream, task, datetime.now(UTC))
+            self._report.began(fill, caller)
             return Opened(fill, _how(fill, CacheStatus.STORED), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
-        self._own_task(self._bring(metadata, caller), f"bring {metadata.hash}")
+        self._background.start(self._bring(metadata, caller), f"bring {metadata.hash}")
 
     def pause(self, fill: Fill) -> bool:
         """Stop a fill; what it has stays, for the next one to go on from. False when it does not run any more."""
@@ -246,9 +213,7 @@ class Library:
 
     async def stop(self) -> None:
         """Stop the fills that still run; their partials stay, to be resumed."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
 
     async def _bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         try:
@@ -269,7 +234,7 @@ class Library:
         return None
 
     async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
-        """The bytes of `span`, which the fill has not reached, from where they can be had now; None if they cannot."""
+        """Return the bytes of `span`, which the fill has not reached, from where they lie; None if that is nowhere."""
         try:
             async with asyncio.timeout(AHEAD):
                 image = await self._store.ahead(fill.metadata.hash, fill.ended)
@@ -293,13 +258,18 @@ class Library:
         return source
 
     async def _begin(
-        self, metadata: ImageMetadata, span: tuple[int, int] | None, *, pass_through: bool
-    ) -> Partial | Body:
+        self,
+        metadata: ImageMetadata,
+        upstream: Source,
+        span: tuple[int, int] | None,
+        *,
+        pass_through: bool,
+    ) -> Transfer | Body:
         try:
-            journal = await self._store.begin(metadata)
-            if isinstance(journal, Remote) and span is not None:
+            begun = await self._store.begin(metadata, upstream)
+            if isinstance(begun, Remote) and span is not None:
                 async with asyncio.timeout(READY):
-                    await journal.ready(*span)
+                    await begun.ready(*span)
         except (StoreUnavailable, Cut, TimeoutError) as error:
             trouble = _words(error)
             if not pass_through:
@@ -307,23 +277,9 @@ class Library:
             self._health.failed(trouble, self._store.probe if _passes(error) else None)
             if self._upstream is None:
                 raise trouble from error
-            return self._window(metadata)
+            return self._pass_through.transfer(metadata, upstream)
         self._health.takes_images()
-        return journal
-
-    async def _rescue(self, fill: Fill, error: OSError) -> Partial:
-        """See `mirror.images.fill.Rescue`."""
-        journal = fill.journal
-        if isinstance(error, Unnamed):
-            self._health.name_failed(error)
-            return journal
-        wanted = fill.metadata.size - journal.position
-        if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
-            return journal
-        look = self._store.probe if journal.file is None else None  # it lies in a bucket
-        trouble = StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}")
-        self._health.failed(trouble, look)
-        return self._window(fill.metadata, journal.position, journal.digest())
+        return begun
 
     async def _readable(self, image_hash: str) -> None:
         """Read a byte of a stored image, if it is there. Raises StoreUnavailable, Cut."""
@@ -333,23 +289,6 @@ class Library:
                 await image.ready(0, 1)
             finally:
                 await image.close()
-
-    def _window(
-        self, metadata: ImageMetadata, position: int = 0, digest: "hashlib._Hash | None" = None
-    ) -> MemoryWindow:
-        if len(self._windows) >= WINDOWS:
-            raise StoreUnavailable(
-                f"{self._health.state.trouble}; and {WINDOWS} images are passed through already, as many as can"
-            )
-        window = MemoryWindow(metadata, position, digest)
-        self._windows.add(window)
-        return window
-
-    def _own_task(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _run(self, fill: Fill) -> None:
         clock = asyncio.get_running_loop().time
@@ -362,49 +301,9 @@ class Library:
                 del self._fills[fill.metadata.hash]
             read = fill.metadata.hash in self._read
             self._read.discard(fill.metadata.hash)
-            self._conclude(fill, clock() - began)
+            self._report.ended(fill, clock() - began)
         if read and fill.failure is None:
             await self._store.served(fill.metadata.hash)
-
-    def _conclude(self, fill: Fill, seconds: float) -> None:
-        image_hash = fill.metadata.hash
-        self._metrics.fills.labels(_outcome(fill)).inc()
-        if fill.failure is None:
-            self._metrics.fill_seconds.observe(seconds)
-            self._wrong.forget(image_hash)
-            if not fill.passes_through:
-                self._health.was_named()
-            how = "verified and stored" if fill.journal.ours else "verified and stored by the other process"
-            if fill.passes_through:
-                how = "verified and passed through" + (", and cannot be stored" if fill.nameless else "")
-            log.log(
-                logging.ERROR if fill.nameless else logging.INFO,
-                "fill of %s %s: %s in %s%s",
-                image_hash,
-                how,
-                format_size(fill.metadata.size),
-                format_duration(seconds),
-                _resumed(fill.resumes),
-                extra=event(f"fill.{_outcome(fill)}", image=image_hash, seconds=seconds, resumes=fill.resumes),
-            )
-            return
-        log.log(
-            logging.INFO if fill.failure.reason in {Reason.STOPPED, Reason.ABANDONED} else logging.ERROR,
-            "fill of %s failed at byte %d: %s",
-            image_hash,
-            fill.position,
-            fill.failure,
-            extra=event(f"fill.{_outcome(fill)}", image=image_hash, position=fill.position),
-        )
-        if fill.failure.reason is Reason.WRONG_BYTES:
-            self._metrics.unverified.labels("fill").inc()
-        ours = (
-            fill.journal.ours and fill.origin is Origin.UPSTREAM
-        )  # else they lay in the store, or another counts them
-        if fill.failure.reason is Reason.WRONG_BYTES and ours:
-            self._wrong.count(image_hash)
-        if fill.failure.reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
-            self._changed()
 
     def _refuse_doomed(self, image_hash: str) -> None:
         pause = self._wrong.pause(image_hash)
@@ -415,19 +314,6 @@ class Library:
                 f"{pause:.0f} s, or at once when upstream names another image",
                 retry_after=max(1, round(pause)),
             )
-
-
-def _outcome(fill: Fill) -> str:
-    """What became of a fill, in one word for machines."""
-    if fill.failure is not None:
-        return fill.failure.reason.outcome
-    if fill.passes_through:
-        return "passed_through"
-    return "published" if fill.journal.ours else "followed"
-
-
-def _resumed(resumes: int) -> str:
-    return f", resumed {resumes} time{'' if resumes == 1 else 's'}" if resumes else ""
 
 
 def _passes(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""The states of a fill, and why it failed, as its readers and the log are told."""
+"""The states of a fill, and the reasons why it fails, as its readers and the log are told."""
 
 import logging
 from enum import Enum, StrEnum
@@ -48,28 +48,32 @@ OUTCOMES = ("published", "followed", "passed_through", *(reason.outcome for reas
 
 
 class FillFailed(Exception):
-    """The verdict against a fill. `error` is what a client that has no byte yet is told."""
+    """The verdict against a fill. `error` is what a client that has no byte yet is told.
 
-    def __init__(self, reason: Reason, error: MirrorError) -> None:
+    `words` say what happened, without the advice to such a client.
+    """
+
+    def __init__(self, reason: Reason, error: MirrorError, words: str | None = None) -> None:
         super().__init__(f"{reason}: {error}")
         self.reason = reason
         self.error = error
+        self.words = words or error.message
 
     def anew(self) -> "FillFailed":
         """Make the same verdict once more, for one more reader.
 
-        What was raised holds on to all that was under way then, the fill and its open file among that.
+        An exception that was raised keeps its frames alive, and with them the fill and its open file.
         """
         error = type(self.error).__new__(type(self.error), *self.error.args)
         error.__dict__.update(self.error.__dict__)
         if (cause := self.error.__cause__) is not None:
             cause.__context__ = None
             error.__cause__ = cause.with_traceback(None)
-        return FillFailed(self.reason, error)
+        return FillFailed(self.reason, error, self.words)
 
 
 def verdict_on(error: Exception) -> FillFailed:
-    """Put what ended a fill into the words of a verdict."""
+    """Turn the exception that ended a fill into its verdict."""
     match error:
         case FillFailed():
             return error
@@ -78,13 +82,14 @@ def verdict_on(error: Exception) -> FillFailed:
         case MirrorError():
             return FillFailed(Reason.REFUSED, error)
         case Changed():
-            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, BadUpstream(f"{error}; ask again", retry_after=1), str(error))
         case Corrupt():
-            return FillFailed(Reason.WRONG_BYTES, BadUpstream(f"wrong bytes came in: {error}; ask again"))
+            told = BadUpstream(f"wrong bytes came in: {error}; ask again")
+            return FillFailed(Reason.WRONG_BYTES, told, f"wrong bytes came in: {error}")
         case Lost():
-            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.CHANGED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case Abandoned():
-            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1))
+            return FillFailed(Reason.ABANDONED, Unavailable(f"{error}; ask again", retry_after=1), str(error))
         case _:
             log.error("a fill failed", exc_info=error, extra=event("mirror.mistake"))
             mistake = MirrorError("the mirror made a mistake while fetching the image; its log says more")

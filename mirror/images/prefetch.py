@@ -1,4 +1,4 @@
-"""Fetching a new image before anybody asks for it: on an interval, in a window of the day, or when an operator says so.
+"""Fetches a new image before anybody asks for it: on an interval, in a window of the day, or when an operator says so.
 
 A fill that was begun here and runs beyond its window is paused, and goes on from there in the next; not while a client
 of it waits, and not one that a client began or an operator asked for.
@@ -16,10 +16,11 @@ from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Prefetch
-from mirror.images.catalog import Away, Catalog
+from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Library
 from mirror.images.outcome import State
+from mirror.images.upstream_health import Away
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefused
@@ -64,19 +65,19 @@ class Prefetcher:
         self._asking = asyncio.Lock()
 
     def take_up(self, config: Prefetch) -> None:
-        """From now on look as this says; soon, when that was off."""
+        """Look as this says from now on; soon, if prefetching was off."""
         if config.enabled and not self._config.enabled:
             self._next_at = None
         self._config = config
 
     @property
     def state(self) -> PrefetchState:
-        """What it does now, in words."""
+        """Return what it does now, in words."""
         return PrefetchState(self._config.enabled, self._words(), self._next_at if self._config.enabled else None)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look for new images meanwhile, while that is enabled."""
+        """Look for new images while the context lasts, as far as that is enabled."""
         running = asyncio.create_task(self._run(), name="prefetch")
         try:
             yield
@@ -85,7 +86,7 @@ class Prefetcher:
             await asyncio.gather(running, return_exceptions=True)
 
     async def fetch_now(self) -> Done:
-        """Fetch what is current if it is not stored, whatever the time; what is done about it.
+        """Fetch what is current if it is not stored, whatever the time; return what is done about it.
 
         Raises MirrorError when upstream cannot be asked, or the store takes nothing.
         """

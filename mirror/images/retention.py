@@ -1,4 +1,4 @@
-"""Which stored images may go when room is needed, and which of them first. Policy only: it removes nothing."""
+"""Decides which stored images may be evicted when room is needed, and in which order. It removes nothing itself."""
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -16,11 +16,12 @@ def evictable(
     keep: int,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Sequence[StoredInfo]:
-    """The images that may be evicted, least recently served first; one never served counts from when it was stored.
+    """Return the images that may be evicted, least recently served first.
 
-    Of those served at the same time the one stored first goes first, then the one whose hash is less. Never a pinned
-    one, the `current` one, one that is being `read`, or one of the `keep` that were stored last. A time that is yet to
-    come, from a clock that was wrong, counts as long ago: it must not keep an image forever.
+    One that was never served counts from when it was stored. Of those served at the same time the one stored first goes
+    first, then the one whose hash is less. Never a pinned one, the `current` one, one that is being `read`, or one of
+    the `keep` that were stored last. A time that is yet to come, from a clock that was wrong, counts as long ago: it
+    must not keep an image forever.
     """
     present = now()
 

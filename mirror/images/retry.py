@@ -11,7 +11,7 @@ BACKOFF = (0.25, 20.0)
 
 
 class RetryBudget:
-    """With a source that breaks: `seconds` without progress by `clock`, or as many answers as its failures say.
+    """How long a fill bears with a source that breaks: `seconds` without progress, or as many answers as failures say.
 
     After `count`, `delay` is how many seconds to wait before the next try; `spent` and `hopeless` say that there
     should be none, for want of time, or because the answer will be the same.
@@ -44,7 +44,7 @@ class RetryBudget:
 
 
 def backoff(failures: int, retry_after: float | None) -> float:
-    """Seconds to wait before the next try: exponential with full jitter, at least what the source asked for."""
+    """Return the seconds to wait before the next try: exponential with jitter, at least what the source asked for."""
     first, most = BACKOFF
     delay = min(most, first * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
     return min(most, max(delay, retry_after or 0.0))

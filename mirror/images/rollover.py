@@ -1,4 +1,4 @@
-"""What clients get while upstream's newest image is not here yet: the last one, with `rollover = "when_stored"`.
+"""Gives clients a new image only when it is stored, with `rollover = "when_stored"`; until then they get the last one.
 
 They switch when the new image is in the store, whoever brought it there; from then on nobody gets the old one. What
 they get is kept in `shown.json` whenever it changes, so that a restart in between, and every process of the store,
@@ -45,11 +45,11 @@ class WhenStored:
         self._tried: tuple[str, float] | None = None
 
     async def load(self, current: ImageMetadata | None) -> None:
-        """Take up what an earlier process showed, or what was `current` then when it showed that at once."""
+        """Take up what an earlier process showed, or what was `current` then if it showed that at once."""
         self._shown = await self._read() or current
 
     async def show(self, newest: ImageMetadata, caller: Caller | None) -> ImageMetadata:
-        """What clients get now. When that is not the newest, it is brought here with the caller's credential, if any.
+        """Return what clients get now. If that is not the newest, fetch the newest with the caller's credential.
 
         The last image is shown no longer when the store does not have it any more, or fails.
         """
@@ -80,7 +80,7 @@ class WhenStored:
         return last
 
     async def shown_hash(self, newest: ImageMetadata | None) -> str | None:
-        """The hash of what clients get, as far as is known, without beginning anything."""
+        """Return the hash of what clients get, as far as is known, without beginning anything."""
         last = await self._last()
         if newest is None or (last is not None and not await self._has(newest) and await self._holds(last)):
             return last.hash if last else None

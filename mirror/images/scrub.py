@@ -1,4 +1,4 @@
-"""Hashing stored images again while the mirror serves, so that rotten bytes are found before they are asked for.
+"""Hashes stored images again while the mirror serves, so that rotten bytes are found before a client asks for them.
 
 Slow on purpose, and one image at a time among all processes of a store. Beside each image stands when it was last
 verified, so the work goes on after a restart with the one that has waited longest; one that was interrupted is begun

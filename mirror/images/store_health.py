@@ -1,4 +1,4 @@
-"""Whether the store can be relied on: what fails is said once, and looked at until it is well again."""
+"""Tracks whether the store works: logs a failure once, and looks at the store until it is well again."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class StoreHealth:
-    """How the store was when it was last used. `run` runs a task, by its name, until the mirror stops.
+    """Tracks how the store was when it was last used. `run` runs a task, by its name, until the mirror stops.
 
     `nameless` says why a verified image could not get its name, from then on until one gets it.
     """
@@ -36,7 +36,7 @@ class StoreHealth:
         self._watching: asyncio.Task[None] | None = None
 
     def failed(self, error: StoreUnavailable, look: Look | None = None, *, reading: bool = False) -> None:
-        """The store failed: until it does what is asked of it again, or `look` raises nothing any more.
+        """Note that the store failed: it counts as failing until it works again when used, or `look` raises nothing.
 
         `reading`: it failed to give what it has.
         """
@@ -53,7 +53,7 @@ class StoreHealth:
             self._watching = self._run(self._watch(), "watch the store")
 
     def name_failed(self, error: OSError) -> None:
-        """The store took a verified image and could not give it its name."""
+        """Note that the store took a verified image and could not give it its name."""
         reason = error.strerror or "input/output error"
         self.nameless = StoreUnavailable(
             f"the mirror's store cannot give a verified image its name, below images/: {reason}"
@@ -61,16 +61,16 @@ class StoreHealth:
         self.failed(self.nameless)
 
     def was_read(self) -> None:
-        """The store gave what it has. Whether it takes images as well the next fill will show."""
+        """Note that the store gave what it has. Whether it takes images as well, the next fill will show."""
         if self._unreadable:
             self._recovered("the store can be read again")
 
     def takes_images(self) -> None:
-        """The store began to take an image."""
+        """Note that the store began to take an image."""
         self._recovered("the store takes images again")
 
     def was_named(self) -> None:
-        """An image got its name."""
+        """Note that an image got its name."""
         if self.nameless is not None:
             self.nameless = None
             self._recovered("the store takes images again")

@@ -1,4 +1,4 @@
-"""A person watches a fill from the command that needs it."""
+"""Shows a person how far a fill is, for the command that waits for it."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ TICK = 0.2
 
 
 async def watch(fill: Fill, meter: Meter, *, kept: str, doing: str | None = None) -> None:
-    """Show a fill, as `doing` or else by its state, until its verdict. Raises FillFailed.
+    """Show how far a fill is, as `doing` or else by its state, until its verdict. Raises FillFailed.
 
     Cancelled, it says how far it came, and that this is `kept`.
     """

@@ -1,4 +1,4 @@
-"""Images whose bytes upstream had wrong again and again: then it is asked once a minute only, by all of a mirror."""
+"""Counts how often upstream sent wrong bytes for an image: after five times it is asked once a minute only."""
 
 import struct
 import time
@@ -19,28 +19,28 @@ _WHEN = struct.Struct("=d")
 
 
 def shared_wrong_bytes(descriptor: int | None = None) -> SharedNotes:
-    """What the processes of a mirror share of this."""
+    """Make the counts that the processes of a mirror share."""
     return SharedNotes(IMAGES, TIMES * _WHEN.size, WITHIN, descriptor)
 
 
 class WrongBytes:
-    """Counts, for all processes that share `notes`."""
+    """Counts wrong bytes, for all processes that share `notes`."""
 
     def __init__(self, notes: SharedNotes, clock: Callable[[], float] = time.monotonic) -> None:
         self._notes = notes
         self._clock = clock
 
     def count(self, image_hash: str) -> None:
-        """They were wrong once more."""
+        """Note that the bytes of this image were wrong once more."""
         times = (self._notes.get(image_hash) or b"") + _WHEN.pack(self._clock())
         self._notes.put(image_hash, times[-TIMES * _WHEN.size :])
 
     def forget(self, image_hash: str) -> None:
-        """They were right."""
+        """Note that the bytes of this image were right."""
         self._notes.remove(image_hash)
 
     def pause(self, image_hash: str) -> float:
-        """Seconds for which upstream is not to be asked for that image; 0 or less when it may be."""
+        """Return for how many seconds upstream is not to be asked for that image; 0 or less when it may be."""
         times = self._notes.get(image_hash) or b""
         if len(times) < TIMES * _WHEN.size:
             return 0.0

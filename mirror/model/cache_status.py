@@ -1,8 +1,9 @@
 """Where the bytes of an answer came from, as `Cache-Status` (RFC 9211) says it to clients and a label to metrics."""
 
-from enum import Enum
+from enum import Enum, unique
 
 
+@unique
 class CacheStatus(Enum):
     """How an answer was come by. `words` is what the header says of it, `label` what metrics call it."""
 

@@ -1,4 +1,4 @@
-"""Who asks: the credential and the ids that travel with a request to upstream, and nowhere else."""
+"""The caller: the credential and the ids that travel with a request to upstream, and nowhere else."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,8 +9,8 @@ class Caller:
 
     `authorization` is the value of the header of that name, whole (`Bearer …`, `Token …`), or None. It is a secret: not
     in `repr`, and never written anywhere. `trace` is the official client's `X-DataRobot-Api-Consumer-Trace`; `came_by`
-    says through which caches the request came (see `mirror.upstream.loop_detection`). `who` is for people: the words by
-    which the log and the status page name who had a fill begin.
+    says through which caches the request came (see `mirror.upstream.loop_detection`). `who` is for people: how the
+    log and the status page name the caller for whom a fill began.
     """
 
     authorization: str | None = field(repr=False)
@@ -20,20 +20,20 @@ class Caller:
     who: str = "the mirror"
 
     def stripped(self) -> "Caller":
-        """The caller without its credential: as upstream knows one whose token is none of upstream's business."""
+        """Return the caller without its credential, which is none of upstream's business."""
         return replace(self, authorization=None)
 
 
 class OwnCredential:
-    """The mirror's own credential. All who use it hold this one object, so that it can be exchanged while they do."""
+    """The mirror's own credential. All users of it hold this one object, so that it can be exchanged while they run."""
 
     def __init__(self, token: str | None) -> None:
         self.take(token)
 
     def take(self, token: str | None) -> None:
-        """From now on this is the token; None: the mirror has none."""
+        """Take up another token; None: the mirror has none."""
         self._authorization = f"Bearer {token}" if token else None
 
     def lend(self, caller: Caller) -> Caller:
-        """The caller with the mirror's credential in place of its own; as it is when the mirror has none."""
+        """Return the caller with the mirror's credential in place of its own; unchanged when the mirror has none."""
         return replace(caller, authorization=self._authorization) if self._authorization else caller

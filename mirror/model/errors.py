@@ -1,7 +1,7 @@
-"""The few ways the mirror says no, each with the HTTP status a client sees.
+"""The errors that clients and users see, each with its HTTP status.
 
-Raised deep, rendered once at the edge (`mirror.http.errors`, `mirror.cli.main`). A message says what happened and what
-to do; it is ASCII and never carries a token, a query string or a path of the store.
+They are raised deep, and rendered once at the edge (`mirror.http.errors`, `mirror.cli.main`). A message says what
+happened and what to do; it is ASCII and never carries a token, a query string or a path of the store.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class UsageError(Exception):
 
 
 class Unheard(Exception):
-    """Our output cannot be written; `__cause__` is why. No OSError, so that no medium or store is blamed for it."""
+    """Our output cannot be written; `__cause__` is why. No OSError, so that no medium or store is blamed."""
 
 
 class MirrorError(Exception):
@@ -85,7 +85,7 @@ class Unavailable(MirrorError):
 
 
 class AddressUnavailable(MirrorError):
-    """Nobody can listen on an address now, maybe later: exit status 1, so that a service manager tries again."""
+    """An address cannot be listened on now, but maybe later. Exit status 1, so that a service manager tries again."""
 
     status = 503
 
@@ -110,7 +110,7 @@ class UpstreamRefused(MirrorError):
 
 
 def no_thread(error: RuntimeError) -> MirrorError | None:
-    """Say it in our words when the system lets Python start no thread; None for another error."""
+    """Return an error in our own words if the system lets Python start no thread; None for any other error."""
     if str(error) != "can't start new thread":
         return None
     return MirrorError("this user may start no more threads or processes here: raise its limit (ulimit -u)")

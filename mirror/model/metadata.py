@@ -1,7 +1,7 @@
-"""What upstream says about an image: parsed, validated, its raw bytes kept.
+"""Upstream's metadata of an image: parsed, validated, with its raw bytes.
 
-The raw body is what clients get, byte for byte; the parsed fields are what the mirror itself relies on. Fields it does
-not rely on may be missing, and unknown ones are kept, because the body is never written anew.
+The raw body is what clients get, byte for byte; the parsed fields are what the mirror itself relies on. Other
+fields may be missing, and unknown ones are kept, because the body is never written anew.
 """
 
 import codecs
@@ -63,6 +63,14 @@ class _Wire(BaseModel):
     shortDockerImageId: str | None = None  # noqa: N815
 
 
+class UnusableMetadata(BadUpstream):
+    """What should be an image's metadata is not: `reason` says in what way, whoever it came from."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"upstream's image metadata is unusable: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
     """One image as upstream describes it. `size` in bytes, `created` with its time zone, `raw` the body as received."""
@@ -78,12 +86,12 @@ class ImageMetadata:
         """Read upstream's body; a byte order mark before it is kept, as all of it is.
 
         Raises:
-            BadUpstream: it is not JSON, or a field is missing or malformed; the message names the field.
+            UnusableMetadata: it is not JSON, or a field is missing or malformed; the message names the field.
         """
         try:
             wire = _Wire.model_validate_json(raw.removeprefix(codecs.BOM_UTF8))
         except ValidationError as error:
-            raise BadUpstream(f"upstream's image metadata is unusable: {_explain(error)}") from None
+            raise UnusableMetadata(_explain(error)) from None
         return cls(hash=wire.hash, size=wire.imageSize, filename=wire.filename, created=wire.created, raw=raw)
 
 

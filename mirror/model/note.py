@@ -1,6 +1,6 @@
 """A note: an image's metadata, kept to be known again by later processes, and when upstream said so.
 
-What a note is as bytes; where it lies and what it is for is the business of who keeps it.
+This module turns notes into bytes and back; its users decide where a note lies and what it is for.
 """
 
 import json
@@ -14,7 +14,7 @@ from mirror.model.metadata import ImageMetadata
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`fetched_at`, with its time zone, is when upstream said so; None in a note that does not tell."""
+    """An image's metadata, and when upstream said so (`fetched_at`, aware); None in a note that does not tell."""
 
     metadata: ImageMetadata
     fetched_at: datetime | None = None
@@ -32,7 +32,7 @@ class Note:
         return cls(metadata, _moment(said.get("fetchedAt")))
 
     def to_bytes(self) -> bytes:
-        """What `parse` reads."""
+        """Return the note as bytes, which `parse` reads."""
         said = {"metadata": self.metadata.raw.decode()}
         if self.fetched_at is not None:
             said["fetchedAt"] = self.fetched_at.isoformat()

@@ -1,4 +1,4 @@
-"""What a fill reads from, whatever it is: a stream of bytes from an offset, or why not."""
+"""The sources that a fill reads from: a stream of bytes from an offset, or the reason why there is none."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,9 +12,9 @@ from mirror.model.caller import Caller
 from mirror.model.errors import NotFound
 
 UNVOUCHED = '"-"'
-"""The validator of bytes that nothing speaks for: neither an ETag nor the right length. It is no object's.
+"""The validator of bytes that came with neither an ETag nor the right length. No object has it.
 
-Nothing is built on such bytes before the source was seen to begin with the same ones."""
+Nothing is appended to such bytes before the source was seen to begin with the same ones."""
 
 
 class Broken(Exception):
@@ -49,11 +49,11 @@ class Changed(Exception):
 
 
 class Elsewhere(Exception):
-    """What follows is to be had from another place: open the source again, at once. Nothing went wrong."""
+    """The next bytes come from another place: open the source again, at once. Nothing went wrong."""
 
 
 class Origin(Enum):
-    """Where bytes come from, as far as clients are told."""
+    """Where bytes come from, as clients are told."""
 
     UPSTREAM = "upstream"
     REPLICA = "another replica's fill"
@@ -106,7 +106,7 @@ class CountingSource:
 
 
 class NoSource:
-    """The `Source` of a mirror without upstream: what it holds must do."""
+    """The `Source` of a mirror without upstream: it has no bytes beyond those that are stored."""
 
     def open(self, offset: int, validator: str | None) -> AbstractAsyncContextManager[Stream]:
         """See `Source.open`."""

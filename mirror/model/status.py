@@ -1,7 +1,7 @@
-"""How the mirror is, as values: what the status page shows, `/api/status` says and `/api/events` pushes.
+"""The state of the mirror as values: what the status page shows, `/api/status` answers and `/api/events` pushes.
 
 Times are aware datetimes, sizes bytes, rates bytes per second. Nothing here is a secret, but file names and reasons
-come from outside: whoever shows them must treat them as text.
+come from outside: code that shows them must treat them as text.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """In words: what keeps the mirror from serving, and what it has to do without meanwhile."""
+    """In words: why the mirror cannot serve (`reasons`), and what it has to do without (`degraded`)."""
 
     reasons: Sequence[str] = ()
     degraded: Sequence[str] = ()
@@ -19,7 +19,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class CurrentImage:
-    """What clients get who name no image. `fetched_at` is when upstream last said so, None when it never did.
+    """The image that clients get if they name none. `fetched_at` is when upstream last said so; None: never.
 
     `announced` is the hash of the newer image that is on its way while clients get this one (rollover `when_stored`).
     """
@@ -94,10 +94,10 @@ class ImageLine:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How full a place is: `used` by the mirror, up to `limit`, where `free` are left on the file system.
+    """How full a place is: `used` by the mirror, up to `limit`; `free` is left on the file system.
 
-    `largest` is how large a new image may be, when all goes that may. Of a bucket only its bounds are known, if it has
-    any; else None. `trouble` says in words what is wrong with the place.
+    `largest` is how large a new image may be when everything is evicted that may be. Of a bucket only its bounds are
+    known, if it has any; else None. `trouble` says in words what is wrong with the place.
     """
 
     place: str
@@ -141,17 +141,21 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something notable that happened, in words. `action` is its name for machines, `level` that of the log."""
+    """Something notable that happened, in words. `action` is its name for machines, `level` that of the log.
+
+    `image` is the hash of the image that it is about, if it is about one.
+    """
 
     at: datetime
     level: str
     action: str
     message: str
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What has come of an operator's wish, in words, and of which `image` (its hash)."""
+    """The outcome of an operator's request, in words, and the hash of its `image`."""
 
     message: str
     image: str

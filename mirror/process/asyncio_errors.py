@@ -1,4 +1,4 @@
-"""What asyncio reports because nobody awaits it: it goes to the log, but for one report that means nothing."""
+"""Handles errors that asyncio reports because nobody awaits them: they are logged, except one that means nothing."""
 
 import asyncio
 import logging
@@ -8,10 +8,10 @@ log = logging.getLogger(__name__)
 
 
 def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report an error as asyncio does by default, unless a transport only lost its connection twice.
+    """Report an error as asyncio does by default, except that a transport lost its connection twice.
 
-    This is a loop's exception handler. When a client goes in the moment in which the last byte of a full buffer is
-    sent, CPython 3.11 calls a transport's `_call_connection_lost` at once, and again when nothing is left to close.
+    This is a loop's exception handler. When a client leaves in the moment in which the last byte of a full buffer
+    is sent, CPython 3.11 calls a transport's `_call_connection_lost` at once, and again when nothing is left to close.
     """
     twice = isinstance(context.get("exception"), AttributeError) and "_call_connection_lost" in str(
         context.get("message")

@@ -1,7 +1,7 @@
-"""How many connections the descriptors of this process are enough for.
+"""Divides the descriptors of this process among client connections, operators and everything else.
 
-What runs keeps what it needs: who comes when there are as many connections as that is told so, and gets none of the
-descriptors that a download, a fill or `/healthz` will want in a moment.
+Running downloads, fills and `/healthz` must always find a descriptor. So further clients are refused before the last
+descriptors are gone.
 """
 
 import resource
@@ -10,27 +10,27 @@ from dataclasses import dataclass
 from mirror.model.errors import ConfigError
 
 LEAST = 64
-"""Descriptors without which no mirror runs."""
+"""The fewest descriptors that a mirror runs with."""
 
 RESERVE = 192
-"""Those kept for all but connections: event loops, threads that look something up, stored images and fills with
-their transfers, workers, a bucket. When few may be open it is half of them."""
+"""Descriptors for everything but connections: event loops, threads, stored images, fills and their transfers, workers,
+a bucket. When the limit is low, half of it is reserved."""
 
 EACH = 2
-"""For a client: its connection, and what it takes to send (a copy of it) or to ask upstream in its name."""
+"""Descriptors for each client: its connection, and a copy of it to send, or a connection to upstream."""
 
 OPERATORS = 512
-"""For connections to the admin listener, also of those that are told that they are too many."""
+"""Descriptors for connections to the admin listener, including those that get 503."""
 
 BEYOND = 256
-"""For clients above the limit, who are told so; those above these are closed without a word."""
+"""Descriptors for clients above the limit, which get 503; further ones are closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescriptorBudget:
-    """How the descriptors are shared out: clients served at once, above them those told so, operators' connections.
+    """How the descriptors are divided: clients that are served, clients `beyond` them that get 503, and operators.
 
-    `limit` is how many may be open; `wanted` is what `server.max_connections` says.
+    `limit` is how many descriptors may be open; `wanted` is `server.max_connections`.
     """
 
     limit: int
@@ -41,7 +41,7 @@ class DescriptorBudget:
 
     @classmethod
     def of(cls, wanted: int) -> "DescriptorBudget":
-        """Share out what this process may have at most (see `take_all`). Raises ConfigError when it is too little."""
+        """Divide the hard limit of this process (see `take_all`). Raises ConfigError when it is too low."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = most if most != resource.RLIM_INFINITY else 1 << 30
         if limit < LEAST:
@@ -56,7 +56,7 @@ class DescriptorBudget:
 
     @property
     def lacking(self) -> str | None:
-        """What to say when there cannot be as many clients as the configuration allows; None when there can."""
+        """What to warn of when fewer clients fit than the configuration allows; None when all fit."""
         if self.clients == self.wanted:
             return None
         return (
@@ -66,11 +66,11 @@ class DescriptorBudget:
 
 
 def files_for(connections: int) -> int:
-    """How many files a mirror with so many client connections has to be allowed to open."""
+    """Return the limit of open files that a mirror needs for that many client connections."""
     return connections * EACH + BEYOND + OPERATORS + RESERVE
 
 
 def take_all() -> None:
-    """Take as many file descriptors as are allowed: the usual 1024 are fewer than `server.max_connections`."""
+    """Raise the soft limit to the hard one: the usual 1024 are too few for `server.max_connections`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

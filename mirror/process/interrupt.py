@@ -1,7 +1,7 @@
-"""SIGTERM as the interrupt that Ctrl-C is, and how a process ends by a signal.
+"""Turns SIGTERM into a KeyboardInterrupt, and ends the process by a signal.
 
-As the first process of a container no signal ends us by itself: the kernel drops those that process 1 has no handler
-for. So we do there what a signal does elsewhere. Every command needs this, so it imports nothing large.
+The kernel ignores signals for which process 1 has no handler, and in a container we are process 1. So there we
+carry out ourselves what a signal does by default. Every command needs this, so it imports nothing large.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 
 def end_at_next(number: signal.Signals) -> None:
-    """Have the next such signal end the process at once."""
+    """Let the next such signal end the process at once."""
     if os.getpid() == 1:
         signal.signal(number, lambda *_: os._exit(128 + number))
     else:
@@ -23,9 +23,9 @@ def end_at_next(number: signal.Signals) -> None:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM do inside what Ctrl-C does: all is put in order on the way out, and then the process ends by it.
+    """Make SIGTERM act as Ctrl-C inside, so that everything is cleaned up before the process ends by it.
 
-    A second one is like another Ctrl-C, as `timeout` sends two at once; the third ends the process there and then.
+    A second SIGTERM is like another Ctrl-C, because `timeout` sends two at once; a third ends the process immediately.
     """
     came = 0
 
@@ -35,7 +35,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
         if came == 2:
             end_at_next(signal.SIGTERM)
         handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # a shell's background job ignores it
+        if not callable(handler):  # it is ignored in a background job of a shell
             raise KeyboardInterrupt
         handler(number, frame)
 
@@ -47,11 +47,11 @@ def interrupted_by_sigterm() -> Iterator[None]:
             _end_by(signal.SIGTERM)
         raise
     finally:
-        end_at_next(signal.SIGTERM)  # nothing is left to put in order
+        end_at_next(signal.SIGTERM)  # nothing is left to clean up
 
 
 def _end_by(number: signal.Signals) -> NoReturn:
-    """End as that signal does where nothing handles it."""
+    """End the process as an unhandled signal does."""
     with suppress(OSError):
         sys.stdout.flush()
     signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""The one duty of process 1: to take note of the end of processes that lost their parent.
+"""Reaps orphaned processes when the mirror is process 1.
 
-In a container the mirror is process 1 (unless it runs with `--init`), and what somebody started there by `docker exec`
-and left behind becomes its child; nobody else can clear that away when it ends.
+In a container the mirror is process 1 (unless it runs with `--init`). A process that somebody started there by `docker
+exec` and left behind becomes its child, and nobody else can reap it when it ends.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 INTERVAL = 5.0
-"""Seconds between two looks. What is dead in both is nobody's: our own children are waited for at once."""
+"""Seconds between two looks. A child that is dead in both is an orphan: our own are waited for at once."""
 
 
 @asynccontextmanager
 async def reaping() -> AsyncIterator[None]:
-    """Clear them away meanwhile, if that is upon us."""
+    """Reap orphans while the context lasts, if this is process 1."""
     if os.getpid() != 1:
         yield
         return
@@ -39,7 +39,7 @@ async def _reap() -> None:
 
 
 def _dead_children() -> set[int]:
-    """Those that have ended and were not waited for. Of /proc, which no disk can make slow."""
+    """Return the children that have ended and were not waited for, from /proc, which never waits for a disk."""
     dead = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # it has ended

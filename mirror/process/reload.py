@@ -1,6 +1,6 @@
-"""SIGHUP: the configuration and the files that it names are read again, while downloads run on.
+"""Reloads the configuration and the files that it names on SIGHUP, while downloads continue.
 
-All of it holds then, or nothing: whatever cannot be used leaves everything as it was, and one line in the log says why.
+It is all or nothing: if anything cannot be used, everything stays as it was, and one line in the log says why.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from mirror.process.systemd import ServiceManager
 log = logging.getLogger(__name__)
 
 Read = Callable[[Config], Awaitable[Config]]
-"""Gives the configuration as it is written now, for the one that holds. Raises ConfigError."""
+"""Reads the configuration again; gets the running one. Raises ConfigError."""
 
 
 class Reload:
-    """Brings `parts` from the configuration that holds, at first `config`, to the one that `read` gives."""
+    """Applies the configuration that `read` returns to all `parts`; `config` is the one that they begin with."""
 
     def __init__(self, config: Config, read: Read, parts: Sequence[Part]) -> None:
         self._config = config
@@ -32,14 +32,14 @@ class Reload:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Do that soon."""
+        """Reload soon."""
         self._asked.set()
 
     @asynccontextmanager
     async def kept(self, manager: ServiceManager) -> AsyncIterator[None]:
-        """Do that meanwhile, at every SIGHUP as well. The service manager is told of the beginning and the end.
+        """Reload on every SIGHUP and `ask` while the context lasts, and tell the service manager when.
 
-        From the first use on SIGHUP kills no more.
+        From the first use on, SIGHUP no longer kills the process.
         """
         on_signal(signal.SIGHUP, self.ask)
         keeper = asyncio.create_task(self._keep(manager), name="reload")

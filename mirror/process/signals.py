@@ -1,4 +1,4 @@
-"""Signals as calls in the event loop of a process that serves."""
+"""Turns signals into calls in the event loop, in processes that serve."""
 
 import asyncio
 import os
@@ -14,9 +14,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
     """Call `callback` in the running loop, once for each such signal.
 
-    asyncio alone may lose one: what it learns of a signal by is a byte in the pipe that wakes its loop for threads too,
-    and when hundreds of downloads end at once that pipe is full. So asyncio's part is to wake the loop, which a full
-    pipe does as well, and Python's own handler calls.
+    asyncio alone may lose a signal. It learns of one by a byte in the pipe through which threads wake the loop as well,
+    and when hundreds of downloads end at once that pipe is full. So asyncio only wakes the loop, which a full pipe does
+    too, and Python's own handler makes the call.
     """
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(number, lambda: None)
@@ -24,7 +24,7 @@ def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
 
 
 async def stop_requested() -> None:
-    """Wait for the first SIGTERM or SIGINT; from then on another one ends the process at once."""
+    """Wait for the first SIGTERM or SIGINT. A second one then ends the process at once."""
     stop = asyncio.Event()
     for number in STOPPING:
         on_signal(number, stop.set)
@@ -35,9 +35,9 @@ async def stop_requested() -> None:
 
 
 def hear_keeper(heard: Callable[[bytes], None]) -> None:
-    """Give each line of standard input to `heard`; take its end for a SIGTERM: whoever started this process is no more.
+    """Pass each line of standard input to `heard`; its end means that the first process has ended, and acts as SIGTERM.
 
-    What was read from it before must have ended with a line.
+    What was read from it before must have ended at a line end.
     """
     loop = asyncio.get_running_loop()
     said = bytearray()

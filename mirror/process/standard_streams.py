@@ -1,4 +1,4 @@
-"""Standard input, output and error as the rest may take them for granted: open, and able to take any character."""
+"""Makes sure that standard input, output and error are open and accept any character."""
 
 import io
 import os
@@ -9,10 +9,10 @@ _MODES: Final = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
 
 
 def settle() -> None:
-    """Open what was closed (`>&-`) on /dev/null, and escape the characters that the others' encoding lacks.
+    """Open closed streams (`>&-`) on /dev/null, and escape characters that the encoding of the others lacks.
 
-    Before anything else is opened: a file or a connection of ours that became standard output would get what is
-    printed. It is for a process's first call; another one changes nothing.
+    This must come before anything else is opened: a file or a connection that got the number of standard output would
+    get what is printed. A second call changes nothing.
     """
     for number, mode in enumerate(_MODES):
         try:

@@ -1,8 +1,8 @@
-"""The service manager, when there is one: what the mirror tells it, and the sockets that it hands over.
+"""Talks to the service manager, if there is one, and takes over the sockets that it passes.
 
-It is told that the mirror is ready, reloads, stops, and is alive (sd_notify(3)): a datagram of lines to the socket that
-`NOTIFY_SOCKET` names. Whoever does not listen is not waited for. It may listen before the mirror runs, and while it is
-restarted, and pass on what it listens with (sd_listen_fds(3)).
+The mirror tells it that it is ready, reloading, stopping and alive, by datagrams to the socket that `NOTIFY_SOCKET`
+names (sd_notify(3)); it never waits for long. The service manager may listen before the mirror runs and while it
+restarts, and pass the sockets on (sd_listen_fds(3)).
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from mirror.model.errors import ConfigError
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0
-"""Seconds that a message may wait for room in the service manager's queue."""
+"""Seconds that a message may wait for room in the queue of the service manager."""
 
 FIRST_DESCRIPTOR = 3
-"""Of those that are passed (SD_LISTEN_FDS_START)."""
+"""The number of the first descriptor that is passed (SD_LISTEN_FDS_START)."""
 
 
 class ServiceManager:
-    """Speaks to the socket at `address` (`@` in front: an abstract one), or to nobody when that is None.
+    """Sends messages to the socket at `address` (an abstract one if it begins with `@`); None sends nothing.
 
-    It wants to hear every `watchdog` seconds that the event loop runs, or never when that is None.
+    `watchdog` is how many seconds the service manager waits for a sign of life; None means for ever.
     """
 
     def __init__(self, address: str | None, watchdog: float | None) -> None:
@@ -39,7 +39,7 @@ class ServiceManager:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "ServiceManager":
-        """The one that started this process and said so in its environment."""
+        """Return the one that the environment names."""
         address = environ.get("NOTIFY_SOCKET", "")
         if address and not address.startswith(("/", "@")):
             log.warning(
@@ -50,20 +50,20 @@ class ServiceManager:
         return cls(address or None, _watchdog(environ))
 
     def ready(self) -> None:
-        """The mirror serves, after its start or a reload."""
+        """Tell that the mirror serves, after its start or a reload."""
         self._tell("READY=1")
 
     def reloading(self) -> None:
-        """The mirror reloads its files; `ready` says when that is over."""
+        """Tell that the mirror reloads its files; `ready` tells when that is over."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The mirror is about to end."""
+        """Tell that the mirror is stopping."""
         self._tell("STOPPING=1")
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Say from the event loop, at half of the time it has for that, that it runs."""
+        """Tell at half of the watchdog's time, from the event loop, that the loop runs."""
         beating = asyncio.create_task(self._beat(), name="watchdog")
         try:
             yield
@@ -72,7 +72,7 @@ class ServiceManager:
 
     async def _beat(self) -> None:
         while self._watchdog is not None:
-            self._tell("WATCHDOG=1", patience=0.0)  # one that is lost is followed by another
+            self._tell("WATCHDOG=1", patience=0.0)  # if one is lost, another follows
             await asyncio.sleep(self._watchdog / 2)
 
     def _tell(self, *lines: str, patience: float = ANSWER_SECONDS) -> None:
@@ -88,9 +88,9 @@ class ServiceManager:
 
 @dataclass(frozen=True, slots=True)
 class PassedSockets:
-    """What the service manager listens with for the mirror, by FileDescriptorName=: it is used instead of binding.
+    """The listening sockets that the service manager passes, by FileDescriptorName=; None where it passes none.
 
-    None where it listens for nobody.
+    They are used instead of binding.
     """
 
     clients: socket.socket | None = None
@@ -98,7 +98,7 @@ class PassedSockets:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "PassedSockets":
-        """Take over what was passed to this process. Raises ConfigError for what cannot be served."""
+        """Take over the sockets that were passed to this process. Raises ConfigError for one that cannot be served."""
         if environ.get("LISTEN_PID") != str(os.getpid()):  # nothing, or meant for another process
             return cls()
         count = environ.get("LISTEN_FDS", "")
@@ -118,7 +118,7 @@ class PassedSockets:
 
 
 def listening_socket(descriptor: int, name: str) -> socket.socket:
-    """Take over an inherited descriptor, which no child of ours inherits unasked. Raises ConfigError."""
+    """Take over an inherited descriptor, and keep it from our own children. Raises ConfigError."""
     try:
         os.set_inheritable(descriptor, False)
         passed = socket.socket(fileno=descriptor)

@@ -1,10 +1,10 @@
-"""Several processes that serve clients from one port and one store, and the one that keeps them running.
+"""Starts, watches, restarts and stops worker processes, which serve clients from one port and one store.
 
-Workers share nothing but the store: for one image they have one fill, because its partial has one lock (see
-`mirror.store.disk.partial_file`). A worker gets its configuration on its standard input, which then stays open: its end
-tells the worker that nobody keeps it any more. Another line on it is a configuration that holds from then on. It says
-`ready` on its standard output once it serves, and from then on how it is, a line each second (see
-`mirror.admin.worker_report`), by which its keeper knows that it is not frozen.
+Workers share only the store and some memory. There is one fill for each image among them, because its partial has one
+lock (see `mirror.store.disk.partial_file`). A worker reads its configuration from standard input; each further line is
+another configuration, and the end of the input means that the first process has ended. The worker writes `ready` to
+standard output once it serves, and then a line every second (see `mirror.admin.worker_report`), by which the first
+process knows that it is not frozen.
 """
 
 import asyncio
@@ -22,45 +22,50 @@ from mirror.config import Config
 from mirror.model.errors import ConfigError
 
 RESTART = (0.1, 10.0)
-"""Seconds before a worker that died is replaced, the first time in a row and at most."""
+"""Seconds before a dead worker is replaced: the first time, and at most when workers keep dying."""
 
 SETTLED = 10.0
-"""Seconds after which a worker that dies did not die of its start."""
+"""Seconds after which the death of a worker does not count as a failed start."""
 
 GRACE = 5.0
-"""Seconds beyond `server.drain` that workers may take to stop."""
+"""Seconds after `server.drain` before workers that do not stop are killed."""
 
 READY = b"ready\n"
+"""The line by which a worker says that it serves."""
+
 NOTHING_NEW = b"\n"
+"""The line of a worker that has nothing to report, but runs."""
 
 ALIVE = 1.0
-"""Seconds between two lines of a worker, an empty one if it has nothing to tell: it does so while its loop runs."""
+"""Seconds between two lines of a worker, which it writes as long as its event loop runs."""
 
 SILENT = 10
-FROZEN = 30
-"""So many lines in a row that do not come, after which a worker counts as missing, and is killed and replaced.
+"""How many lines in a row may be missing before a worker counts as missing.
 
-They are counted, not timed: what stops all of us (a machine that sleeps, a container that is paused) stops the count.
+They are counted, not timed: what stops all processes (a sleeping machine, a paused container) stops the count as well.
 """
 
+FROZEN = 30
+"""How many lines in a row may be missing before a worker is killed and replaced."""
+
 LONGEST_LINE = 4 << 20
-"""Bytes of what a worker says at a time, at most."""
+"""The most bytes that a line of a worker may have."""
 
 Heard = Callable[[int, bytes | None], None]
-"""Gets a worker's number and a line that it says; None instead of a line when it has ended."""
+"""Is called with a worker's number and a line that it wrote, or None when it has ended."""
 
 _OURS = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"}
 )
-"""Variables that the service manager gave to this process alone."""
+"""Variables that the service manager set for this process only."""
 
 log = logging.getLogger(__name__)
 
 
 class ClientProcesses(Protocol):
-    """The processes that serve clients, be it this one alone. A context manager: they serve inside.
+    """The processes that serve clients: workers, or this one alone. A context manager; they serve inside.
 
-    `count` is how many there are, and `port` where they listen.
+    `count` is how many there are, `port` where they listen.
     """
 
     count: int
@@ -68,10 +73,10 @@ class ClientProcesses(Protocol):
 
     @property
     def missing(self) -> int:
-        """How many of them do not serve just now."""
+        """How many of them do not serve at the moment."""
 
     def toggle_debugging(self) -> None:
-        """Have all but this one write everything to the log, or what the configuration says again; later ones too."""
+        """Switch debug logging on or off in all processes but this one, and in those that start later."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -79,11 +84,11 @@ class ClientProcesses(Protocol):
 
 
 class Workers:
-    """As many processes as `config.server.workers` says. A context manager: ready inside, ended outside.
+    """As many processes as `config.server.workers` says. A context manager: they serve inside, and have ended after it.
 
-    They share memory, by the descriptors `shared`, and the mirror's `name` with this process, and all accept from
-    `sockets`: whichever is free first serves who comes, and while there is none who comes waits. The sockets are closed
-    when the workers stop. `died` is called when one ends by itself.
+    They share the mirror's `name` and, by the descriptors `shared`, memory with this process. All accept connections
+    from `sockets`: the first that is free takes the next client, and clients wait while no worker runs. The sockets are
+    closed when the workers stop. `died` is called when a worker ends by itself.
     """
 
     def __init__(
@@ -142,7 +147,7 @@ class Workers:
         await self._stop()
 
     def reload(self, config: Config) -> None:
-        """Have all of them take that up, and read their files again: those that start just now once they serve."""
+        """Make all workers apply the configuration and read their files again; starting ones once they serve."""
         self._config = config
         self._outdated = set(self._processes) - self._serving
         for worker in self._serving:
@@ -154,7 +159,7 @@ class Workers:
         self._tell(signal.SIGUSR1)
 
     def _tell(self, number: signal.Signals) -> None:
-        """Send a signal to those that serve: the others do not know what to do about it yet."""
+        """Send a signal to the workers that serve; others have no handler for it yet."""
         for worker in self._serving:
             _send(self._processes[worker], number)
 
@@ -170,7 +175,7 @@ class Workers:
         self._stopping.set()
         if self._watching is not None:
             self._watching.cancel()
-        for each in self._sockets:  # or who comes now would wait for nobody
+        for each in self._sockets:  # else new clients would wait for a worker that never comes
             each.close()
         self._signal(signal.SIGTERM)
         try:
@@ -182,7 +187,7 @@ class Workers:
             await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Count what is not heard of those that serve, and kill who has been silent for too long."""
+        """Count the missing lines of each worker that serves, and kill one that has been silent for too long."""
         while True:
             await asyncio.sleep(ALIVE)
             for number in self._serving:
@@ -193,11 +198,11 @@ class Workers:
                 elif self._unheard[number] >= FROZEN:
                     killed = event("worker.frozen", worker=number)
                     log.error("worker %d has been frozen for %d s: killing it", number, FROZEN, extra=killed)
-                    self._unheard[number] = SILENT  # it may take its time to die, in a disk that hangs
+                    self._unheard[number] = SILENT  # it may take long to die while its disk hangs
                     _send(self._processes[number], signal.SIGKILL)
 
     async def _keep(self, number: int, started: asyncio.Event) -> None:
-        """Run one worker after another until we stop, or until the first one cannot start."""
+        """Run one worker after another until the mirror stops, or until the first one cannot start."""
         clock = asyncio.get_running_loop().time
         first, most = RESTART
         delay = first
@@ -216,7 +221,7 @@ class Workers:
                     return
 
     async def _run(self, number: int, started: asyncio.Event) -> int:
-        """Run one worker from start to end; its exit status, or the negative number of the signal that ended it."""
+        """Run one worker to its end. Returns its exit status, or the negative number of the signal that ended it."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "mirror.serve.worker", self._name, *map(str, self._descriptors)),
             pass_fds=self._descriptors,
@@ -224,7 +229,7 @@ class Workers:
             stdout=PIPE,
             env=self._environ,
             limit=LONGEST_LINE,
-            process_group=0,  # what a terminal sends comes from us, once
+            process_group=0,  # signals of a terminal go to us alone, and we pass them on
         )
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         self._processes[number] = process

@@ -1,4 +1,4 @@
-"""Listening to clients: what every process that serves them does."""
+"""Listens for clients, in every process that serves them: builds what answers them, and closes it in order."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from mirror.config import Config
 from mirror.config.reloadable import Part, at_once
 from mirror.http.access_log import AccessLog
 from mirror.http.client_api import ClientApi, Location
-from mirror.http.connection import Crowd
+from mirror.http.connection import ConnectionLimits
 from mirror.http.image_response import content_disposition
 from mirror.http.listener import Listener
-from mirror.http.request_metrics import Accounting
+from mirror.http.request_metrics import RequestMetrics
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
 from mirror.model.metadata import ImageMetadata
@@ -21,13 +21,13 @@ from mirror.process.descriptors import DescriptorBudget
 from mirror.wiring.mirror import Mirror
 
 SENDING_THREADS = 2
-"""Threads that send images from memory: two keep the cores of a small machine busy."""
+"""How many threads send images: two keep the cores of a small machine busy."""
 
 
 class ClientListener:
-    """Serves clients from this process, on the sockets that were `passed` or on its own. Listens as a context manager.
+    """Serves clients from this process, on the sockets that were `passed` or on its own. A context manager.
 
-    Where no workers do, it is all `mirror.process.workers.ClientProcesses` that there are.
+    Without workers it is the only one of the `mirror.process.workers.ClientProcesses`.
     """
 
     count, missing = 1, 0
@@ -55,15 +55,15 @@ class ClientListener:
                 name=mirror.name,
                 location=_location(mirror),
             )
-            accounting = Accounting(api, self._access_log, mirror.metrics)
+            metrics = RequestMetrics(api, self._access_log, mirror.metrics)
             listener = Listener(
-                accounting,
+                metrics,
                 server.host,
                 server.port,
                 header_timeout=server.header_timeout,
-                crowd=_crowd(server.max_connections),
+                limits=_limits(server.max_connections),
                 drain=server.drain,
-                ended=accounting.ended,
+                ended=metrics.ended,
                 tls=self._tls.context if self._tls else None,
             )
             await listener.start(self._passed)
@@ -80,28 +80,30 @@ class ClientListener:
         """See `ClientProcesses`: there is no other process."""
 
     def _parts(self, api: ClientApi, listener: Listener) -> Iterator[Part]:
-        """Yield what takes up another configuration."""
+        """Yield what applies another configuration."""
 
         def take_up(config: Config) -> None:
             server = config.server
             api.pass_through(config.upstream.passthrough)
-            crowd = _crowd(server.max_connections)
-            listener.take_up(header_timeout=server.header_timeout, crowd=crowd, drain=server.drain)
+            limits = _limits(server.max_connections)
+            listener.take_up(header_timeout=server.header_timeout, limits=limits, drain=server.drain)
 
         yield at_once(take_up)
         if (tls := self._tls) is not None:
             yield lambda config: tls.prepare(config.server, self._mirror.pool)
 
 
-def _crowd(max_connections: int) -> Crowd:
-    """As many clients as are wanted, or as the descriptors are enough for."""
+def _limits(max_connections: int) -> ConnectionLimits:
+    """Return the configured limit, or a lower one when there are too few descriptors for it."""
     room = DescriptorBudget.of(max_connections)
     why = "server.max_connections" if room.lacking is None else f"{room.limit} files may be open at once"
-    return Crowd(room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})")
+    return ConnectionLimits(
+        room.clients, room.beyond, f"the mirror has {room.clients} connections open already ({why})"
+    )
 
 
 def _location(mirror: Mirror) -> Location | None:
-    """Where clients are sent for an image that is in the bucket, when they are."""
+    """Return what finds the URL of an image in the bucket, for redirecting clients there; None without a bucket."""
     bucket = mirror.stores.bucket
     if bucket is None:
         return None

@@ -1,7 +1,7 @@
-"""`pps-mirror serve`: a mirror behind its listeners, alone or with workers, from start to drain.
+"""`pps-mirror serve`: runs a mirror behind its listeners, with or without workers, from its start to its end.
 
-Alone, one process has both listeners. With workers each of them has a mirror and the client listener, all on one port,
-and this process keeps them running and has the admin listener.
+Without workers one process has both listeners. With workers each of them has a mirror and the client listener, all on
+one port, and this process keeps them running and has the admin listener.
 """
 
 import asyncio
@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from mirror.admin.all_processes import AllProcesses
 from mirror.admin.recent_events import Events
-from mirror.admin.worker_report import AllProcesses, Telemetry
+from mirror.admin.worker_report import Telemetry
 from mirror.common import time_zone as zone
 from mirror.common.hosts import as_url
 from mirror.common.log import Output, Verbosity, event
@@ -33,12 +34,12 @@ from mirror.process.reload import Read, Reload
 from mirror.process.signals import on_signal, stop_requested
 from mirror.process.systemd import PassedSockets, ServiceManager
 from mirror.process.workers import ClientProcesses, Heard, Workers
-from mirror.serve.admin_listener import managed
+from mirror.serve.admin_listener import AdminListener
 from mirror.serve.client_listener import ClientListener
 from mirror.serve.readiness import Phase, Readiness
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.wiring.mirror import Mirror, Shared, opened
+from mirror.wiring.mirror import Mirror, Shared, open_mirror
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one kills the process as if it had no handler.
 
-    `read_again` gives the configuration as it is written at a SIGHUP, for the one that holds then. Every step of the
-    start needs those before it, and ends before they do.
+    `read_again` reads the configuration again at a SIGHUP; it gets the running one. Each step of the start needs the
+    steps before it, and is undone before them.
     """
     _prepare_process(config.server)
     tls, manager, passed = ServerTls.of(config.server), ServiceManager.of(environ), PassedSockets.of(environ)
@@ -66,7 +67,7 @@ async def serve(
             AsyncExitStack() as until_the_end,
             reaping(),
             pace.kept(),
-            opened(
+            open_mirror(
                 *(config, environ),
                 needs_store=config.upstream.url is None,
                 metrics=metrics,
@@ -79,7 +80,7 @@ async def serve(
             clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear, verbosity.output)
             readiness = Readiness(mirror, processes, clients)
             async with (
-                managed(mirror, processes, readiness.health, clients, passed.admin) as operators,
+                AdminListener(mirror, processes, readiness.health, clients, passed.admin) as operators,
                 clients,
                 _background(mirror, operators.prefetcher),
             ):
@@ -102,7 +103,7 @@ async def serve(
 
 
 def _prepare_process(server: Server) -> None:
-    """Make this process fit to serve: its descriptors, and no dump of its memory. Raises ConfigError."""
+    """Raise the limit of descriptors, forbid core dumps, and report asyncio's errors. Raises ConfigError."""
     asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     take_all()
     if lacking := DescriptorBudget.of(server.max_connections).lacking:
@@ -124,7 +125,7 @@ def _client_processes(
     heard: Heard,
     output: Output,
 ) -> ClientProcesses:
-    """Choose who serves clients: this process, or workers. They listen already for workers, which take up the sockets.
+    """Return what serves clients: this process, or workers, whose sockets listen already when this returns.
 
     Raises ConfigError or AddressUnavailable.
     """
@@ -135,13 +136,13 @@ def _client_processes(
     sockets = sockets or _listening(config.server)
     workers = Workers(config, environ, memory, mirror.name, heard, sockets, metrics.worker_deaths.inc)
     mirror.parts.append(at_once(workers.reload))
-    if tls is not None:  # so that a pair that cannot be used changes nothing in any of them
+    if tls is not None:  # so that a bad certificate changes nothing in any worker
         mirror.parts.append(lambda config: tls.prepare(config.server, mirror.pool))
     return workers
 
 
 def _listening(server: Server) -> Sequence[socket.socket]:
-    """Listen for all workers. Raises ConfigError or AddressUnavailable."""
+    """Open the sockets that all workers share. Raises ConfigError or AddressUnavailable."""
     try:
         return listening(server.host, server.port)
     except OSError as error:
@@ -150,7 +151,7 @@ def _listening(server: Server) -> Sequence[socket.socket]:
 
 @asynccontextmanager
 async def _background(mirror: Mirror, prefetcher: Prefetcher) -> AsyncIterator[None]:
-    """Do meanwhile what no request waits for: keep the bucket in order, scrub, fetch ahead."""
+    """Maintain the bucket, scrub and prefetch in the background while the context lasts."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
         if mirror.stores.disk is not None:
@@ -177,7 +178,7 @@ def _announce(config: Config, tls: ServerTls | None, port: int, admin_port: int)
 
 
 def _reading(mirror: Mirror, read_again: Callable[[Config], Config]) -> Read:
-    """Read the configuration again, without keeping the loop waiting."""
+    """Make `read_again` run in a thread, so that it does not block the loop."""
 
     async def read(running: Config) -> Config:
         return await asyncio.get_running_loop().run_in_executor(mirror.pool, read_again, running)
@@ -186,6 +187,6 @@ def _reading(mirror: Mirror, read_again: Callable[[Config], Config]) -> Read:
 
 
 def _toggle(verbosity: Verbosity, clients: ClientProcesses) -> None:
-    """Have all processes write everything to the log, or what the configuration says again."""
+    """Switch debug logging on or off in all processes."""
     verbosity.toggle()
     clients.toggle_debugging()

@@ -1,7 +1,7 @@
-"""One of several processes that serve clients; see `mirror.process.workers`, which starts it.
+"""The program of a worker: one of several processes that serve clients. `mirror.process.workers` starts it.
 
-Its arguments are the mirror's name, which all its workers share (see `mirror.upstream.loop_detection`), and inherited
-descriptors: of the throttle, of what is shared else, and of the sockets to serve.
+Its arguments are the mirror's name, which all workers share (see `mirror.upstream.loop_detection`), and the numbers of
+inherited descriptors: the throttle's, those of other shared memory, and those of the sockets to serve.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from mirror.process.systemd import ServiceManager, listening_socket
 from mirror.process.workers import ALIVE, NOTHING_NEW, READY
 from mirror.serve.client_listener import ClientListener
 from mirror.upstream.rate_limit import Throttle
-from mirror.wiring.mirror import Shared, opened
+from mirror.wiring.mirror import Shared, open_mirror
 
 
 def main() -> int:
-    """Serve until told to stop, or until nobody keeps us any more; the exit status."""
+    """Serve until told to stop, or until the first process has ended. Returns the exit status."""
     config = _config(sys.stdin.buffer.readline())
     metrics = Metrics()
     with log.written_aside(config.log.level, config.log.format) as (verbosity, writer):
@@ -69,12 +69,12 @@ async def _serve(
     passed: Sequence[socket.socket],
     name: str,
 ) -> None:
-    """Serve clients until told to stop or left alone, then drain."""
+    """Serve clients until told to stop, or until the first process has ended, then drain."""
     asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
     tls = ServerTls.of(config.server)
     with Events() as events:
         async with (
-            opened(
+            open_mirror(
                 config,
                 environ,
                 needs_store=config.upstream.url is None,
@@ -112,7 +112,7 @@ def _config(line: bytes) -> Config:
 
 @asynccontextmanager
 async def _reporting(telemetry: Telemetry) -> AsyncIterator[None]:
-    """Tell meanwhile how this worker is: each second, be it that there is nothing new."""
+    """Send a line to the first process every second while the context lasts: a report, or that nothing is new."""
     loop = asyncio.get_running_loop()
 
     async def report(thread: Executor) -> None:
@@ -130,7 +130,7 @@ async def _reporting(telemetry: Telemetry) -> AsyncIterator[None]:
                 )
             await loop.run_in_executor(thread, _say, line)
 
-    # Not one of the threads that wait for the disk: when that is slow, or hangs, this worker is not frozen.
+    # Not one of the threads that wait for the disk: a worker whose disk hangs must not count as frozen.
     thread = ThreadPoolExecutor(1, "report")
     reporting = asyncio.create_task(report(thread), name="report")
     try:
@@ -143,7 +143,7 @@ async def _reporting(telemetry: Telemetry) -> AsyncIterator[None]:
 
 
 def _say(line: bytes) -> None:
-    """Tell whoever keeps us a line; it blocks. If nobody does any more we learn that by standard input."""
+    """Send a line to the first process; blocks. If that has ended, standard input tells us, so errors are ignored."""
     with contextlib.suppress(BrokenPipeError):
         while line:
             line = line[os.write(sys.stdout.fileno(), line) :]

@@ -1,4 +1,4 @@
-"""What both listeners do alike with a request: write it down, hinder it, put the answer in its final shape."""
+"""Does what both listeners do with a request: write it down, apply faults, put the answer in its final shape."""
 
 import asyncio
 import gzip
@@ -68,7 +68,7 @@ def _asked(request: web.Request, listener: str) -> LoggedRequest:
 
 
 async def hinder(request: web.Request, fault: Fault, state: State) -> web.Response | None:
-    """Carry out what comes before an answer; a response means that nothing else shall be sent."""
+    """Apply the faults that come before an answer. A returned response is to be sent in place of the answer."""
     if fault.delay:
         await asyncio.sleep(fault.delay)
     if fault.hold:
@@ -80,7 +80,7 @@ async def hinder(request: web.Request, fault: Fault, state: State) -> web.Respon
 
 
 def settle(response: web.StreamResponse, fault: Fault, state: State) -> None:
-    """Do what the fault wants once the answer is decided and before any of it is sent."""
+    """Apply the faults that come when the answer is decided and before any of it is sent."""
     if fault.encoding is not None and isinstance(response, web.Response) and isinstance(response.body, bytes):
         if fault.encoding == "gzip":
             response.body = gzip.compress(response.body)
@@ -96,7 +96,7 @@ def settle(response: web.StreamResponse, fault: Fault, state: State) -> None:
 
 
 def json_answer(status: int, body: Mapping[str, Any] | bytes, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Make an answer of the API: its type is `application/json` and nothing more."""
+    """Make an answer of the API, whose type is exactly `application/json`."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return web.Response(status=status, body=content, headers={"Content-Type": "application/json", **(headers or {})})
 

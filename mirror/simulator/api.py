@@ -30,7 +30,7 @@ class Api:
         self._store = store
 
     def routes(self) -> list[web.RouteDef]:
-        """What the API's listener answers; as in the real one, the trailing slash is part of the path."""
+        """Return the routes of the API's listener. As in the real one, the trailing slash is part of the path."""
         return [
             web.get(VERSION, self._at("version", self._version), name="version"),
             web.get(METADATA, self._at("metadata", self._metadata), name="metadata"),
@@ -110,7 +110,7 @@ class Api:
 
 
 def _failure(fault: Fault) -> web.Response | None:
-    """The error that the fault wants instead of an answer; the status of the image's redirect is none."""
+    """Return the error that the fault puts in the answer's place. The status of the image's redirect is no error."""
     if fault.status is None or (fault.on == "image" and 300 <= fault.status < 400):
         return None
     body = fault.body.encode() if fault.body is not None else {"message": f"Simulated fault {fault.status}."}

@@ -112,7 +112,7 @@ class Simulator:
 
     @property
     def token(self) -> str:
-        """A token that it accepts at start."""
+        """A token that the simulator accepts at start."""
         return self.setup.tokens[0]
 
     @property
@@ -135,7 +135,7 @@ class Simulator:
         self._call("POST", "release")
 
     def wait_held(self, count: int = 1, timeout: float = 10.0) -> None:
-        """Return once that many answers wait for `release`.
+        """Wait until that many answers wait for `release`.
 
         Raises:
             TimeoutError: they do not within `timeout` seconds.
@@ -143,7 +143,7 @@ class Simulator:
         self.wait_until(lambda: self.counters().held >= count, timeout)
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 10.0) -> None:
-        """Return once the condition holds, asked every few milliseconds.
+        """Wait until the condition holds; it is tried every few milliseconds.
 
         Raises:
             TimeoutError: it does not within `timeout` seconds.
@@ -222,7 +222,7 @@ class Simulator:
         return self._process.returncode
 
     def errors(self) -> str:
-        """What it wrote to stderr so far: empty, unless something is wrong with the simulator itself."""
+        """Return what it wrote to stderr so far: empty, unless something is wrong with the simulator itself."""
         if self._said is not None:
             return self._said
         # The child shares our file offset: seeking would move the place where it writes.

@@ -1,4 +1,4 @@
-"""The control API, `/_sim/` on the API's port: what `client.py` speaks. It answers callers on loopback only."""
+"""The control API, `/_sim/` on the API's port, which `client.py` calls. It answers callers on loopback only."""
 
 import dataclasses
 import ipaddress
@@ -21,7 +21,7 @@ class Control:
         self._state = state
 
     def routes(self) -> list[web.RouteDef]:
-        """One route for each verb and noun."""
+        """Return one route for each verb and noun."""
         state = self._state
         return [
             web.post(CONTROL + "faults", _on_loopback(self._add_fault)),

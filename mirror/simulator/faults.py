@@ -1,4 +1,4 @@
-"""What the simulator can do wrong or otherwise, and which request it happens to.
+"""Says what the simulator does wrong, or in another way, and to which request.
 
 Everything that differs from an installation in its best health is a `Fault`, redirect modes included. This module
 decides; `api.py`, `objects.py` and `sending.py` carry it out.
@@ -109,7 +109,7 @@ _DEFAULTS = {
 }
 
 _ADVERBS = {"reset", "roll_over_after"}
-"""They say how another field acts, so they never make a fault wait for its turn."""
+"""Fields that say how another field acts, so they never make a fault wait for its turn."""
 
 
 class FaultPlan:
@@ -120,18 +120,18 @@ class FaultPlan:
         self._unlimited: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
-        """Put a limited fault behind those already there, an unlimited one before them."""
+        """Add a fault: a limited one behind those already there, an unlimited one before them."""
         if fault.times is None:
             self._unlimited.insert(0, fault)
         else:
             self._limited.append((fault, fault.times))
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Remove all faults."""
         self._limited, self._unlimited = [], []
 
     def take(self, place: Place, *, resumed: bool) -> Fault:
-        """What happens to this request, as one fault; the limited ones in it are used up by one."""
+        """Return what happens to this request, as one fault, and use up one time of the limited faults in it."""
         combined: dict[str, Any] = {}
         left: list[tuple[Fault, int]] = []
         for fault, times in self._limited:

@@ -1,4 +1,4 @@
-"""Pre-signed URLs: handed out by the API, honoured by the object store as S3 honours them."""
+"""Pre-signed URLs: the API issues them, and the object store accepts them as S3 does."""
 
 import math
 import secrets
@@ -13,7 +13,7 @@ _MANY = 10_000
 
 
 class Refused(Exception):
-    """The object store says no, with S3's status and code."""
+    """The object store refuses, with S3's status and code."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -30,13 +30,13 @@ class _Grant:
 
 
 class Grants:
-    """The signatures that are good. They are random and looked up here: nobody outside can tell them from real ones."""
+    """The valid signatures. They are random and looked up here; from outside they look like real ones."""
 
     def __init__(self) -> None:
         self._grants: dict[str, _Grant] = {}
 
     def issue(self, key: str, lifetime: float, uses: int | None) -> str:
-        """The query of a URL for GET of `key`, good for `lifetime` seconds and `uses` answers (None: any number)."""
+        """Return the query of a URL for GET of `key`, valid for `lifetime` seconds and `uses` answers (None: any)."""
         now = time.monotonic()
         signature = secrets.token_hex(32)
         if len(self._grants) >= _MANY:

@@ -1,6 +1,6 @@
 """The images a simulator hands out: bytes from a file, or made from a seed, readable at any offset.
 
-The process that asks can hold the same `Image` as the server and so knows every byte to expect.
+A test can hold the same `Image` as the server, and so knows every byte to expect.
 """
 
 import functools
@@ -66,7 +66,7 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What the simulator calls it."""
+        """The image's name in the simulator."""
         return self.spec.name
 
     @property
@@ -102,11 +102,11 @@ class Image:
         }
 
     def open(self) -> io.FileIO | None:
-        """The file with the bytes, for `sendfile`; None when they are generated."""
+        """Open the file with the bytes, for `sendfile`; None when they are generated."""
         return io.FileIO(self.spec.path) if self.spec.path else None
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` (inclusive) to `stop` (exclusive), fewer where the image ends."""
+        """Return the bytes from `start` (inclusive) to `stop` (exclusive), fewer where the image ends."""
         stop = min(stop, self.size)
         if start >= stop:
             return b""

@@ -34,7 +34,7 @@ class ObjectStore:
         self._state = state
 
     def routes(self) -> list[web.RouteDef]:
-        """What the store's listener answers."""
+        """Return the routes of the store's listener."""
         return [
             web.get("/hops/{left:[0-9]+}/{key}/{filename}", self._hop, name="hop"),
             web.get("/loop/{turn:[0-9]+}", self._loop, name="loop"),
@@ -42,7 +42,7 @@ class ObjectStore:
         ]
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Answer a pre-signed GET as S3 does; HEAD was not signed for, and a second credential is one too many."""
+        """Answer a pre-signed GET as S3 does. HEAD is not signed for, and a second credential is an error."""
         fault = self._state.faults.take("store", resumed="Range" in request.headers)
         if hindered := await hinder(request, fault, self._state):
             return hindered
@@ -63,7 +63,7 @@ class ObjectStore:
         return await self.hand_out(request, image, fault)
 
     async def hand_out(self, request: web.Request, image: Image, fault: Fault) -> web.StreamResponse:
-        """Send the image, or the range asked for; whoever asks has been let in."""
+        """Send the image, or the range asked for, to a caller that has been let in."""
         if fault.page is not None:
             return await _page(request, fault, self._state)
         exchange = request[EXCHANGE]
@@ -116,7 +116,7 @@ def select(request: web.Request, image: Image, fault: Fault) -> Selection:
 
 
 async def _page(request: web.Request, fault: Fault, state: State) -> web.StreamResponse:
-    """What a captive portal, or a filter, says in the image's place."""
+    """Make the page that a captive portal, or a filter, puts in the image's place."""
     said = (PAGE if fault.body is None else fault.body).encode()
     response = web.StreamResponse(headers={"Content-Type": fault.page or ""})
     if fault.chunked:

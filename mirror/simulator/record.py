@@ -1,4 +1,4 @@
-"""What the simulator was asked and how much it sent: the evidence that tests read."""
+"""Records what the simulator was asked and how much it sent: the evidence that tests read."""
 
 import hashlib
 import time
@@ -71,11 +71,11 @@ class Exchange:
         self._log.count_bytes(count)
 
     def end(self) -> None:
-        """The answer is complete, or will never be."""
+        """Note that the answer is complete, or will never be."""
         self._ended = time.monotonic()
 
     def snapshot(self) -> LoggedRequest:
-        """How it stands now."""
+        """Return the request as it stands now."""
         return replace(self._asked, status=self.status, image=self.image, sent=self._sent, ended=self._ended)
 
 
@@ -104,9 +104,9 @@ class RequestLog:
         self._bytes_sent += count
 
     def snapshot(self) -> list[LoggedRequest]:
-        """Every request as it stands now."""
+        """Return every request as it stands now."""
         return [exchange.snapshot() for exchange in self._exchanges]
 
     def counters(self, held: int) -> Counters:
-        """The sums, with how many answers wait for `release`."""
+        """Return the sums, with how many answers wait for `release`."""
         return Counters(self._gets["metadata"], self._gets["image"], self._gets["store"], self._bytes_sent, held)

@@ -1,4 +1,4 @@
-"""Bytes of an image onto a connection, at a line's speed, with whatever a fault does to them on the way."""
+"""Sends bytes of an image onto a connection, at a line's speed, with what a fault does to them on the way."""
 
 import asyncio
 import fcntl
@@ -68,7 +68,7 @@ async def send_body(
 
 
 def _events(fault: Fault, start: int, stop: int) -> Iterator[tuple[int, _Event]]:
-    """What happens at which offset of the image, in that order; what lies beyond the body never does."""
+    """Return what happens at which offset of the image, in order, as far as the body goes."""
     events: list[tuple[int, _Event]] = []
     if fault.roll_over is not None and fault.roll_over_after:
         events.append((start + fault.roll_over_after, "roll over"))
@@ -80,7 +80,7 @@ def _events(fault: Fault, start: int, stop: int) -> Iterator[tuple[int, _Event]]
 
 
 class _Sender:
-    """One connection's way for the bytes of one image: by `sendfile` where the bytes can go as they are."""
+    """Sends the bytes of one image onto one connection: by `sendfile` where they can go as they are."""
 
     def __init__(
         self,
@@ -143,13 +143,13 @@ class _Sender:
             self._exchange.add_sent(os.lseek(self._file.fileno(), 0, os.SEEK_CUR) - position)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
 async def cut(transport: asyncio.Transport | None, *, reset: bool) -> None:
-    """End a connection: with FIN behind what was written, or with a reset once the peer's kernel has all of it."""
+    """End a connection: with FIN after what was written, or with a reset once the peer's kernel has all of it."""
     if transport is None:
         return
     if not reset:
@@ -164,7 +164,7 @@ async def cut(transport: asyncio.Transport | None, *, reset: bool) -> None:
 
 
 def _unacknowledged(connection: socket.socket) -> int:
-    """Bytes that the kernel still has to deliver; a reset would throw them away."""
+    """Return how many bytes the kernel still has to deliver; a reset would throw them away."""
     try:
         answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0" * 4)
     except OSError:  # not every system tells

@@ -1,4 +1,4 @@
-"""Both listeners, from their sockets to the ready line."""
+"""Starts and runs both listeners, from their sockets to the ready line."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a simulator is started with: read from JSON, written as JSON."""
+"""The options that a simulator is started with, read from JSON and written as JSON."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from mirror.simulator.images import ImageSpec
 
 TOKEN = "simulated-token"  # noqa: S105 - opens nothing but a simulator
-"""Accepted unless other tokens are given."""
+"""The token that is accepted unless others are given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Everything that changes while the simulator runs, in one place."""
+"""The state that changes while the simulator runs."""
 
 import asyncio
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from mirror.simulator.setup import Setup
 from mirror.simulator.throttle import Throttle
 
 NO_IMAGE = "none"
-"""As the current image's name: there is none."""
+"""The name of the current image when there is none."""
 
 
 class State:
@@ -37,7 +37,7 @@ class State:
 
     @property
     def current(self) -> Image | None:
-        """The image that the API hands out now."""
+        """Return the image that the API hands out now."""
         return self._current
 
     def roll_over(self, name: str) -> None:
@@ -54,11 +54,11 @@ class State:
             self.roll_over(fault.roll_over)
 
     def image_at(self, key: str) -> Image | None:
-        """The image under a key of the object store."""
+        """Return the image under a key of the object store."""
         return self._current if key == LATEST else self.images.get(key)
 
     async def wait_for_release(self) -> None:
-        """Return when `release` is called next."""
+        """Wait until `release` is called next."""
         self.held += 1
         try:
             await self._gate.wait()

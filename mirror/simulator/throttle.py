@@ -7,14 +7,14 @@ _TICK = 0.05  # seconds; a slow line moves in pieces of this length, so that it 
 
 
 class Throttle:
-    """Paces whoever shares it to `rate()` bytes per second (None: unlimited), asked anew for each piece."""
+    """Limits all connections that share it to `rate()` bytes per second (None: unlimited), asked for each piece."""
 
     def __init__(self, rate: Callable[[], float | None]) -> None:
         self._rate = rate
         self._free_at = 0.0
 
     def piece(self, most: int) -> int:
-        """How many bytes to send at once: 1 to `most`."""
+        """Return how many bytes to send at once: 1 to `most`."""
         rate = self._rate()
         return most if rate is None else max(1, min(most, int(rate * _TICK)))
 

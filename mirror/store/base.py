@@ -1,4 +1,4 @@
-"""What a store of images promises, on one page.
+"""Defines what a store of images promises, on one page.
 
 An image is named by its hash and exists only when it is whole and verified. What is being received is a *partial*: it
 has one appender, any number of readers, and either gets its name (published) or stays behind to be resumed.
@@ -73,7 +73,7 @@ class Body(Protocol):
 
 @runtime_checkable
 class Remote(Body, Protocol):
-    """A body whose bytes are fetched for one reader, from where they may not be had."""
+    """A body whose bytes are fetched for one reader, from a place that may fail to give them."""
 
     async def ready(self, start: int, stop: int) -> None:
         """Have the first of the bytes [start, stop) at hand, for `pieces`. Raises StoreUnavailable, Cut."""
@@ -120,7 +120,7 @@ class StoredInfo:
 
 
 def newest_first(images: Iterable[StoredInfo]) -> Sequence[StoredInfo]:
-    """The order of every list: newest first by `created`, then by `stored_at`, then by hash."""
+    """Sort as every list does: newest first by `created`, then by `stored_at`, then by hash."""
     by_hash = sorted(images, key=lambda info: info.metadata.hash)
     return sorted(by_hash, key=lambda info: (info.metadata.created, info.stored_at), reverse=True)
 
@@ -134,7 +134,6 @@ class Retention(Protocol):
         """`current` and what is being `read` are hashes."""
 
 
-@runtime_checkable
 class Partial(Protocol):
     """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
 
@@ -166,7 +165,7 @@ class Partial(Protocol):
         """Read along from `offset`, when there is no file."""
 
     async def recover(self) -> bool:
-        """Come by a further part of what others leave, and move `position`; True while there is more to come.
+        """Take up a further part of what other processes left, and move `position`; True while there is more to come.
 
         While another process appends, follow it; when it let go, digest what is there. In the end the journal is ours,
         or the other process published it. Raises Lost.
@@ -197,8 +196,16 @@ class Partial(Protocol):
         """Let go of the journal as it is: published, put away, or to be resumed by the next fill."""
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a fill works with: the journal that it writes, and the source that it reads."""
+
+    journal: Partial
+    source: Source
+
+
 class Reader(Protocol):
-    """One who reads along in a journal without a file."""
+    """A client that reads along in a journal without a file."""
 
     async def take(self, stop: int) -> bytes:
         """Take the next bytes, at least one, up to `stop` at most; they are there. Raises Cut."""
@@ -208,7 +215,7 @@ class BlobStore(Protocol):
     """A store of images."""
 
     async def open(self, image_hash: str) -> Body | None:
-        """The stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+        """Return the stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
 
     async def has(self, image_hash: str) -> bool:
         """Whether clients need not wait for upstream to get that image whole. Raises StoreUnavailable."""
@@ -216,27 +223,28 @@ class BlobStore(Protocol):
     async def probe(self) -> None:
         """Try to write. Raises StoreUnavailable when that fails."""
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | Body:
         """Begin, resume or follow the journal of an image, having made sure there is room for all of it.
 
-        Or the image itself, when another process has stored it meanwhile. Raises StoreUnavailable (no room, no store).
+        Its source is `upstream`, or where the store has the bytes nearer. Returns the image itself when another process
+        has stored it meanwhile. Raises StoreUnavailable (no room, no store).
         """
 
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """Where the fill into that journal gets its bytes: from `upstream`, or from where the store has them nearer."""
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """Return where a fill that stores nothing gets its bytes: `upstream`, or where the store has them nearer."""
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
-        """The image from where a fill that runs gets its bytes, for a reader that would have to wait for the fill.
+        """Return the image from where a running fill gets its bytes, for a reader that would have to wait for the fill.
 
         None when it does not lie there whole. Its last bytes wait until `published` returns; that raises FillFailed.
         Raises StoreUnavailable.
         """
 
     async def make_room(self, wanted: int) -> bool:
-        """Try to free that many bytes for a fill that found the store full; whether there is room now."""
+        """Try to free that many bytes for a fill that found the store full; return whether there is room now."""
 
     async def list(self) -> Sequence[StoredInfo]:
-        """Every stored image, as `newest_first` puts them."""
+        """Return every stored image, as `newest_first` puts them."""
 
     async def served(self, image_hash: str) -> None:
         """Note that the image was served now, if it is stored. Best effort: a store that cannot write is no error."""

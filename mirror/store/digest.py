@@ -1,4 +1,4 @@
-"""The one comparison of what was received with what upstream promised: its size, and its SHA-256.
+"""Compares what was received with what upstream promised, its size and its SHA-256: the one place where that is done.
 
 Every journal calls it before an image gets its name.
 """

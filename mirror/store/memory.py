@@ -1,8 +1,8 @@
 """A journal in memory that keeps only what came last: for an image that cannot be stored and is wanted all the same.
 
-Whoever reads goes along with it. It waits for its readers, so that a quick line does not outrun them; but a reader for
-whom others have to wait may make them wait for PATIENCE seconds in all, then it falls behind. Nothing is stored; hash
-and size are verified as ever before the last bytes are given out.
+Clients read along while it moves. It waits for its readers, so that a quick line does not outrun them; but a reader may
+keep the others waiting for READER_GRACE seconds in all, then it falls behind. Nothing is stored; hash and size are
+verified as ever before the last bytes are given out.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from mirror.store.base import FellBehind
 from mirror.store.digest import check
 
 SIZE = 8 << 20
-"""Bytes kept; more than an `Appender` hands over at once."""
+"""Bytes kept; more than an `JournalWriter` hands over at once."""
 
 GATHER = 2.0
 """Seconds for which the first bytes stay at least, so that clients that come together share one transfer."""
@@ -31,7 +31,7 @@ SLICE = 32 << 10
 
 
 class Abandoned(Exception):
-    """Nobody reads any more."""
+    """No client reads any more."""
 
 
 class MemoryWindow:
@@ -145,7 +145,7 @@ class MemoryWindow:
 
 
 class MemoryReader:
-    """One who reads along: how far it is, and for how many seconds more others may have to wait for it."""
+    """A client that reads along: how far it is, and for how many seconds more it may keep others waiting."""
 
     def __init__(self, window: MemoryWindow, position: int) -> None:
         self.position = position

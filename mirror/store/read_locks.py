@@ -1,4 +1,4 @@
-"""Who reads a file, seen by all processes: a shared lock on its bytes, which goes with the last copy of the descriptor.
+"""Shows all processes which files are read: by a shared lock on their bytes, held until the last descriptor is closed.
 
 It hinders nobody and is independent of the lock that makes one appender of many (`flock`); eviction looks whether there
 is one. Where a file system knows no locks nothing is known, and a file that is taken away stays readable all the same.
@@ -19,7 +19,7 @@ def announce(fd: int) -> None:
 
 
 def withdraw(fd: int) -> None:
-    """Take that back."""
+    """Say that it is not read any more."""
     _set(fd, fcntl.F_UNLCK)
 
 

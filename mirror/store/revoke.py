@@ -1,4 +1,4 @@
-"""Taking a file back from all who are being sent it, in every process: its bytes are not to be had any more.
+"""Takes a file back from all clients that are being sent it, in every process.
 
 The mark is on the file itself: whoever has it open sees it wherever its name has gone, and it holds where
 the file cannot be moved: the sticky bit, which means nothing for a file on Linux. What is evicted bears none.

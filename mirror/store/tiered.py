@@ -17,12 +17,12 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Source
 from mirror.store.base import (
     Body,
-    Partial,
     Reader,
     Remote,
     StoredImage,
     StoredInfo,
     StoreUnavailable,
+    Transfer,
     Unnamed,
     newest_first,
 )
@@ -64,10 +64,10 @@ class TieredStore:
             log.debug("%s", error)
         return await self._in_bucket(image_hash) is not None
 
-    async def begin(self, metadata: ImageMetadata) -> Partial | Body:
-        """See `BlobStore.begin`."""
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | Body:
+        """See `BlobStore.begin`: the source asks the bucket before upstream."""
         try:
-            begun = await self._disk.begin(metadata)
+            begun = await self._disk.journal(metadata)
         except StoreUnavailable as error:
             log.warning(
                 "%s; %s goes through the bucket alone",
@@ -76,18 +76,17 @@ class TieredStore:
                 extra=event("store.bypassed", image=metadata.hash),
             )
             try:
-                return await self._bucket.begin(metadata)
+                return await self._bucket.begin(metadata, upstream)
             except StoreUnavailable:
                 raise error from None
-        if isinstance(begun, PartialFile):
-            return TieredPartial(begun, metadata, self._bucket)
-        return begun
+        if isinstance(begun, StoredImage):
+            return begun
+        journal = TieredPartial(begun, metadata, self._bucket)
+        return Transfer(journal, BucketSource(journal.coordinator, upstream))
 
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """See `BlobStore.source`."""
-        if isinstance(journal, TieredPartial):
-            return BucketSource(journal.coordinator, upstream)
-        return self._bucket.source(metadata, journal, upstream)
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """See `BlobStore.nearest`: the bucket."""
+        return self._bucket.nearest(metadata, upstream)
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
         """See `BlobStore.ahead`: the bucket."""
@@ -225,7 +224,7 @@ class TieredPartial:
 
 
 class _Readable:
-    """A stored image as what an upload reads from."""
+    """Lets an upload read from a stored image."""
 
     validator = None
 

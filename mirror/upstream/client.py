@@ -1,4 +1,4 @@
-"""Asking upstream: metadata, the image from an offset, and the few requests that are passed through.
+"""Asks upstream for metadata, for the image from an offset, and for the few requests that are passed through.
 
 A client's `Authorization` goes to the upstream origin and to nothing that a redirect leads to. URLs are secrets as soon
 as they carry a query, so messages and logs name hosts only.
@@ -65,9 +65,9 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
-    `name` is that of the mirror which asks, by which loops are found (`mirror.upstream.loop_detection`); who serves
-    nobody has none. `image` is the path of the image, below which its metadata is: another one than DataRobot's at a
-    mirror only.
+    `name` is that of the mirror which asks, by which loops are found (`mirror.upstream.loop_detection`); a client that
+    serves nobody has none. `image` is the path of the image, below which its metadata is: other than
+    DataRobot's at a mirror only.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Upstream:
                     return response
 
     def _identity(self, caller: Caller) -> dict[str, str]:
-        """What only upstream itself is told: who asks, and by which mirrors the request came."""
+        """Return the headers that only upstream itself gets: who asks, and by which mirrors the request came."""
         headers = {"X-Request-ID": caller.request_id}
         if way := loop.onward(caller.came_by, self._name):
             headers[loop.HEADER] = way
@@ -267,7 +267,7 @@ class ImageResponse:
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
-    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
+    """Make upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
 
     Raises BadUpstream when its body cannot be decoded.
     """
@@ -276,7 +276,7 @@ def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: i
 
 
 def failure(status: int, retry_after: int | None) -> MirrorError:
-    """What an answer of upstream means that is neither one nor a refusal; `retry_after` seconds it asked for."""
+    """Turn an unusable answer of upstream into an error; `retry_after` seconds is what it asked for."""
     if status == 508:
         return LoopDetected(
             "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "

@@ -1,4 +1,4 @@
-"""The connections to upstream and to where it redirects, directly or through a proxy.
+"""Opens connections to upstream and to where it redirects, directly or through a proxy.
 
 Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and what it
 answers there by itself looks like upstream's, but for a 407. A proxy's credential goes to the proxy only. Nothing is
@@ -174,7 +174,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 @asynccontextmanager
 async def _connecting(way: Way) -> AsyncIterator[None]:
-    """Let who runs out of time before there is a connection say so, whichever of the timeouts it was."""
+    """Say so when time runs out before there is a connection, whichever of the timeouts that was."""
     try:
         yield
     except TimeoutError as error:

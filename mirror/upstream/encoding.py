@@ -1,4 +1,4 @@
-"""Bodies that come compressed although nobody asked for that: small answers are decoded, an image never is."""
+"""Decodes small answers that come compressed although nobody asked for that. An image is never decoded."""
 
 import zlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One image as a source of bytes: what upstream and its redirect targets may answer, and what each answer means."""
+"""Reads one image from upstream, and judges what upstream and its redirect targets may answer."""
 
 import re
 from collections.abc import AsyncIterator

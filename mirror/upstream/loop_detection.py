@@ -1,4 +1,4 @@
-"""Loops of mirrors, as RFC 8586 finds them: a request toward upstream says by which caches it has come.
+"""Finds loops of mirrors as RFC 8586 does: a request toward upstream says by which caches it has come.
 
 Each mirror adds a name of its own to `CDN-Loop`, and refuses what comes with that name: it has been here already. A
 mirror behind a mirror is no loop. Who forges the header shuts out nobody but himself. It goes to upstream only, never

@@ -1,4 +1,4 @@
-"""Which proxy a request toward upstream goes through: that of `upstream.proxy`, else the environment's, or none.
+"""Chooses the proxy that a request toward upstream goes through: `upstream.proxy`, else the environment's, or none.
 
 A proxy's user and password are sent to that proxy only; nothing here shows them.
 """
@@ -29,7 +29,7 @@ class ProxyFailed(Exception):
         self.refused = refused
 
     def told(self) -> MirrorError:
-        """What a client is told."""
+        """Return the error that a client is told."""
         return BadUpstream(str(self)) if self.refused else Unavailable(str(self))
 
 

@@ -1,4 +1,4 @@
-"""How fast images may come from upstream, among all fills of all processes of a mirror: one leaky bucket.
+"""Limits how fast images come from upstream, for all fills of all processes of a mirror: one leaky bucket.
 
 Its state is a few numbers in memory that the processes share, and what they take is added up there. A fill that took
 more than the bucket holds waits before it takes again; meanwhile nothing is read, and TCP slows upstream down.
@@ -40,7 +40,7 @@ class Throttle:
         self._state = mmap.mmap(descriptor, _STATE.size)
 
     def limit(self, rate: int | None) -> None:
-        """From now on this many bytes per second, for all who share it; None: as many as come."""
+        """Allow this many bytes per second from now on, for all that share it; None allows as many as come."""
         with self._locked():
             _, level, _ = self._drained()
             _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))

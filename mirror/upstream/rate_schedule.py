@@ -1,4 +1,4 @@
-"""Set the throttle to the rate that holds at this time of the day."""
+"""Sets the throttle to the rate that holds at this time of the day."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ class Rates:
 
 
 class RateSchedule:
-    """What `throttle` is set to."""
+    """Sets `throttle` as the day goes by."""
 
     def __init__(self, throttle: Throttle, config: Upstream, now: Callable[[], datetime] | None = None) -> None:
         self._throttle = throttle
@@ -45,13 +45,13 @@ class RateSchedule:
         self.take_up(config)
 
     def take_up(self, config: Upstream) -> None:
-        """From now on `max_rate` and `rates` are these."""
+        """Use another `max_rate` and `rates` from now on."""
         self._rates = Rates(config.rates, config.max_rate)
         self._look()
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Change the rate meanwhile as the day goes by."""
+        """Change the rate as the day goes by, while the context lasts."""
         keeping = asyncio.create_task(self._keep(), name="pace")
         try:
             yield

@@ -1,4 +1,4 @@
-"""Which hop may be followed: the URL is judged before it is asked, the address when it is connected to.
+"""Decides which redirect may be followed: judges the URL before it is asked, and the address when it is connected to.
 
 The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
 no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless
@@ -29,6 +29,10 @@ _AUTHORITY = re.compile(r"(?:((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)([^/?#]*))?(.*)", 
 
 class ForbiddenAddress(OSError):
     """A redirect target's name leads to an address that must not be connected to."""
+
+
+class HostNotAllowed(BadUpstream):
+    """Upstream redirects to where nothing is fetched from, unless `upstream.redirect_hosts` names it."""
 
 
 class RedirectPolicy:
@@ -93,7 +97,7 @@ class RedirectPolicy:
 
     def _judge_host(self, host: str) -> None:
         if self._hosts and not any(fnmatchcase(host, pattern) for pattern in self._hosts):
-            raise BadUpstream(
+            raise HostNotAllowed(
                 f"upstream redirects to {_ascii(host)}, which upstream.redirect_hosts does not allow; add it there "
                 "if it is right"
             )
@@ -104,9 +108,9 @@ def not_a_url() -> BadUpstream:
     return BadUpstream("upstream redirects to something that is not a URL")
 
 
-def forbidden(host: str, error: ForbiddenAddress) -> BadUpstream:
+def forbidden(host: str, error: ForbiddenAddress) -> HostNotAllowed:
     """Say which host was refused at connecting, and what to do."""
-    return BadUpstream(
+    return HostNotAllowed(
         f"upstream redirects to {_ascii(host)}, which leads to {error.strerror}: refused, because services of this "
         "machine and its cloud are there; if it is right, add the host (or address) to upstream.redirect_hosts"
     )

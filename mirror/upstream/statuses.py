@@ -1,4 +1,4 @@
-"""What a status of upstream's or of a redirect target's means: one table for metadata, the image, resumes and `get`."""
+"""Says what a status of upstream or a redirect target means: one table for metadata, the image, resumes and `get`."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One mirror, wired from a configuration. `mirror.serve.main` puts listeners before it."""
+"""Builds one mirror from a configuration, without listeners, and closes it in order."""
 
 import asyncio
 import logging
@@ -31,24 +31,23 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
-from mirror.wiring.stores import Stores, disk_store
-from mirror.wiring.stores import opened as opened_stores
+from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
 
 SHOWN = "shown.json"
-"""The note of what clients got last, in the store's directory."""
+"""The file, in the store's directory, that says which image clients got last."""
 
 BLOCKING_THREADS = 16
-"""Threads for what waits for the disk; appending to journals has its own."""
+"""How many threads wait for the disk; appending to journals has its own threads."""
 
 
 @dataclass(slots=True)
 class Mirror:
-    """The rooms of one mirror, open.
+    """The parts of one mirror, open and connected.
 
-    `own` is its own credential, `name` what loops are found by (`mirror.upstream.loop_detection`). `config` is what
-    holds now; `parts` take up another one, and whoever builds more of them adds them.
+    `own` is its own credential; loops are found by `name` (`mirror.upstream.loop_detection`). `config` is the running
+    configuration; `parts` apply another one. Code that builds more parts adds them.
     """
 
     config: Config
@@ -64,10 +63,10 @@ class Mirror:
     parts: list[Part] = field(default_factory=list)
 
     async def health(self, store: StoreState, stuck: str | None = None) -> Health:
-        """Whether the mirror can serve: what is stored and can be read; and else what it can have from an upstream.
+        """Return whether the mirror can serve: from its store, or else from an upstream.
 
-        `store` is what the process found that asked the store last to take an image: this one, or a worker; `stuck` is
-        what keeps a worker's upload from going on.
+        `store` is the state of the store as the last process saw it that used it, be it a worker; `stuck` says why a
+        worker's upload is stuck.
         """
         trouble = await self.stores.trouble()
         said = list(trouble.values())
@@ -82,7 +81,7 @@ class Mirror:
         return Health(degraded=said)
 
     async def _disk_gives(self) -> bool:
-        """Whether the disk's images can be read, though it may take none."""
+        """Whether images can be read from the disk, although it may take no new ones."""
         try:
             return self.stores.disk is not None and len(await self.stores.disk.list()) > 0
         except StoreUnavailable:
@@ -91,25 +90,25 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the processes of a mirror tell one another at once: whom upstream has refused, whose bytes were wrong."""
+    """Memory that the processes of a mirror share: whom upstream refused, and which images had wrong bytes."""
 
     refused: SharedNotes
     wrong: SharedNotes
 
     @classmethod
     def of(cls, descriptors: Sequence[int | None] = (None, None)) -> "Shared":
-        """That of another process by its `descriptors`, or a new one."""
+        """Open the memory of another process by its `descriptors`, or make new memory."""
         refused, wrong = descriptors
         return cls(shared_refusals(refused), shared_wrong_bytes(wrong))
 
     @property
     def descriptors(self) -> Sequence[int]:
-        """What another process shares it by."""
+        """The descriptors by which another process opens the memory."""
         return self.refused.descriptor, self.wrong.descriptor
 
 
 @asynccontextmanager
-async def opened(
+async def open_mirror(
     config: Config,
     environ: Mapping[str, str],
     *,
@@ -119,10 +118,10 @@ async def opened(
     shared: Shared | None = None,
     name: str | None = None,
 ) -> AsyncIterator[Mirror]:
-    """Build a mirror without listeners; its fills are stopped and their partials kept on the way out.
+    """Build a mirror without listeners. When the context ends its fills are stopped, and their partials kept.
 
-    Somebody else keeps the pace of a `throttle` that is given. With `shared` all processes know what one has learnt.
-    `name` is that of the mirror whose worker this is.
+    The caller runs the schedule of a `throttle` that it passes. With `shared` all processes know what one has learnt.
+    A worker passes the `name` of its mirror.
 
     Raises ConfigError, or StoreUnavailable when it `needs_store` and the store's directory cannot be used.
     """
@@ -135,10 +134,10 @@ async def opened(
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        stores = await stack.enter_async_context(opened_stores(config, pool, metrics.evictions.inc))
+        stores = await stack.enter_async_context(open_stores(config, pool, metrics.evictions.inc))
         store = stores.front
         try:
-            await disk_store(config, pool).prepare()  # without a local copy, the place of notes
+            await disk_store(config, pool).prepare()  # without a local copy it still holds the notes
         except StoreUnavailable as error:
             if needs_store:
                 raise
@@ -189,7 +188,7 @@ async def opened(
 
 
 def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
-    """What takes up another configuration."""
+    """Return what applies another configuration."""
     upstream = mirror.upstream
 
     async def own(config: Config) -> Ready:
@@ -212,7 +211,7 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
             return Ready(lambda: None)
         try:
             others = await found.find_anew()
-        except StoreUnavailable as error:  # of no concern to what else is read again
+        except StoreUnavailable as error:  # this must not keep the other parts from being reloaded
             log.warning("SIGHUP: %s; what was found before stays in use", error, extra=event("bucket.unfound"))
             return Ready(lambda: None)
         return Ready(found.forget, ("the bucket's credentials",) if others else ())
@@ -227,7 +226,7 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
 
 
 def _forget_shown(config: Config) -> None:
-    """What clients got last under when_stored grows old while they switch at once: they must not go back to it."""
+    """Remove the note of what clients got last, which is only kept under `when_stored`: nobody may get it later."""
     try:
         (config.store.path / SHOWN).unlink(missing_ok=True)
     except OSError as error:
@@ -246,7 +245,7 @@ def _upstream(
 async def loaded_catalog(
     config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
 ) -> Catalog:
-    """Make the catalog, with what an earlier process knew. `bring` fetches what clients get only when it is stored."""
+    """Make the catalog and load what an earlier process knew. `bring` fetches a new image under `when_stored`."""
     rollover = None
     if config.upstream.rollover == "when_stored":
         rollover = WhenStored(

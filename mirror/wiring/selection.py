@@ -1,4 +1,4 @@
-"""Find a stored image by the first digits of its hash, and pin or remove it, wherever it is stored.
+"""Finds a stored image by the first digits of its hash, and pins or removes it wherever it is stored.
 
 An image is named by 6 or more digits, or `current`. The command line and the admin listener use this.
 """
@@ -17,8 +17,7 @@ from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.wiring.mirror import loaded_catalog
-from mirror.wiring.stores import Stores
-from mirror.wiring.stores import opened as opened_stores
+from mirror.wiring.stores import Stores, open_stores
 
 if TYPE_CHECKING:
     from mirror.store.s3.store import S3Store
@@ -27,8 +26,8 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A stored image, and whether it is the one that clients get who name none."""
+class StoredLine:
+    """A stored image, and whether it is the current one."""
 
     info: StoredInfo
     current: bool
@@ -36,15 +35,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Open stores: the `sizes` of all that lies there as an image, by place and hash; the lines of what is whole."""
+    """The images in open stores: the `sizes` of all, by place and hash, and the `lines` of those that are whole."""
 
     stores: Stores
     sizes: Mapping[str, Mapping[str, int]]
-    lines: Mapping[str, Listed]
+    lines: Mapping[str, StoredLine]
 
     @classmethod
-    async def of(cls, config: Config, stores: Stores, lines: Sequence[Listed]) -> "Selection":
-        """Look at what lies there beside `lines`. Raises StoreUnavailable."""
+    async def of(cls, config: Config, stores: Stores, lines: Sequence[StoredLine]) -> "Selection":
+        """Look up the sizes of all images, also of those that are not in `lines`. Raises StoreUnavailable."""
         sizes: dict[str, Mapping[str, int]] = {"disk": {}}
         for name, place in stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
@@ -53,11 +52,11 @@ class Selection:
 
     @property
     def hashes(self) -> Sequence[str]:
-        """Of all that lies there."""
+        """The hashes of all images."""
         return list(dict.fromkeys([*(each for sizes in self.sizes.values() for each in sizes), *self.lines]))
 
     def places(self, image_hash: str) -> Sequence[tuple[str, "DiskStore | S3Store"]]:
-        """Where an image is. A part of one that is verified anew just now is on the disk."""
+        """Return the places that have an image; the disk also while it verifies the image again."""
         return [
             (name, place)
             for name, place in self.stores.places.items()
@@ -65,7 +64,7 @@ class Selection:
         ]
 
     def find(self, name: str) -> str:
-        """The hash that `name` stands for. Raises UsageError, or NotFound when it is none or more than one."""
+        """Return the hash that `name` stands for. Raises UsageError, or NotFound for no image or several."""
         if name == "current":
             named = [image_hash for image_hash, line in self.lines.items() if line.current]
             if not named:
@@ -81,44 +80,45 @@ class Selection:
         return alike[0]
 
     async def pin(self, name: str, *, pinned: bool) -> str:
-        """Pin an image or take that back; its hash. Raises UsageError, NotFound, StoreUnavailable."""
+        """Pin or unpin an image. Returns its hash. Raises UsageError, NotFound, StoreUnavailable."""
         image_hash = self.find(name)
         for _, place in self.places(image_hash):
             await place.pin(image_hash, pinned=pinned)
         return image_hash
 
     async def remove(self, name: str, *, force: bool, insist: str = "give --force") -> str:
-        """Remove an image; its hash. Raises UsageError, or MirrorError when it is pinned or current and not `force`.
+        """Remove an image. Returns its hash.
 
-        `force` also cuts the downloads of it that run. `insist` says how the person who asks would insist.
+        Raises UsageError, or NotRemoved when the image is pinned or current and not `force`.
+        `force` also cuts running downloads of it. `insist` tells the person how to use force.
         """
         image_hash = self.find(name)
         line = self.lines.get(image_hash)
         if line is not None and not force:
             reasons = [word for word, holds in (("pinned", line.info.pinned), ("current", line.current)) if holds]
             if reasons:
-                raise Kept(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
+                raise NotRemoved(f"{image_hash[:12]} is {' and '.join(reasons)}: {insist} to remove it all the same")
         for _, place in self.places(image_hash):
             if not await place.remove(image_hash, cut=force):
-                raise Kept(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
+                raise NotRemoved(f"{image_hash[:12]} is being verified by a running mirror just now: try again later")
         return image_hash
 
 
-class Kept(MirrorError):
-    """An image stays where it is, for a reason that a person may change."""
+class NotRemoved(MirrorError):
+    """An image was not removed, for a reason that a person may change."""
 
     status = 409
 
 
 @asynccontextmanager
-async def opened_selection(config: Config) -> AsyncIterator[Selection]:
-    """Open the stores of a configuration and look at what is there. Raises StoreUnavailable."""
+async def open_selection(config: Config) -> AsyncIterator[Selection]:
+    """Open the stores of a configuration and look up their images. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
-        async with opened_stores(config, pool) as stores:
+        async with open_stores(config, pool) as stores:
             yield await Selection.of(config, stores, await lines(config, stores, pool))
 
 
-async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[Listed]:
+async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Sequence[StoredLine]:
     """List the images without a running mirror, newest first; none when there is no store. Raises StoreUnavailable."""
     if not (config.store.path / "images").exists():
         if stores.bucket is None:
@@ -130,6 +130,6 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
     return lines_of(await stores.front.list(), await catalog.known_hash())
 
 
-def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[Listed]:
-    """The lines of these images, when that is the hash of the current one."""
-    return [Listed(info, current=info.metadata.hash == current) for info in images]
+def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[StoredLine]:
+    """Make the lines of these images; `current` is the hash of the current one."""
+    return [StoredLine(info, current=info.metadata.hash == current) for info in images]

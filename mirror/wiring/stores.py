@@ -1,4 +1,4 @@
-"""Where images are kept, wired from a configuration: a disk, a bucket, or a disk in front of a bucket."""
+"""Builds the stores of a configuration: a disk, a bucket, or a disk in front of a bucket."""
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.config import S3, Config, Store
-from mirror.images.catalog import SharedNote
+from mirror.images.last_answer import SharedNote
 from mirror.images.retention import evictable
 from mirror.store.base import BlobStore, StoreUnavailable
 from mirror.store.disk.store import DiskStore
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The places where images are, `disk` and `bucket`, and the one store that they are to the rest of the mirror.
+    """The places where images are stored, `disk` and `bucket`. The rest of the mirror uses `front` as its one store.
 
-    `evicted` is called, in whatever thread, for each image that had to make room.
+    `evicted` is called, from any thread, for each image that was evicted.
     """
 
     front: BlobStore
@@ -41,11 +41,11 @@ class Stores:
 
     @property
     def stuck(self) -> str | None:
-        """What keeps an upload of this process from going on, in words."""
+        """Why an upload of this process is stuck, in words; None when none is."""
         return None if self.bucket is None else self.bucket.stuck
 
     async def trouble(self) -> Mapping[str, str]:
-        """What is wrong with each place that does not work, in words."""
+        """Return what is wrong with each place that does not work, in words."""
         said = {}
         for name, place in self.places.items():
             try:
@@ -55,7 +55,7 @@ class Stores:
         return said
 
     def take_up(self, config: Store) -> None:
-        """From now on these are the bounds."""
+        """Apply these bounds from now on."""
         if self.disk is not None:
             keep = functools.partial(evictable, keep=config.keep)
             self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
@@ -64,10 +64,10 @@ class Stores:
 
     @asynccontextmanager
     async def kept(self, current: Callable[[], Awaitable[str | None]]) -> AsyncIterator[None]:
-        """Keep the bucket in order meanwhile, if there is one. `current` gives the hash of what clients get."""
+        """Maintain the bucket, if any, while the context lasts. `current` returns the hash of the current image."""
         async with AsyncExitStack() as stack:
             if self.bucket is not None:
-                from mirror.store.s3.maintenance import Keeper  # see `opened`
+                from mirror.store.s3.maintenance import Keeper  # see `open_stores`
 
                 async def replenish() -> None:
                     if self.tiered is not None and (image_hash := await current()):
@@ -78,8 +78,10 @@ class Stores:
 
 
 @asynccontextmanager
-async def opened(config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None) -> AsyncIterator[Stores]:
-    """Open the stores of a configuration; they touch nothing until they are asked to."""
+async def open_stores(
+    config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None
+) -> AsyncIterator[Stores]:
+    """Open the stores of a configuration; they touch nothing until they are used."""
     disk = disk_store(config, pool, evicted)
     if config.store.s3.bucket is None:
         yield Stores(disk, disk, evicted=evicted)
@@ -99,7 +101,7 @@ async def opened(config: Config, pool: Executor, evicted: Callable[[], None] = l
 
 
 def _bounds(config: S3, evicted: Callable[[], None]) -> "Bounds | None":
-    from mirror.store.s3.space import Bounds  # see `opened`
+    from mirror.store.s3.space import Bounds  # see `open_stores`
 
     if config.max_size is None:
         return None
@@ -109,7 +111,7 @@ def _bounds(config: S3, evicted: Callable[[], None]) -> "Bounds | None":
 
 
 def disk_store(config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None) -> DiskStore:
-    """Make the disk store of a configuration; it touches nothing until it is asked to."""
+    """Make the disk store of a configuration; it touches nothing until it is used."""
     return DiskStore(
         config.store.path,
         min_free=config.store.min_free,

@@ -18,6 +18,7 @@ from mirror.admin.traffic_history import INTERVAL, KEPT
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.admin import CHANGING, ask_admin
 from tests.support.downloads import Download, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -47,7 +48,7 @@ def main() -> None:
         for version, created in VERSIONS.items()
     ]
     with tempfile.TemporaryDirectory() as directory, Simulator.start(specs) as simulator:
-        mirror = MirrorProcess(
+        mirror = ForkedMirror(
             Path(directory),
             simulator.api_url,
             {"upstream": {"metadata_ttl": "1s"}, "prefetch": {"enabled": True, "window": "20:00-06:00"}},

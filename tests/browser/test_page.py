@@ -20,6 +20,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import actions_of, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import Canary, FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.nginx import Nginx, before_the_admin_listener
 from tests.support.processes import MirrorProcess, eventually, free_port
@@ -382,7 +383,7 @@ def test_everybody_can_use_it(mirror: MirrorProcess, browse: Browse, kind: str) 
 
 def test_a_mirror_that_knows_nothing_has_a_page_too(tmp_path: Path, browse: Browse) -> None:
     with Simulator.start([ImageSpec("first", size=MIB)]):
-        with MirrorProcess(tmp_path, "", {"auth": {"mode": "open"}}) as mirror:
+        with ForkedMirror(tmp_path, "", {"auth": {"mode": "open"}}) as mirror:
             browser = browse()
             browser.get(mirror.admin_url)
             assert "serves what was imported" in text(browser, "now")
@@ -390,7 +391,7 @@ def test_a_mirror_that_knows_nothing_has_a_page_too(tmp_path: Path, browse: Brow
 
 
 def test_a_mirror_that_never_reached_upstream_does_not_say_that_it_serves(tmp_path: Path, browse: Browse) -> None:
-    with MirrorProcess(tmp_path, f"http://127.0.0.1:{free_port()}", {"auth": {"mode": "open"}}) as mirror:
+    with ForkedMirror(tmp_path, f"http://127.0.0.1:{free_port()}", {"auth": {"mode": "open"}}) as mirror:
         fetch(mirror.image_url)
         browser = browse()
         browser.get(mirror.admin_url)

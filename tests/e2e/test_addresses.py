@@ -79,8 +79,7 @@ def test_an_address_that_is_taken_is_a_failure_that_a_service_manager_tries_agai
     with closing(socket.create_server(("127.0.0.1", 0))) as stranger:
         mirror = mirror_on(tmp_path, simulator, stranger.getsockname()[1], workers=workers)
         mirror.start(wait=False)
-        assert mirror.process is not None
-        assert mirror.process.wait(30) == 1
+        assert mirror.wait_dead(30) == 1
         assert f"cannot listen on 127.0.0.1 port {mirror.port}: Address already in use" in mirror.log()
         assert "Traceback" not in mirror.log()
         assert "Address already in use" in checked(mirror)
@@ -93,8 +92,7 @@ def test_two_mirrors_never_share_a_port(tmp_path: Path, simulator: Simulator, wo
     with mirror_on(tmp_path / "one", simulator, None, workers=2) as first:
         second = mirror_on(tmp_path / "two", simulator, first.port, workers=workers)
         second.start(wait=False)
-        assert second.process is not None
-        assert second.process.wait(30) == 1
+        assert second.wait_dead(30) == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])

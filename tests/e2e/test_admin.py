@@ -13,6 +13,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import CHANGING, actions_of, ask_admin, pushed, status_of
 from tests.support.downloads import Download
 from tests.support.fixtures import Canary, FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 MIB = 1 << 20
@@ -201,8 +202,7 @@ def test_changing_takes_the_admin_token_when_there_is_one(
     for right in (f"Bearer {ADMIN_TOKEN}", basic(ADMIN_TOKEN)):
         assert ask_admin(mirror, "POST", pin, CHANGING | {"Authorization": right}).status == 200
     token_file.write_text("another-token-of-the-operators")
-    assert mirror.process is not None
-    mirror.process.send_signal(1)
+    mirror.send_signal(1)
     eventually(lambda: "reloaded" in mirror.log(), what="the reload")
     assert ask_admin(mirror, "POST", pin, CHANGING | {"Authorization": f"Bearer {ADMIN_TOKEN}"}).status == 401
 
@@ -242,7 +242,7 @@ def test_other_routes_and_methods_are_refused_in_words(mirror: MirrorProcess) ->
 
 def test_an_air_gapped_mirror_has_a_status_too(tmp_path: Path) -> None:
     with Simulator.start([ImageSpec("first", size=MIB)]):
-        with MirrorProcess(tmp_path, "", {"auth": {"mode": "open"}}) as mirror:
+        with ForkedMirror(tmp_path, "", {"auth": {"mode": "open"}}) as mirror:
             status = status_of(mirror)
             assert (status["current"], status["upstream"]["url"], status["upstream"]["reachable"]) == (None, None, None)
             assert ask_admin(mirror, "POST", "/api/prefetch", CHANGING).status == 404

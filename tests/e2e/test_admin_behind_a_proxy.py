@@ -18,6 +18,8 @@ from tests.support.processes import MirrorProcess, eventually, free_port
 
 TOKEN = "the-token-of-the-operators"
 PUBLIC = "https://ops.example"
+BUFFERS = "proxy_buffer_size 512k; proxy_buffers 8 512k; proxy_busy_buffers_size 1m;\n"
+"""So much that whatever nginx keeps back is kept for longer than any test waits."""
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -90,7 +92,7 @@ def test_the_page_there_may_act_and_no_other_may(site: Site) -> None:
         assert site.ask("POST", pin, CHANGING | AUTHORIZED | forged).status == 403
 
 
-def test_events_come_through_at_once(site: Site) -> None:
+def assert_events_come_at_once(site: Site) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", site.nginx.port, timeout=20)) as connection:
         connection.request("GET", "/pps-mirror/api/events", headers=AUTHORIZED)
         answer = connection.getresponse()
@@ -99,6 +101,21 @@ def test_events_come_through_at_once(site: Site) -> None:
         assert next(lines)["images"] == []
         fetch(site.mirror.image_url)
         assert any(status["images"] for status in lines)
+
+
+def test_events_come_through_at_once(site: Site) -> None:
+    assert_events_come_at_once(site)
+
+
+def test_events_come_through_at_once_where_nginx_keeps_answers_back(
+    fresh_mirror: FreshMirror, tmp_path: Path, token_file: Path
+) -> None:
+    mirror = fresh_mirror({"admin": {"token_file": str(token_file), "public_url": f"{PUBLIC}/pps-mirror"}})
+    server = before_the_admin_listener(mirror.admin_port, stripping=False)
+    older = server.replace("proxy_http_version 1.1;", "proxy_http_version 1.0;")  # nginx's own default for long
+    assert older != server
+    with Nginx(tmp_path / "nginx", BUFFERS + older) as nginx:
+        assert_events_come_at_once(Site(mirror, nginx))
 
 
 def test_a_name_that_was_made_to_point_here_is_refused_and_the_public_one_is_not(site: Site) -> None:
@@ -125,7 +142,7 @@ def test_who_guesses_is_slowed_and_others_are_not(site: Site) -> None:
     assert "so many wrong admin tokens came from 127.0.0.7" in log
     assert "wrong-0" not in log
     assert site.mirror.process is not None
-    site.mirror.process.send_signal(signal.SIGHUP)
+    site.mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "reloaded" in site.mirror.log(), what="the reload")
     assert site.ask("GET", "/api/status", AUTHORIZED, "127.0.0.7").status == 200
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.air_gap import Site, put
+from tests.support.commands import COMMAND, environment, one_line, run
 from tests.support.downloads import fetch
 from tests.support.fixtures import Sections
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess
 
 SIZE = 5 << 20
@@ -49,19 +50,13 @@ def stick(tmp_path: Path) -> Path:
 def mirror(tmp_path: Path) -> Iterator[MirrorProcess]:
     """A running mirror of two processes, without upstream and without an image."""
     sections: Sections = {"server": {"workers": 2}, "auth": {"mode": "open"}}
-    with MirrorProcess(tmp_path / "mirror", "", sections) as mirror:
+    with ForkedMirror(tmp_path / "mirror", "", sections) as mirror:
         yield mirror
 
 
 def bring(mirror: MirrorProcess, path: Path, complaint: str = "") -> str:
     """Import beside a running mirror; what is said. It complains of nothing, or in one line."""
-    done = subprocess.run(
-        [*COMMAND, "import", str(path), "-c", str(mirror.config_file)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("import", path, "-c", mirror.config_file)
     assert done.returncode == 0, done.stderr
     assert complaint in done.stderr
     assert done.stderr.count("\n") == bool(complaint)

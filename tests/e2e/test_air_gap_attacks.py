@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle.signatures import NAMESPACE
-from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.air_gap import Site, put, sum_again
+from tests.support.commands import COMMAND, environment, one_line
 from tests.support.needs import needs
 from tests.support.processes import eventually
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import COMMAND, environment, on_a_terminal, one_line
 from tests.support.air_gap import Site, put
 from tests.support.archive import DockerArchive
+from tests.support.commands import COMMAND, environment, on_a_terminal, one_line
 from tests.support.docker_engine import DockerEngine
 from tests.support.small_disk import SmallDisk
 

@@ -11,6 +11,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import METADATA, MirrorProcess
 
 HOSTILE_NAME = '../../etc/cron.d/x"; drop=1\r\nSet-Cookie: a=b'
@@ -26,7 +27,7 @@ def simulator() -> Iterator[Simulator]:
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator) -> Iterator[MirrorProcess]:
     sections = {"upstream": {"metadata_ttl": "0s", "stale_if_error": "0s"}, "auth": {"ttl": "0s"}}
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), simulator.api_url, sections) as process:
+    with ForkedMirror(tmp_path_factory.mktemp("mirror"), simulator.api_url, sections) as process:
         yield process
 
 

@@ -17,6 +17,8 @@ from tests.support.downloads import fetch
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, MirrorProcess
 
+pytestmark = pytest.mark.alone
+
 SIZE = 160 << 20
 CLIENTS = 200
 LIMIT = 100 << 20

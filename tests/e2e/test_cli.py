@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -16,11 +15,13 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
+from tests.support.by_hand import lay_out
 from tests.support.certificates import certificate
+from tests.support.commands import COMMAND, environment, on_a_terminal, one_line, run_really
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
-COMMAND = [sys.executable, "-m", "mirror.cli.main"]
 
 
 @pytest.fixture
@@ -40,41 +41,14 @@ def token_file(tmp_path: Path, simulator: Simulator) -> str:
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator, token_file: str) -> Iterator[MirrorProcess]:
     """A mirror with its own token that is not started: its configuration is what the commands are run with."""
-    mirror = MirrorProcess(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
+    mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
     yield mirror
     if mirror.process is not None and mirror.process.poll() is None:
         mirror.stop()
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PPS_MIRROR", "DATAROBOT"))}
-    return kept | {"COLUMNS": "120"} | more
-
-
-def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment(**environ), capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def on_a_terminal(*arguments: str | Path, **environ: str) -> str:
-    """What the command draws on a terminal, without the escape sequences; it must succeed."""
-    terminal, end = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], env=environment(TERM="xterm", **environ), stdout=end, stderr=end)
-    os.close(end)
-    shown = b""
-    try:
-        while data := os.read(terminal, 1 << 16):
-            shown += data
-    except OSError:  # how a terminal ends whose last user has gone
-        pass
-    os.close(terminal)
-    assert process.wait() == 0
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-
-
 def pull(mirror: MirrorProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("pull", "-c", mirror.config_file, *arguments)
+    return run_really("pull", "-c", mirror.config_file, *arguments)
 
 
 def begin_pull(mirror: MirrorProcess) -> subprocess.Popen[str]:
@@ -102,29 +76,6 @@ def stored_hash(mirror: MirrorProcess, simulator: Simulator, name: str = "first"
     return hashlib.sha256(image.read_bytes()).hexdigest()
 
 
-def one_line(text: str) -> str:
-    assert text.count("\n") == 1, text
-    assert text.startswith("pps-mirror: ")
-    return text
-
-
-def lay_out(store: Path, image: bytes = b"an image", **fields: Any) -> str:
-    """Put an image into a store by hand; its hash."""
-    digest = hashlib.sha256(image).hexdigest()
-    metadata = {
-        "hash": digest,
-        "hashAlgorithm": "SHA256",
-        "imageSize": len(image),
-        "filename": "by-hand.tar.gz",
-        "created": "2024-01-02T03:04:05Z",
-    }
-    directory = store / "images" / digest
-    directory.mkdir(parents=True)
-    (directory / "image").write_bytes(image)
-    (directory / "metadata.json").write_text(json.dumps(metadata | fields))
-    return digest
-
-
 # The command line itself
 
 
@@ -138,7 +89,7 @@ def test_a_configuration_error_is_one_line_and_status_2_wherever_the_file_is_nam
     config = tmp_path / "config.toml"
     config.write_text("[server]\nprot = 1\n")
     place = ["-c", str(config)]
-    done = run(*place, *command.split()) if before else run(*command.split(), *place)
+    done = run_really(*place, *command.split()) if before else run_really(*command.split(), *place)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "did you mean server.port?" in one_line(done.stderr)
@@ -148,20 +99,20 @@ def test_the_file_named_after_the_command_wins_over_the_one_before_and_the_varia
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(f'[store]\npath = "/nowhere/{name}"\n')
     variable = {"PPS_MIRROR_CONFIG": str(tmp_path / "c")}
-    assert "/nowhere/b" in run("-c", tmp_path / "a", "ls", "-c", tmp_path / "b", **variable).stdout
-    assert "/nowhere/a" in run("-c", tmp_path / "a", "ls", **variable).stdout
-    assert "/nowhere/c" in run("ls", **variable).stdout
+    assert "/nowhere/b" in run_really("-c", tmp_path / "a", "ls", "-c", tmp_path / "b", **variable).stdout
+    assert "/nowhere/a" in run_really("-c", tmp_path / "a", "ls", **variable).stdout
+    assert "/nowhere/c" in run_really("ls", **variable).stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["ls", "--nonsense"], ["ls", "extra"], ["--js", "ls"]])
 def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
-    done = run(*arguments)
+    done = run_really(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: pps-mirror")
 
 
 def test_help_names_every_command_and_shows_examples() -> None:
-    done = run("--help")
+    done = run_really("--help")
     assert done.returncode == 0
     for command in (
         "serve",
@@ -179,7 +130,7 @@ def test_help_names_every_command_and_shows_examples() -> None:
         "demo",
     ):
         assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
-        assert run(command, "--help").returncode == 0
+        assert run_really(command, "--help").returncode == 0
     assert "  pps-mirror serve -c config.toml" in done.stdout
 
 
@@ -213,7 +164,7 @@ def test_a_reader_that_has_left_is_no_traceback(tmp_path: Path) -> None:
 
 
 def test_check_writes_a_line_for_each_thing_and_exits_0_when_all_is_well(mirror: MirrorProcess) -> None:
-    done = run("check", "-c", mirror.config_file)
+    done = run_really("check", "-c", mirror.config_file)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     lines = [line.split(None, 2) for line in done.stdout.splitlines()]
@@ -233,10 +184,10 @@ def test_check_exits_1_when_anything_fails_and_says_so_in_json_as_well(
     mirror: MirrorProcess, simulator: Simulator
 ) -> None:
     simulator.set_tokens(["another"])
-    done = run("check", "-c", mirror.config_file)
+    done = run_really("check", "-c", mirror.config_file)
     assert done.returncode == 1
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL")] == ["token"]
-    as_json = run("check", "--json", "-c", mirror.config_file)
+    as_json = run_really("check", "--json", "-c", mirror.config_file)
     assert as_json.returncode == 1
     findings = json.loads(as_json.stdout)
     assert all(set(finding) == {"check", "ok", "message"} for finding in findings)
@@ -252,8 +203,8 @@ def test_check_beside_a_running_mirror_sees_that_it_is_one(
         "server": {"tls_cert": str(cert), "tls_key": str(key)},
         "upstream": {"token_file": token_file},
     }
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror:
-        done = run("check", "-c", mirror.config_file)
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, sections) as mirror:
+        done = run_really("check", "-c", mirror.config_file)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("taken, by a pps-mirror that runs already") == 2
 
@@ -263,16 +214,16 @@ def test_check_beside_a_running_mirror_sees_that_it_is_one(
 
 def test_ls_of_a_store_that_does_not_exist_says_so_and_does_not_make_it(tmp_path: Path) -> None:
     environ = {"PPS_MIRROR__STORE__PATH": str(tmp_path / "store")}
-    done = run("ls", **environ)
+    done = run_really("ls", **environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"No images are stored in {tmp_path}/store (it does not exist yet).\n"
-    assert run("ls", "--json", **environ).stdout == "[]\n"
+    assert run_really("ls", "--json", **environ).stdout == "[]\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ls_of_an_empty_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    done = run("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
+    done = run_really("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, f"No images are stored in {tmp_path}.\n")
 
 
@@ -280,7 +231,7 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
     old = lay_out(tmp_path, b"old", created="2023-01-02T03:04:05Z", filename="old.tar.gz")
     new = lay_out(tmp_path, b"newer", filename="a-very-long-name-" * 5 + ".tar.gz")
     (tmp_path / "images" / old / "pinned").touch()
-    done = run("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
+    done = run_really("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
     header, first, second = done.stdout.splitlines()
     assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED"]
     assert first.split()[:4] == [new[:12], "a-very-long-name-" * 5 + ".tar.gz", "5", "B"]
@@ -288,7 +239,7 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
     assert second.split()[0] == old[:12]
     assert second.split()[-2:] == ["never", "yes"]  # pinned
     assert second.rstrip().index("yes", 60) > first.rstrip().index("yes", 60)
-    with_upstream = run(
+    with_upstream = run_really(
         "ls", "--json", PPS_MIRROR__STORE__PATH=str(tmp_path), PPS_MIRROR__UPSTREAM__URL="http://127.0.0.1:9"
     )
     assert [image["current"] for image in json.loads(with_upstream.stdout)] == [False, False]  # nobody has said yet
@@ -296,7 +247,7 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
 
 def test_a_file_name_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     lay_out(tmp_path, filename="\x1b[31m[red]\u202e.tar.gz")
-    done = run("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
+    done = run_really("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
     assert " ?[31m[red]?.tar.gz " in done.stdout
 
 
@@ -309,7 +260,7 @@ def test_ls_in_json_is_what_the_mirror_lists_over_http(mirror: MirrorProcess, si
     )
     with urllib.request.urlopen(request) as answer:
         over_http = json.load(answer)
-    done = run("ls", "--json", "-c", mirror.config_file)
+    done = run_really("ls", "--json", "-c", mirror.config_file)
     assert json.loads(done.stdout) == over_http
     assert [image["current"] for image in over_http] == [True, False]
 
@@ -345,7 +296,7 @@ def test_pull_draws_a_bar_with_bytes_and_rate_on_a_terminal(mirror: MirrorProces
 
 
 def test_pull_without_a_token_or_with_a_bad_one_says_what_to_set(mirror: MirrorProcess, simulator: Simulator) -> None:
-    none = run("pull", "-c", mirror.config_file, PPS_MIRROR__UPSTREAM__TOKEN_FILE="")
+    none = run_really("pull", "-c", mirror.config_file, PPS_MIRROR__UPSTREAM__TOKEN_FILE="")
     assert (none.returncode, none.stdout) == (1, "")
     assert "set upstream.token_file or DATAROBOT_API_TOKEN" in one_line(none.stderr)
     simulator.set_tokens(["another"])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Simulator
-from tests.e2e.test_cli import lay_out, one_line, run
+from tests.support.by_hand import lay_out
+from tests.support.commands import one_line, run
 from tests.support.downloads import fetch
 from tests.support.fixtures import SIZE, Sections
 from tests.support.forked import ForkedMirror

@@ -10,7 +10,7 @@ import pytest
 
 from mirror.cli.examples import EXAMPLES
 from mirror.cli.parser import build_parser
-from tests.e2e.test_cli import run
+from tests.support.commands import run
 from tests.support.needs import needs
 
 COMMANDS = list(EXAMPLES)

@@ -12,6 +12,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.docker_engine import DockerEngine
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess
 
@@ -49,7 +50,7 @@ def upstream(docker_archive: DockerArchive) -> Iterator[Simulator]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path, upstream.api_url) as mirror:
+    with ForkedMirror(tmp_path, upstream.api_url) as mirror:
         yield mirror
 
 

@@ -29,7 +29,9 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
 from tests.support.circles import circle, relay
+from tests.support.commands import run_forked
 from tests.support.fixtures import Ask, Canary
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually, free_port
 from tests.support.raw import raw_upstream
@@ -70,14 +72,8 @@ class Doctor:
         self._canary = canary
 
     def run(self, mirror: MirrorProcess, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "mirror.cli.main", "doctor", "-c", mirror.config_file, *arguments],
-            env=clean_environment() | environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
+        given = clean_environment() | environ
+        done = run_forked("doctor", "-c", mirror.config_file, *arguments, environ=given, seconds=100)
         self._canary.hear((done.stdout + done.stderr).encode())
         assert "Traceback" not in done.stderr
         assert done.stdout.isascii()
@@ -125,7 +121,7 @@ def configured(tmp_path: Path, simulator: Simulator) -> Iterator[Configured]:
         token.write_text(simulator.token)
         token.chmod(0o600)
         tables = {**(sections or {}), "upstream": {"token_file": str(token), **upstream}}
-        mirrors.append(MirrorProcess(directory, url or simulator.api_url, tables))
+        mirrors.append(ForkedMirror(directory, url or simulator.api_url, tables))
         return mirrors[-1]
 
     yield configure

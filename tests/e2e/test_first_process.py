@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment
+from tests.support.commands import COMMAND, environment
 from tests.support.downloads import Download
 from tests.support.fixtures import SIZE
 from tests.support.needs import needs
-from tests.support.processes import MirrorProcess, eventually
+from tests.support.processes import MirrorProcess, Process, eventually
 
 HALF = SIZE // 2
 
@@ -24,7 +24,7 @@ def contained() -> Sequence[str]:
     return [needs("unshare", "apt-get install util-linux", root=True), "--pid", "--fork", "--mount-proc"]
 
 
-def first_process(unshare: "subprocess.Popen[bytes]") -> int:
+def first_process(unshare: Process) -> int:
     """Its number as we see it, when there is one."""
     found: list[int] = []
 
@@ -105,12 +105,12 @@ def test_a_mirror_stops_at_the_first_signal_and_ends_at_the_second(
             eventually(lambda: "stopping: " in mirror.log(), what="the beginning of the stop")
             assert mirror.process.poll() is None
             os.kill(pid, signal.SIGTERM)
-            assert mirror.process.wait(60) == 128 + signal.SIGTERM
+            assert mirror.wait_dead(60) == 128 + signal.SIGTERM
     finally:
         simulator.release()
         if mirror.process.poll() is None:
             os.kill(pid, signal.SIGKILL)
-            mirror.process.wait()
+            mirror.wait_dead()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -120,7 +120,7 @@ def test_a_mirror_that_nobody_uses_ends_with_0(
     mirror = serving(contained, tmp_path, simulator, workers).start()
     assert mirror.process is not None
     os.kill(first_process(mirror.process), signal.SIGTERM)
-    assert mirror.process.wait(60) == 0
+    assert mirror.wait_dead(60) == 0
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "ls", "pull", "gc", "verify", "export", "import"])
@@ -191,4 +191,4 @@ def test_what_was_left_behind_in_the_container_is_cleared_away(
         assert mirror.log().count("ended with status -9") == 1
     finally:
         os.kill(pid, signal.SIGTERM)
-        assert mirror.process.wait(60) == 0
+        assert mirror.wait_dead(60) == 0

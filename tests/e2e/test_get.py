@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
-from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
+from tests.support.commands import COMMAND, environment, one_line, run_forked
 from tests.support.docker_engine import DockerEngine
 from tests.support.fixtures import FreshMirror
 from tests.support.needs import needs
@@ -41,18 +41,18 @@ class Node:
             # Whoever runs the tests in the background may ignore SIGINT, and what is ignored is inherited.
             [needs("env", "apt-get install coreutils"), "--default-signal=INT", *COMMAND, "get", *arguments],
             cwd=self.directory,
-            env={name: value for name, value in environment().items() if not name.lower().endswith("_proxy")}
-            | {"DATAROBOT_API_TOKEN": TOKEN}
-            | environ,
+            env=self._environment(environ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def get(self, *arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, **environ)
-        output, errors = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+        return run_forked("get", *arguments, environ=self._environment(environ), cwd=self.directory)
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        ours = {name: value for name, value in environment().items() if not name.lower().endswith("_proxy")}
+        return ours | {"DATAROBOT_API_TOKEN": TOKEN} | dict(more)
 
     def into_file(self, url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.get("-o", self.file, *arguments, url)

@@ -10,6 +10,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, METADATA, MirrorProcess, eventually
 from tests.support.raw import connect, hear
@@ -27,7 +28,8 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path, simulator.api_url) as mirror:
+    # Longer than any test waits: no end comes of a connection's being idle.
+    with ForkedMirror(tmp_path, simulator.api_url, {"server": {"header_timeout": "10m"}}) as mirror:
         yield mirror
 
 

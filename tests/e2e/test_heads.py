@@ -8,6 +8,7 @@ import pytest
 from mirror.http import head_limits as heads
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED
+from tests.support.forked import ForkedMirror
 from tests.support.processes import METADATA, MirrorProcess
 from tests.support.raw import connect, hear, say
 
@@ -23,7 +24,7 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
         yield mirror
 
 

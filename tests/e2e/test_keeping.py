@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Fault, Simulator
-from tests.e2e.test_cli import lay_out, on_a_terminal, one_line, run
 from tests.support.admin import ask_admin, status_of
+from tests.support.by_hand import lay_out
+from tests.support.commands import on_a_terminal, one_line, run
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, FreshMirror
-from tests.support.processes import MirrorProcess, eventually
+from tests.support.forked import ForkedMirror
+from tests.support.processes import eventually
 
 
 class Store:
@@ -173,7 +175,7 @@ def test_every_list_has_one_order_to_the_last(store: Store) -> None:
     assert [image["hash"] for image in listed if image["current"]] == right[:1]
     shown = store.run("ls").stdout
     assert re.findall(r"^[0-9a-f]{12}", shown, re.MULTILINE) == [digest[:12] for digest in right]
-    with MirrorProcess(
+    with ForkedMirror(
         store.path.parent / "mirror", "", {"store": {"path": str(store.path)}, "auth": {"mode": "open"}}
     ) as (mirror):
         with Download(f"{mirror.url}/mirror/v1/images/") as answer:

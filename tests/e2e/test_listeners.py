@@ -17,6 +17,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
@@ -42,7 +43,7 @@ def read(url: str, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:
 @pytest.fixture
 def tls_mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
     cert, key = certificate(tmp_path / "tls")
-    with MirrorProcess(tmp_path, simulator.api_url, {"server": {"tls_cert": str(cert), "tls_key": str(key)}}) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url, {"server": {"tls_cert": str(cert), "tls_key": str(key)}}) as mirror:
         yield mirror
 
 
@@ -81,7 +82,7 @@ def test_over_tls_a_corrupt_fill_ends_in_a_reset_without_close_notify(
 
 def test_connections_beyond_the_limit_get_an_honest_503(tmp_path: Path, simulator: Simulator) -> None:
     sections = {"server": {"max_connections": 3}}
-    with MirrorProcess(tmp_path, simulator.api_url, sections) as mirror, contextlib.ExitStack() as stack:
+    with ForkedMirror(tmp_path, simulator.api_url, sections) as mirror, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", mirror.port))) for _ in range(3)]
         with Download(mirror.metadata_url) as refused:
             assert (refused.status, refused.header("Content-Type")) == (503, "application/json")
@@ -108,7 +109,7 @@ def test_connections_may_be_more_than_the_descriptors_a_shell_gives(tmp_path: Pa
 def test_a_connection_without_a_whole_request_is_closed_after_header_timeout(
     tmp_path: Path, simulator: Simulator
 ) -> None:
-    with MirrorProcess(tmp_path, simulator.api_url, {"server": {"header_timeout": "1s"}}) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url, {"server": {"header_timeout": "1s"}}) as mirror:
         with socket.create_connection(("127.0.0.1", mirror.port), timeout=20) as slow:
             slow.sendall(b"GET / HTTP/1.1\r\nHo")
             assert slow.recv(1000) == b""
@@ -126,8 +127,7 @@ def test_sigterm_lets_downloads_end_and_accepts_nothing_new(tmp_path: Path, simu
     with MirrorProcess(tmp_path, simulator.api_url, {"server": {"drain": "30s"}}) as mirror:
         with Download(mirror.image_url) as download:
             download.read(SIZE // 2)
-            assert mirror.process is not None
-            mirror.process.send_signal(signal.SIGTERM)
+            mirror.send_signal(signal.SIGTERM)
             eventually(lambda: "stopping" in mirror.log())
 
             def refused() -> bool:
@@ -140,14 +140,14 @@ def test_sigterm_lets_downloads_end_and_accepts_nothing_new(tmp_path: Path, simu
             eventually(refused)
             simulator.release()
             assert download.read_all().body == simulator.read("first")
-        assert mirror.process.wait(20) == 0
+        assert mirror.wait_dead(20) == 0
     assert (mirror.store / "images" / simulator.image_sha256("first") / "image").exists()
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["with an upstream", "without one"])
 def test_health_and_readiness(tmp_path: Path, simulator: Simulator, alone: bool) -> None:
     sections = {"upstream": {"url": ""}, "auth": {"mode": "open"}} if alone else {}
-    with MirrorProcess(tmp_path, simulator.api_url, sections) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url, sections) as mirror:
         ready = (200, {"ready": True, "reasons": [], "degraded": []})
         assert read(f"{mirror.admin_url}/healthz") == (200, b'{"alive": true}')
         assert readiness(mirror) == ready

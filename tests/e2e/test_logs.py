@@ -21,6 +21,8 @@ from tests.support.fixtures import SIZE, Ask, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
 from tests.unit.test_log import listed
 
+pytestmark = pytest.mark.real_command
+
 JSON = {"log": {"level": "info", "format": "json"}}
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -87,10 +89,10 @@ def test_every_line_of_a_life_with_faults_and_a_reload_is_of_the_schema_and_says
     with Download(mirror.image_url) as download:
         download.read_all()
     token.write_text("two words")
-    mirror.process.send_signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "reload.failed" in actions(mirror), what="the complaint")
     token.write_text(TOKEN)
-    mirror.process.send_signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
     eventually(lambda: actions(mirror).count("mirror.reloaded") == 3, what="the reload of all processes")
     mirror.stop()
     for line in lines(mirror):
@@ -172,8 +174,7 @@ def test_the_status_page_hears_what_is_not_written(fresh_mirror: FreshMirror) ->
 
 
 def toggle(mirror: MirrorProcess, processes: int) -> None:
-    assert mirror.process is not None
-    mirror.process.send_signal(signal.SIGUSR1)
+    mirror.send_signal(signal.SIGUSR1)
     eventually(lambda: actions(mirror).count("log.toggled") >= processes, what="the toggle")
 
 

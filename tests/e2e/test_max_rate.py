@@ -14,6 +14,8 @@ from tests.support.fixtures import FreshMirror
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
+pytestmark = pytest.mark.alone
+
 MB = 1_000_000
 SIZE = 12 * MB
 
@@ -68,16 +70,15 @@ def test_sighup_changes_it_while_a_fill_runs(fresh_mirror: FreshMirror, workers:
         download.read(100_000)
         assert received(mirror, 3.0) == pytest.approx(200_000, rel=0.1)
         mirror.config_file.write_text(mirror.config_file.read_text().replace("200kB/s", "3MB/s"))
-        assert mirror.process is not None
-        mirror.process.send_signal(signal.SIGHUP)
+        mirror.send_signal(signal.SIGHUP)
         eventually(lambda: "SIGHUP: reloaded upstream.max_rate" in mirror.log(), what="the reload")
         time.sleep(0.5)
         assert received(mirror, 2.0) == pytest.approx(3 * MB, rel=0.1)
         mirror.config_file.write_text(mirror.config_file.read_text().replace("3MB/s", "nonsense"))
-        mirror.process.send_signal(signal.SIGHUP)
+        mirror.send_signal(signal.SIGHUP)
         eventually(lambda: "upstream.max_rate = 'nonsense': expected a rate" in mirror.log(), what="the complaint")
         mirror.config_file.write_text(mirror.config_file.read_text().replace("nonsense", ""))
-        mirror.process.send_signal(signal.SIGHUP)
+        mirror.send_signal(signal.SIGHUP)
         assert download.read_all().ended == "complete"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 6 << 20
@@ -21,7 +22,7 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path, simulator.api_url) as process:
+    with ForkedMirror(tmp_path, simulator.api_url) as process:
         yield process
 
 
@@ -139,6 +140,7 @@ def test_conditionals_that_need_no_bytes_begin_nothing(mirror: MirrorProcess, si
     assert simulator.counters().image_requests == 0
 
 
+@pytest.mark.alone
 def test_a_client_without_a_byte_after_30_seconds_is_told_to_come_back_and_the_fill_goes_on(
     mirror: MirrorProcess, simulator: Simulator
 ) -> None:

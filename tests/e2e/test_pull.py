@@ -14,6 +14,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import actions_of, status_of
 from tests.support.fixtures import FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 8 << 20
@@ -198,7 +199,7 @@ class Stranger(BaseHTTPRequestHandler):
 def test_what_speaks_at_the_admin_port_and_is_no_mirror_is_left_alone(
     tmp_path: Path, simulator: Simulator, token_file: str, answer: bytes
 ) -> None:
-    mirror = MirrorProcess(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
+    mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
     Stranger.answer = answer
     with HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
         threading.Thread(target=stranger.serve_forever, daemon=True).start()

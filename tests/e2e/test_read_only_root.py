@@ -10,8 +10,8 @@ import pytest
 
 from mirror.simulator.client import TOKEN, Simulator
 from tests.e2e.test_air_gap_attacks import allowed, key_of
-from tests.e2e.test_cli import COMMAND, environment, one_line
 from tests.support.air_gap import Site, put
+from tests.support.commands import COMMAND, environment, one_line
 from tests.support.needs import needs
 
 IMAGE = b"an image" * 1000

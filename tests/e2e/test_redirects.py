@@ -22,6 +22,7 @@ from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy
 from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED
 from tests.support.fixtures import SIZE, Ask, Canary, FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.processes import IMAGE, MirrorProcess
 from tests.support.s3.fixtures import TestBucket
 
@@ -34,7 +35,7 @@ ELSEWHERE = ["*.amazonaws.com", "storage.googleapis.com"]
 @pytest.fixture(scope="module")
 def cold_mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
     """A mirror that stays empty, because each test wants a hop refused."""
-    with MirrorProcess(tmp_path_factory.mktemp("cold"), shared_simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path_factory.mktemp("cold"), shared_simulator.api_url) as mirror:
         yield mirror
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import METADATA, MirrorProcess
 
 SIZE = 300_000
@@ -27,7 +28,7 @@ def simulator() -> Iterator[Simulator]:
 def mirror(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator) -> Iterator[MirrorProcess]:
     """A mirror that has both images; the first is current."""
     sections = {"upstream": {"metadata_ttl": "0s"}}
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), simulator.api_url, sections) as process:
+    with ForkedMirror(tmp_path_factory.mktemp("mirror"), simulator.api_url, sections) as process:
         for name in ("second", "first"):
             simulator.roll_over(name)
             assert fetch(process.image_url).sha256 == simulator.image_sha256(name)
@@ -225,7 +226,7 @@ def test_a_directory_laid_out_by_hand_is_served_without_upstream(
     (directory / "image").write_bytes(simulator.read("second"))
     (directory / "metadata.json").write_bytes(simulator.metadata_body("second"))
     sections = {"upstream": {"url": ""}, "auth": {"mode": "open"}}
-    with MirrorProcess(tmp_path, "", sections) as alone, Download(alone.image_url, headers={}) as download:
+    with ForkedMirror(tmp_path, "", sections) as alone, Download(alone.image_url, headers={}) as download:
         assert download.read_all().body == simulator.read("second")
         assert json.loads(get(f"{alone.url}/mirror/v1/images/").body)[0]["current"]
 
@@ -248,6 +249,6 @@ def test_a_current_json_laid_out_by_hand_says_what_is_current_and_a_broken_one_i
         (directory / "image").write_bytes(simulator.read(name))
         (directory / "metadata.json").write_bytes(simulator.metadata_body(name))
     (tmp_path / "store" / "current.json").write_text(note % json.dumps(simulator.metadata_body("first").decode()))
-    with MirrorProcess(tmp_path, "", {"upstream": {"url": ""}, "auth": {"mode": "open"}}) as alone:
+    with ForkedMirror(tmp_path, "", {"upstream": {"url": ""}, "auth": {"mode": "open"}}) as alone:
         assert get(alone.metadata_url).body == simulator.metadata_body(current)
         assert get(alone.image_url).body == simulator.read(current)

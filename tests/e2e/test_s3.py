@@ -161,8 +161,8 @@ def test_fifty_downloads_from_the_bucket_stay_below_150_mib(
             slow = [pool.submit(digest_of, [*command, "--limit-rate", "8M"]) for _ in range(40)]
             quick = [pool.submit(digest_of, command) for _ in range(10)]
             assert {each.result() for each in slow + quick} == {sha256}
-            assert mirror._child is not None
-            status = Path(f"/proc/{mirror._child.pid}/status").read_text()
+            assert mirror.process is not None
+            status = Path(f"/proc/{mirror.process.pid}/status").read_text()
             peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
             assert peak < 150 * MIB
             assert on_disk(mirror.store) < 64 << 10

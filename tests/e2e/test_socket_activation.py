@@ -60,8 +60,7 @@ def stopped(tmp_path: Path, simulator: Simulator) -> Iterator[Stopped]:
 def refused(mirror: MirrorProcess) -> str:
     """Why it does not start: one line, and the status of a configuration error."""
     mirror.start(wait=False)
-    assert mirror.process is not None
-    assert mirror.process.wait(30) == 2
+    assert mirror.wait_dead(30) == 2
     (line,) = mirror.log().splitlines()
     return line
 

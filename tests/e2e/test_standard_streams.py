@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment
 from tests.support.air_gap import Site, put
+from tests.support.commands import COMMAND, environment
 from tests.support.downloads import Download
 from tests.support.fixtures import SIZE
 from tests.support.processes import MirrorProcess

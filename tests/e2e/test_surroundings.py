@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mirror.simulator.client import Simulator
 from tests.support.fixtures import Ask, FreshMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess
+
+pytestmark = pytest.mark.real_command
 
 NOBODY = 54_321
 """A user id that nothing else runs under."""
@@ -42,8 +46,7 @@ def test_where_no_thread_may_be_started_that_is_one_line(tmp_path: Path, simulat
     as_nobody += ["--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override"]  # to read what root has
     mirror.through = [*as_nobody, prlimit, "--nproc=1"]
     mirror.start(wait=False)
-    assert mirror.process is not None
-    assert mirror.process.wait(60) == 1
+    assert mirror.wait_dead(60) == 1
     assert mirror.log() == (
         "pps-mirror: this user may start no more threads or processes here: raise its limit (ulimit -u)\n"
     )

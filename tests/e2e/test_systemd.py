@@ -15,6 +15,8 @@ from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
 
+pytestmark = pytest.mark.real_command
+
 
 @contextmanager
 def listening(address: str | bytes) -> Iterator[socket.socket]:
@@ -56,8 +58,7 @@ def heard(manager: socket.socket) -> list[str]:
 
 
 def send(mirror: MirrorProcess, number: signal.Signals) -> None:
-    assert mirror.process is not None
-    mirror.process.send_signal(number)
+    mirror.send_signal(number)
 
 
 @pytest.mark.parametrize("kind", ["a path", "an abstract name"])

@@ -11,6 +11,7 @@ import pytest
 from mirror.simulator.client import TOKEN, Fault, Simulator, fingerprint
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, Canary, FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.processes import METADATA, MirrorProcess
 from tests.support.tokens import write_tokens
 
@@ -183,7 +184,7 @@ def test_a_bad_list_stops_the_start_and_fails_check_with_a_line_that_names_file_
 ) -> None:
     file = Path(sections["auth"]["tokens_file"])
     file.write_text(f"{file.read_text()}ci:{LOCAL}\n")
-    mirror = MirrorProcess(tmp_path, simulator.api_url, sections)
+    mirror = ForkedMirror(tmp_path, simulator.api_url, sections)
     for command, status in (("serve", 2), ("check", 1)):
         done = subprocess.run(
             [sys.executable, "-m", "mirror.cli.main", command, "-c", str(mirror.config_file)],

@@ -7,6 +7,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 5 << 20
@@ -22,7 +23,7 @@ def shared_simulator() -> Iterator[Simulator]:
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator) -> Iterator[MirrorProcess]:
     sections = {"upstream": {"fill_retry": "20s"}}
-    with MirrorProcess(tmp_path, simulator.api_url, sections) as process:
+    with ForkedMirror(tmp_path, simulator.api_url, sections) as process:
         yield process
 
 
@@ -82,7 +83,7 @@ def test_the_holdback_waits_for_the_verdict(mirror: MirrorProcess, simulator: Si
 def test_an_image_smaller_than_the_holdback_is_held_back_whole(tmp_path: Path) -> None:
     with (
         Simulator.start([ImageSpec("small", size=1000)]) as simulator,
-        MirrorProcess(tmp_path, simulator.api_url) as mirror,
+        ForkedMirror(tmp_path, simulator.api_url) as mirror,
     ):
         simulator.fault(Fault("store", corrupt_at=0))
         assert (fetch(mirror.image_url).ended, fetch(mirror.image_url).length) == ("reset", 1000)
@@ -134,7 +135,7 @@ def test_without_ranges_it_starts_over_and_clients_keep_their_place(
 
 def test_a_line_that_stays_broken_is_given_up_after_fill_retry(tmp_path: Path, simulator: Simulator) -> None:
     simulator.fault(Fault("store", cut_after=1_000_000), Fault("store", drop=True, resumed=True, times=None))
-    with MirrorProcess(tmp_path, simulator.api_url, {"upstream": {"fill_retry": "1s"}}) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url, {"upstream": {"fill_retry": "1s"}}) as mirror:
         assert fetch(mirror.image_url).ended == "reset"
         simulator.clear_faults()
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")  # goes on from the partial

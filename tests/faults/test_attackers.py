@@ -23,6 +23,7 @@ from mirror.http.client_api import PASSED_AT_ONCE
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from tests.support.downloads import Download, at_once, fetch
 from tests.support.fixtures import Ask
+from tests.support.forked import ForkedMirror
 from tests.support.processes import IMAGE, METADATA, MirrorProcess, eventually
 from tests.support.raw import connect, hear, raw_upstream, say
 
@@ -41,7 +42,7 @@ def shared_simulator() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
         assert fetch(mirror.image_url).sha256 == shared_simulator.image_sha256("first")
         yield mirror
 
@@ -114,7 +115,7 @@ def test_when_attackers_hold_all_connections_honest_clients_get_503_and_are_serv
     tmp_path: Path, simulator: Simulator
 ) -> None:
     server = {"header_timeout": "3s", "max_connections": 200}
-    with MirrorProcess(tmp_path, simulator.api_url, {"server": server}) as mirror, ExitStack() as stack:
+    with ForkedMirror(tmp_path, simulator.api_url, {"server": server}) as mirror, ExitStack() as stack:
         for _ in range(300):  # silent: 200 within the limit, 100 beyond it
             stack.enter_context(connect(mirror))
         answer = say(mirror, request(more=b"Connection: close\r\n"))
@@ -324,7 +325,7 @@ def test_a_flood_of_unknown_credentials_waits_its_turn_and_a_known_caller_does_n
     tmp_path: Path, simulator: Simulator
 ) -> None:
     crowd = STRANGERS + 20
-    with MirrorProcess(tmp_path, simulator.api_url, {"auth": {"ttl": "0s"}}) as mirror, ExitStack() as stack:
+    with ForkedMirror(tmp_path, simulator.api_url, {"auth": {"ttl": "0s"}}) as mirror, ExitStack() as stack:
         assert fetch(mirror.metadata_url).status == 200
         simulator.reset_log()
         simulator.fault(Fault("metadata", hold=True, times=None))
@@ -387,7 +388,7 @@ def test_hostile_metadata_injects_no_header_and_no_log_line(
     tmp_path: Path, simulator: Simulator, values: dict[str, Any]
 ) -> None:
     simulator.fault(Fault("metadata", values=values, times=None))
-    with MirrorProcess(tmp_path, simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url) as mirror:
         for path in (METADATA, IMAGE):
             head, _, body = say(mirror, request(path, b"Connection: close\r\n")).partition(b"\r\n\r\n")
             assert re.match(rb"HTTP/1.1 (200|502) ", head)
@@ -444,7 +445,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     hostile = Hostile()
     with raw_upstream(lambda: hostile.answer) as url:
         sections = {"auth": {"ttl": "0s"}, "upstream": {"metadata_ttl": "0s"}}
-        with MirrorProcess(tmp_path_factory.mktemp("hostile"), url, sections) as hostile.mirror:
+        with ForkedMirror(tmp_path_factory.mktemp("hostile"), url, sections) as hostile.mirror:
             yield hostile
             assert "Traceback" not in hostile.mirror.log()
             assert_plain(hostile.mirror.log())
@@ -460,7 +461,7 @@ def test_hostile_headers_on_the_way_to_the_bytes_change_nothing(
         "Content-Language": "é",
     }  # fmt: skip
     simulator.fault(Fault(place, headers=headers, times=None))
-    with MirrorProcess(tmp_path, simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url) as mirror:
         for _ in ("cold", "hot"):
             answer = ask(mirror.image_url)
             assert answer.body == simulator.read("first")
@@ -558,7 +559,7 @@ def test_nothing_a_client_or_upstream_says_forges_a_log_line_or_reaches_a_termin
     name = 'x\r\n00:00:00 INFO    forged by upstream\x1b[2J\u202e"}\n{"message": "forged"}'
     simulator.fault(Fault("metadata", values={"filename": name}, times=None))
     simulator.fault(Fault("image", redirect="http://a%0aforged%1b[2J.example/x?X-Amz-Signature=1", times=1))
-    with MirrorProcess(tmp_path, simulator.api_url, {"log": {"level": "debug", "format": kind}}) as mirror:
+    with ForkedMirror(tmp_path, simulator.api_url, {"log": {"level": "debug", "format": kind}}) as mirror:
         for path in (METADATA, IMAGE, IMAGE):
             say(mirror, request(path, b"Connection: close\r\n"))
         for attack in LOG_ATTACKS:

@@ -17,7 +17,7 @@ from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask
 from tests.support.forked import ForkedMirror
-from tests.support.processes import MirrorProcess, eventually, free_port
+from tests.support.processes import eventually, free_port
 
 CLIENTS = 50
 TOKENS = [f"token-of-client-{number:02}" for number in range(CLIENTS)]
@@ -211,7 +211,7 @@ def test_all_workers_know_whom_any_of_them_let_in_or_refused_also_after_a_restar
     tmp_path: Path, port: int, ask: Ask
 ) -> None:
     sections = always_ask() | {"server": {"workers": 2}}
-    mirror = MirrorProcess(tmp_path / "mirror", f"http://127.0.0.1:{port}", sections)
+    mirror = ForkedMirror(tmp_path / "mirror", f"http://127.0.0.1:{port}", sections)
     file = mirror.store / "access.json"
 
     def accepted() -> int:

@@ -4,8 +4,6 @@ import hashlib
 import http.server
 import json
 import signal
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +17,7 @@ import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.certificates import certificate
+from tests.support.commands import run_forked
 from tests.support.downloads import Download, Outcome, fetch
 from tests.support.fixtures import Canary
 from tests.support.forked import ForkedMirror
@@ -140,15 +139,14 @@ def arrives(bucket: TestBucket, simulator: Simulator, name: str = "first") -> No
 def reload(mirror: ForkedMirror) -> str:
     """Send SIGHUP; what the log says of it."""
     before = len(mirror.log())
-    mirror._signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "SIGHUP: reloaded" in mirror.log()[before:], what="the reload")
     return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
 
 
 def check(mirror: ForkedMirror) -> str:
     """What `pps-mirror check` says of the bucket."""
-    command = [sys.executable, "-m", "mirror.cli.main", "check", "-c", str(mirror.config_file)]
-    done = subprocess.run(command, env=mirror.environ, capture_output=True, text=True, timeout=60, check=False)
+    done = run_forked("check", "-c", mirror.config_file, environ=mirror.environ)
     (line,) = [line for line in done.stdout.splitlines() if " bucket " in f" {line} "]
     return line
 

@@ -189,6 +189,7 @@ def test_a_bucket_that_fails_is_done_without_until_it_is_well(
         eventually(lambda: health(mirror) == WELL, what="recovery")
 
 
+@pytest.mark.alone
 def test_a_bucket_that_hangs_keeps_neither_the_orchestrator_waiting_nor_who_is_served_from_disk(
     replicas: Replicas, front: Front
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_bucket_that_hangs_keeps_neither_the_orchestrator_waiting_nor_who_is_s
         eventually(lambda: health(mirror) == WELL, what="recovery")
 
 
+@pytest.mark.alone
 def test_a_bucket_that_hangs_is_found_out_once_and_the_image_passed_through(tmp_path: Path, replicas: Replicas) -> None:
     with make_server(tmp_path) as server:
         hanging = replace(replicas, bucket=make_bucket(server))

@@ -1,8 +1,6 @@
 """A bucket with bounds (`store.s3.max_size`): a fleet that rolls over stays below them, and says when it cannot."""
 
 import json
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.admin import metric
+from tests.support.commands import run_forked
 from tests.support.downloads import Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -54,8 +53,7 @@ def make(directory: Path, bucket: TestBucket, simulator: Simulator, *, local_cop
 
 def run(mirror: ForkedMirror, *words: str) -> str:
     """What a command says on that mirror's configuration; it must succeed."""
-    command = [sys.executable, "-m", "mirror.cli.main", *words, "-c", str(mirror.config_file)]
-    done = subprocess.run(command, env=mirror.environ, capture_output=True, text=True, timeout=60, check=False)
+    done = run_forked(*words, "-c", mirror.config_file, environ=mirror.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -80,6 +80,8 @@ def test_a_hit_whose_bucket_gives_no_byte_is_passed_through(
             part.read_all()
             assert (part.status, part.ended, part.header("Cache-Status")) == (206, "complete", BYPASS)
             assert part.body == replicas.simulator.read("first")[-100:]
+        # It is spared, unless it answers, and does not come back of an answer to something else.
+        assert mirror.log().count("nobody waits for it") == (go is not AWAY["refuses bytes"])
 
 
 @goes

@@ -13,9 +13,11 @@ from tests.support.fixtures import Ask, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.set_clock import WallClock
 
+pytestmark = pytest.mark.real_command
+
 HOUR = 3600
 OTHER = "another-good-token"
-SOON = {"auth": {"ttl": "1s"}, "upstream": {"metadata_ttl": "1s"}}
+SOON = {"auth": {"ttl": "1s"}, "upstream": {"metadata_ttl": "1s", "stale_if_error": "30m"}}
 WORKERS: dict[str, dict[str, Any]] = {**SOON, "server": {"workers": 2}}
 
 
@@ -53,11 +55,23 @@ def test_a_revoked_token_is_refused_and_a_new_image_is_seen_as_if_nothing_had_be
     simulator.roll_over("first")
     eventually(lambda: {ask(mirror.image_url, TOKEN).status for _ in range(6)} == {401}, what="every worker's refusal")
     go_away(simulator)
+    clock.step(2 * step)
     by_hash = f"{mirror.url}/mirror/v1/images/{simulator.image_sha256('first')}/"
     for _ in range(6):
         assert {ask(url, TOKEN).status for url in (mirror.image_url, by_hash)} <= {401, 503}
         assert ask(by_hash, OTHER).status == 200  # whom upstream let in it lets in
     eventually(lambda: ask(by_hash, TOKEN).status == 503, what="the end of the refusal that was remembered")
+
+
+@pytest.mark.parametrize("step", [-HOUR, HOUR], ids=["back", "ahead"])
+def test_a_new_image_is_seen_also_where_nobody_is_asked_who_may_read(
+    fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask, clock: WallClock, step: int
+) -> None:
+    mirror = fresh_mirror({"auth": {"mode": "open"}, "upstream": {"metadata_ttl": "1s"}}, environ=clock.environ)
+    assert ask(mirror.image_url).body == simulator.read("first")
+    clock.step(step)
+    simulator.roll_over("second")
+    eventually(lambda: ask(mirror.image_url).body == simulator.read("second"), what="the new image")
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["upstream there", "upstream away"])
@@ -70,10 +84,11 @@ def test_after_a_restart_a_time_that_is_yet_to_come_lets_nobody_in_unasked(
     eventually((mirror.store / "access.json").exists)
     mirror.stop()
     clock.step(-HOUR)
-    simulator.set_tokens([])
-    if away:
-        go_away(simulator)
+    simulator.set_tokens([OTHER])
     mirror.start()
+    if away:
+        assert ask(mirror.image_url, OTHER).status == 200  # so it is known what is current, and of now
+        go_away(simulator)
     for url in (by_hash, mirror.image_url, mirror.metadata_url):
         assert ask(url).status == (503 if away else 401)
 
@@ -97,19 +112,21 @@ def test_what_a_wrong_clock_wrote_is_put_right_and_does_not_come_alive_later(
     assert ask(mirror.image_url).status == 200  # let in since, by the clock as it is
 
 
-@pytest.fixture
-def changed_by_hand(fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask) -> MirrorProcess:
-    """A mirror that was stopped, and whose notes tell of times that are yet to come."""
+@pytest.fixture(params=["access.json", "current.json"])
+def changed_by_hand(
+    request: pytest.FixtureRequest, fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask
+) -> MirrorProcess:
+    """A mirror that was stopped, and whose notes tell of times that are yet to come: one of the two that count."""
     mirror = fresh_mirror(SOON)
     assert ask(mirror.image_url).status == 200
     eventually((mirror.store / "access.json").exists)
     mirror.stop()
-    note = noted(mirror)
-    note["accepted"] = {name: when + HOUR for name, when in note["accepted"].items()}
-    (mirror.store / "access.json").write_text(json.dumps(note))
-    current = json.loads((mirror.store / "current.json").read_text())
-    current["fetchedAt"] = "2199-01-01T00:00:00+00:00"
-    (mirror.store / "current.json").write_text(json.dumps(current))
+    note = json.loads((mirror.store / request.param).read_text())
+    if request.param == "access.json":
+        note["accepted"] = {name: when + HOUR for name, when in note["accepted"].items()}
+    else:
+        note["fetchedAt"] = "2199-01-01T00:00:00+00:00"
+    (mirror.store / request.param).write_text(json.dumps(note))
     image = mirror.store / "images" / simulator.image_sha256("first")
     verified = json.loads((image / "verified").read_text())
     verified["verifiedAt"] = "2199-01-01T00:00:00+00:00"

@@ -33,10 +33,10 @@ LEASE = 3.0
 
 CONSTANTS = {
     "mirror.store.s3.lease:LEASE": LEASE,
-    "mirror.store.s3.upload:RENEW": 1.0,
+    "mirror.store.s3.lease_keeper:RENEW": 1.0,
     "mirror.store.s3.upload:FLUSH": 1.0,
     "mirror.store.s3.parts:PART": PART,
-    "mirror.store.s3.source:LOOK_AGAIN": 1.0,
+    "mirror.store.s3.coordinator:LOOK_AGAIN": 1.0,
 }
 SEEDS = range(int(os.environ.get("FLEET_SEEDS", "4")))
 
@@ -250,7 +250,7 @@ def test_who_comes_late_to_a_follower_gets_the_image_though_the_parts_have_gone_
     simulator.fault(Fault("store", hang_after=SIZE - PART // 4))
     fleet = Fleet(tmp_path, bucket, simulator, 2, local_copy=False)
     holder, follower = fleet.mirrors
-    follower.constants = {**CONSTANTS, "mirror.store.s3.source:FOLLOW": 5.0}
+    follower.constants = {**CONSTANTS, "mirror.store.s3.coordinator:FOLLOW": 5.0}
     with fleet:
         outcomes = fleet.fetch(holder)
         eventually(arrived(fleet, 0.8))

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.e2e.test_cli import run
+from tests.support.commands import run
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import FreshMirror, Sections
-from tests.support.processes import MirrorProcess
+from tests.support.processes import MirrorProcess, eventually
 
 SIZE = 16 << 20
 """Bytes of an image: more than the kernel takes for a client that does not read."""
@@ -40,6 +40,12 @@ def get(mirror: MirrorProcess, simulator: Simulator, name: str) -> None:
     assert fetch(mirror.image_url).sha256 == simulator.image_sha256(name)
 
 
+def served_at(mirror: MirrorProcess, simulator: Simulator, name: str) -> float:
+    """When it was served last, by the mirror's note; 0 when it has none."""
+    note = mirror.store / "images" / simulator.image_sha256(name) / "served"
+    return note.stat().st_mtime if note.exists() else 0.0
+
+
 def by_hash(mirror: MirrorProcess, simulator: Simulator, name: str) -> str:
     return f"{mirror.url}/mirror/v1/images/{simulator.image_sha256(name)}/"
 
@@ -49,7 +55,9 @@ def test_a_new_image_takes_the_room_of_the_one_served_least_recently(
 ) -> None:
     get(mirror, simulator, "a")
     get(mirror, simulator, "b")
+    eventually(lambda: served_at(mirror, simulator, "b"))  # no client waits for that note
     assert fetch(by_hash(mirror, simulator, "a")).sha256 == simulator.image_sha256("a")
+    eventually(lambda: served_at(mirror, simulator, "a") > served_at(mirror, simulator, "b"))
     get(mirror, simulator, "c")
     assert stored(mirror, simulator) == {"a", "c"}
     assert mirror.log().count("evicted image") == 1

@@ -12,6 +12,7 @@ from mirror.simulator.client import Simulator
 from tests.support.circles import Gate, circle, relay
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 SOON = 20.0
@@ -38,7 +39,7 @@ def requests(mirror: MirrorProcess) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mirror_that_is_its_own_upstream_says_so_soon(tmp_path: Path, ask: Ask, workers: int) -> None:
-    mirror = MirrorProcess(tmp_path / "mirror", "http://127.0.0.1:9", {"server": {"workers": workers}})
+    mirror = ForkedMirror(tmp_path / "mirror", "http://127.0.0.1:9", {"server": {"workers": workers}})
     with relay(mirror.port) as port:
         mirror.config_file.write_text(mirror.config_file.read_text().replace(':9"', f':{port}"'))
         with mirror:
@@ -91,7 +92,7 @@ def test_what_is_stored_is_served_stale_in_a_circle_too(
 ) -> None:
     """A loop is one way of upstream's being away."""
     sections = {"auth": {"mode": mode}, "upstream": {"metadata_ttl": "0s"}}
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror:
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, sections) as mirror:
         assert ask(mirror.image_url).status == 200
         mirror.stop()
         with relay(mirror.port) as port:
@@ -106,7 +107,7 @@ def test_what_is_stored_is_served_stale_in_a_circle_too(
 def test_a_fill_that_comes_back_to_its_mirror_fails_at_once(tmp_path: Path, simulator: Simulator, ask: Ask) -> None:
     """What is current is known from before, and its image is not stored: so it is asked for."""
     sections = {"auth": {"mode": "open"}, "upstream": {"metadata_ttl": "0s"}}
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, sections) as mirror:
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, sections) as mirror:
         assert ask(mirror.metadata_url).status == 200
         mirror.stop()
         with relay(mirror.port) as port:
@@ -122,7 +123,7 @@ def test_a_mirror_behind_mirrors_is_no_loop(
     tmp_path: Path, simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask
 ) -> None:
     near = fresh_mirror()
-    with MirrorProcess(tmp_path / "middle", near.url) as middle, MirrorProcess(tmp_path / "far", middle.url) as far:
+    with ForkedMirror(tmp_path / "middle", near.url) as middle, ForkedMirror(tmp_path / "far", middle.url) as far:
         assert ask(far.image_url).body == simulator.read("first")
         assert ask(far.url + VERSION).status == 200
     assert simulator.counters().image_requests == 1

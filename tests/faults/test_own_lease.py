@@ -22,7 +22,7 @@ MIB = 1 << 20
 SIZE = 24 * MIB
 CONSTANTS = {
     "mirror.store.s3.lease:LEASE": 1e6,
-    "mirror.store.s3.upload:RENEW": 1.0,
+    "mirror.store.s3.lease_keeper:RENEW": 1.0,
     "mirror.store.s3.upload:FLUSH": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
 }

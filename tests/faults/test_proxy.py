@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from mirror.model.errors import ConfigError
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, fingerprint
 from mirror.upstream.proxies import Proxies, excepted
 from tests.support.certificates import certificate
+from tests.support.commands import run_forked
 from tests.support.downloads import Download
 from tests.support.fixtures import SIZE, Ask, Canary
 from tests.support.forked import ForkedMirror
@@ -445,14 +445,7 @@ def test_a_redirect_to_a_host_with_such_a_certificate_is_one_too(
 
 def pps_mirror(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(
-        [sys.executable, "-m", "mirror.cli.main", *arguments],
-        env=clean | environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_forked(*arguments, environ=clean | environ, seconds=100)
 
 
 def test_check_says_through_which_proxy_and_what_is_wrong_with_it(

@@ -17,6 +17,8 @@ from tests.support.fixtures import SIZE, Ask, Canary, FreshMirror
 from tests.support.processes import IMAGE, MirrorProcess, eventually
 from tests.support.tokens import write_tokens
 
+pytestmark = pytest.mark.real_command
+
 OTHER = "another-good-token"
 OLD = "the-token-of-yesterday"
 NEW = "the-token-of-today"
@@ -30,8 +32,7 @@ def reload() -> Reload:
 
     def send(mirror: MirrorProcess) -> str:
         before = len(mirror.log())
-        assert mirror.process is not None
-        mirror.process.send_signal(signal.SIGHUP)
+        mirror.send_signal(signal.SIGHUP)
         ended = ("SIGHUP: reloaded", "nothing has changed")
         eventually(lambda: any(each in mirror.log()[before:] for each in ended), what="the reload")
         return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
@@ -143,8 +144,7 @@ def test_workers_read_their_lists_again_too(
     mirror = fresh_mirror(sections, environ={"DATAROBOT_API_TOKEN": TOKEN})
     assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [200, 401]
     write_tokens(tokens, ci=NEW)
-    assert mirror.process is not None
-    mirror.process.send_signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
     eventually(lambda: mirror.log().count("SIGHUP: reloaded auth.tokens_file") == 3, what="the reload of all three")
     for _ in range(10):  # whichever of them answers
         assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [401, 200]
@@ -240,10 +240,9 @@ def test_sighup_while_it_stops_cuts_nothing_off(fresh_mirror: FreshMirror, simul
     simulator.fault(Fault("store", hang_after=SIZE // 2))
     with Download(mirror.image_url) as download:
         download.read(SIZE // 2)
-        assert mirror.process is not None
-        mirror.process.send_signal(signal.SIGTERM)
+        mirror.send_signal(signal.SIGTERM)
         eventually(lambda: "stopping" in mirror.log())
-        mirror.process.send_signal(signal.SIGHUP)
+        mirror.send_signal(signal.SIGHUP)
         simulator.release()
         assert download.read_all().body == simulator.read("first")
-    assert mirror.process.wait(20) == 0
+    assert mirror.wait_dead(20) == 0

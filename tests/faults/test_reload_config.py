@@ -13,6 +13,8 @@ from tests.support.admin import CHANGING, ask_admin, status_of
 from tests.support.fixtures import Ask, FreshMirror
 from tests.support.processes import METADATA, MirrorProcess, eventually, free_port
 
+pytestmark = pytest.mark.real_command
+
 OTHER = "another-good-token"
 BOTH = pytest.mark.parametrize("workers", [1, 2], ids=["one process", "workers"])
 
@@ -20,8 +22,7 @@ BOTH = pytest.mark.parametrize("workers", [1, 2], ids=["one process", "workers"]
 def hang_up(mirror: MirrorProcess, processes: int = 1) -> str:
     """Send SIGHUP; what the log says of it, when it is over everywhere."""
     before = len(mirror.log())
-    assert mirror.process is not None
-    mirror.process.send_signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
 
     def over() -> bool:
         said = mirror.log()[before:]
@@ -97,8 +98,7 @@ def test_where_upstream_may_redirect_what_is_passed_through_and_how_much_is_logg
     hang_up(mirror, 1 if workers == 1 else 3)
     assert ask(mirror.image_url).status == 200
     rewrite(mirror, 'log: level = "error"')
-    assert mirror.process is not None
-    mirror.process.send_signal(signal.SIGHUP)
+    mirror.send_signal(signal.SIGHUP)
 
     def is_silent() -> bool:
         before = len(mirror.log())

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
+from tests.support.commands import run, run_forked
 from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
@@ -341,7 +340,7 @@ def test_a_store_without_room_for_the_new_image_goes_on_with_the_last_one_and_fe
 def test_all_workers_switch_when_the_image_is_in_the_store_whoever_stored_it(
     tmp_path: Path, simulator: Simulator
 ) -> None:
-    with MirrorProcess(tmp_path / "mirror", simulator.api_url, WHEN_STORED | {"server": {"workers": 2}}) as mirror:
+    with ForkedMirror(tmp_path / "mirror", simulator.api_url, WHEN_STORED | {"server": {"workers": 2}}) as mirror:
         pending(mirror, simulator)
         simulator.wait_held()
         assert {shown(mirror) for _ in range(16)} == {simulator.image_sha256("first")}
@@ -358,8 +357,7 @@ def test_what_pull_brings_is_shown_at_once(started: Started, simulator: Simulato
     assert fetch(mirror.image_url).ended == "complete"
     simulator.roll_over("second")
     environ = {"DATAROBOT_API_TOKEN": TOKEN}
-    command = [sys.executable, "-m", "mirror.cli.main", "pull", "-c", str(mirror.config_file)]
-    subprocess.run(command, env=environ, check=True, capture_output=True)
+    assert run_forked("pull", "-c", mirror.config_file, environ=environ).returncode == 0
     eventually(lambda: hit(mirror, simulator, "second"))
     assert "upstream has a new image" not in mirror.log()
 
@@ -390,8 +388,7 @@ def test_ls_says_of_the_last_image_that_it_is_current_while_the_new_one_is_on_it
     mirror = started(WHEN_STORED)
     pending(mirror, simulator)
     simulator.wait_held()
-    command = [sys.executable, "-m", "mirror.cli.main", "ls", "--json", "-c", str(mirror.config_file)]
-    said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    said = json.loads(run("ls", "--json", "-c", mirror.config_file).stdout)
     assert [(each["hash"], each["current"]) for each in said] == [(simulator.image_sha256("first"), True)]
 
 

@@ -17,16 +17,18 @@ from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
 from tests.support.downloads import AUTHORIZED, Download
 from tests.support.fixtures import SIZE, Ask, FreshMirror
-from tests.support.processes import IMAGE, METADATA, MirrorProcess, eventually
+from tests.support.processes import IMAGE, METADATA, MirrorProcess, Process, eventually
+
+pytestmark = pytest.mark.real_command
 
 HALF = SIZE // 2
 REQUEST = f"GET {{}} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
 
 
-def stop(mirror: MirrorProcess, number: signal.Signals = signal.SIGTERM) -> subprocess.Popen[bytes]:
+def stop(mirror: MirrorProcess, number: signal.Signals = signal.SIGTERM) -> Process:
     """Ask it to stop and return when it has begun to."""
     assert mirror.process is not None
-    mirror.process.send_signal(number)
+    mirror.send_signal(number)
     eventually(lambda: "stopping: " in mirror.log(), what="the beginning of the stop")
     return mirror.process
 
@@ -90,8 +92,7 @@ def test_a_fill_that_no_client_waits_for_holds_nothing_up_and_a_restart_fetches_
         download.abandon()
     if left == "before":
         stop(patient)
-    assert patient.process is not None
-    assert patient.process.wait(30) == 0
+    assert patient.wait_dead(30) == 0
     assert (patient.store / "partial" / simulator.image_sha256("first")).stat().st_size == HALF
     simulator.release()
     patient.start()
@@ -133,6 +134,7 @@ def test_over_tls_clients_are_reset_without_close_notify(
         assert process.wait(30) == 0
 
 
+@pytest.mark.alone
 def test_downloads_have_the_time_of_the_drain_and_no_longer(fresh_mirror: FreshMirror, simulator: Simulator) -> None:
     mirror = fresh_mirror({"server": {"drain": "5s"}})
     stops_halfway(simulator)

@@ -13,6 +13,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
 from tests.support.fixtures import Sections
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.small_disk import SmallDisk
 
@@ -38,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def mirror_on(disk: SmallDisk, simulator: Simulator, sections: Sections | None = None) -> MirrorProcess:
     store = {"path": str(disk.path / "store"), "min_free": "0B"}
-    return MirrorProcess(
+    return ForkedMirror(
         disk.path.parent / "mirror",
         simulator.api_url,
         {"store": store, "upstream": {"metadata_ttl": "0s"}} | dict(sections or {}),
@@ -222,6 +223,7 @@ def test_a_disk_with_input_output_errors_is_passed_by(tmp_path: Path, simulator:
         )
 
 
+@pytest.mark.alone
 def test_a_slow_disk_slows_the_fill_and_nothing_else(tmp_path: Path, simulator: Simulator, trouble: Path) -> None:
     with mirror_in_trouble(tmp_path, simulator, trouble) as mirror:
         trouble.write_text("0.3")

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.e2e.test_cli import COMMAND, environment, lay_out, run
 from tests.faults.test_store_fails import BYPASS, degraded
+from tests.support.by_hand import lay_out
+from tests.support.commands import COMMAND, environment, run
 from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
 from tests.support.fixtures import SIZE, Sections
+from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.small_disk import SmallDisk
@@ -86,6 +88,7 @@ def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_unti
         mirror.stop()
         mirror.start()  # nor does a restart
         assert fetch(mirror.image_url).sha256 == whole
+        assert "goes on at" not in mirror.log()  # nor is it hashed again, each time: it was found right
         repair(images)
         assert fetch(mirror.image_url).sha256 == whole
         assert simulator.counters().image_requests == 1
@@ -93,6 +96,15 @@ def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_unti
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
         assert list((mirror.store / "partial").iterdir()) == []
         assert simulator.counters().image_requests == 1
+
+
+def test_of_another_image_it_is_said_meanwhile_that_it_is_passed_through(tmp_path: Path, simulator: Simulator) -> None:
+    with ordinary_mirror(tmp_path / "mirror", simulator, {"upstream": {"metadata_ttl": "0s"}}) as mirror:
+        mode(mirror.store / "images")
+        assert fetch(mirror.image_url).ended == "complete"
+        simulator.roll_over("second")
+        outcome = fetch(mirror.image_url)
+        assert (outcome.sha256, outcome.cache_status) == (simulator.image_sha256("second"), BYPASS)
 
 
 def test_clients_of_every_worker_get_what_cannot_get_its_name(tmp_path: Path, simulator: Simulator) -> None:
@@ -117,8 +129,11 @@ def test_clients_of_every_worker_get_what_cannot_get_its_name(tmp_path: Path, si
         eventually(lambda: degraded(mirror))
 
 
+@pytest.mark.parametrize(
+    "left", [0, 1, 2], ids=["none for its directory", "none for its metadata", "none for its mark"]
+)
 def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_there_are_some(
-    tmp_path: Path, simulator: Simulator
+    tmp_path: Path, simulator: Simulator, left: int
 ) -> None:
     simulator.fault(Fault("store", hang_after=2 * MIB))
     whole = simulator.image_sha256("first")
@@ -126,18 +141,21 @@ def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_t
         disk.remount("nr_inodes=40")
         store = {"path": str(disk.path / "store"), "min_free": "0B"}
         with (
-            MirrorProcess(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror,
+            ForkedMirror(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror,
             Download(mirror.image_url) as client,
         ):
             client.read(MIB)
             simulator.wait_held()
             used = use_up_inodes(disk.path)
+            for _ in range(left):
+                used.pop().unlink()
             simulator.release()
             assert client.read_all().body == simulator.read("first")
             for _ in range(2):
                 outcome = fetch(mirror.image_url)
                 assert (outcome.sha256, outcome.cache_status) == (whole, BYPASS)
             assert degraded(mirror)
+            assert "goes on at" not in mirror.log()  # it was noted that it is right: it is not hashed again
             assert list((disk.path / "store" / "images").iterdir()) == []
             for path in used:
                 path.unlink()
@@ -200,7 +218,7 @@ def test_one_directory_of_another_user_keeps_nothing_else_from_being_seen_kept_a
 def test_a_store_that_cannot_be_written_is_verified_all_the_same(tmp_path: Path, simulator: Simulator) -> None:
     with SmallDisk(tmp_path / "disk", 64 * MIB) as disk:
         store = {"path": str(disk.path / "store"), "min_free": "0B"}
-        with MirrorProcess(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror:
+        with ForkedMirror(tmp_path / "mirror", simulator.api_url, {"store": store}) as mirror:
             assert fetch(mirror.image_url).ended == "complete"
             disk.remount("ro")
             assert run("verify", "--all", "-c", mirror.config_file).returncode == 0

@@ -131,12 +131,11 @@ def test_a_stop_lets_downloads_of_all_workers_end_and_leaves_no_process(tmp_path
             download.read(MIB)
         simulator.wait_held()
         processes = workers_of(mirror).values()
-        assert mirror.process is not None
-        mirror.process.send_signal(signal.SIGTERM)
+        mirror.send_signal(signal.SIGTERM)
         eventually(lambda: "stopping" in mirror.log())
         simulator.release()
         assert {download.read_all().body for download in downloads} == {simulator.read("first")}
-        assert mirror.process.wait(20) == 0
+        assert mirror.wait_dead(20) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
@@ -160,8 +159,7 @@ def test_a_port_that_is_taken_is_one_line_and_status_1(tmp_path: Path, simulator
         other = MirrorProcess(tmp_path / "two", simulator.api_url, {"server": {"workers": 2, "port": mirror.port}})
         with pytest.raises(AssertionError, match="cannot listen on"):
             other.start()
-        assert other.process is not None
-        assert other.process.wait() == 1
+        assert other.wait_dead() == 1
 
 
 def test_the_admin_listener_speaks_for_all_workers(tmp_path: Path, simulator: Simulator) -> None:
@@ -247,6 +245,7 @@ def test_wrong_bytes_are_counted_for_all_workers(tmp_path: Path, simulator: Simu
         assert simulator.counters().store_gets == 5
 
 
+@pytest.mark.alone
 def test_what_upstream_refused_to_one_worker_no_other_asks_again(tmp_path: Path, simulator: Simulator) -> None:
     with mirror_with(tmp_path, simulator, 2) as mirror:
         for attempt in range(20):

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import json
 import os
 import re
@@ -80,6 +81,38 @@ def test_yaml_and_json_can_be_read_and_a_cluster_would_take_the_manifests(docume
                 kubernetes_validate.validate(each, "1.30", strict=True)
 
 
+def test_the_reference_has_every_key_with_its_default(tmp_path: Path) -> None:
+    rows = list(Document(DOCS / "reference" / "configuration.md").rows("key", "default"))
+    keys = [key.strip("`") for key, _ in rows]
+    assert sorted(keys) == sorted(config.KEYS)
+    file = tmp_path / "defaults.toml"
+    file.write_text("".join(f"{key} = {default.strip('`')}\n" for key, (_, default) in zip(keys, rows, strict=True)))
+    assert config.load(file, {}) == config.Config()
+
+
+# Names
+
+_KEY = re.compile(r"((?:server|admin|upstream|auth|store|prefetch|log)\.[a-z0-9_.]+)(?: = .*)?")
+
+
+@every_document
+def test_keys_files_and_tests_that_are_named_are_there(document: Document) -> None:
+    cells = [cell for (cell,) in Document(DOCS / "logs.md").rows("`event.action`")]
+    others = {*re.findall(r"`([^`]+)`", "".join(cells)), "log.logger"}  # names of events look like keys
+    code, tests = (list((ROOT / name).rglob("*.py")) for name in ("mirror", "tests"))
+    functions = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in tests)))
+    for span in document.spans():
+        if key := _KEY.fullmatch(span):
+            assert key[1] in {*config.KEYS, *others}, span
+        elif re.fullmatch(r"(tests|mirror|deploy|docs|benchmarks)/[\w./*-]*", span):
+            assert list(ROOT.glob(span)), span
+        elif re.fullmatch(r"[\w/]*\w\.py", span):
+            assert any(path.match(span) for path in (*code, *tests)), span
+        elif re.fullmatch(r"test_\w+(…?)", span):
+            name = span.rstrip("…")
+            assert any(each == name or (name != span and each.startswith(name)) for each in functions), span
+
+
 # Commands
 
 _COMMAND = re.compile(
@@ -113,6 +146,7 @@ def test_commands_are_found_where_they_are_and_not_where_a_user_has_the_name() -
 # Messages
 
 
+@functools.cache
 def said_by_the_mirror() -> set[str]:
     """Every text in its source; what is put in at run time is a `…`."""
     texts: set[str] = set()
@@ -126,11 +160,12 @@ def said_by_the_mirror() -> set[str]:
     return texts
 
 
-def test_every_message_that_troubleshooting_explains_is_one_that_the_mirror_says() -> None:
-    document = Document(DOCS / "troubleshooting.md")
+@pytest.mark.parametrize(("page", "least"), [("troubleshooting.md", 40), ("air-gap.md", 8)])
+def test_every_message_that_is_explained_is_one_that_the_mirror_says(page: str, least: int) -> None:
+    document = Document(DOCS / page)
     cells = [cell for column in ("it says", "the message") for (cell,) in document.rows(column)]
     messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
-    assert len(messages) > 40
+    assert len(messages) > least
     texts = said_by_the_mirror()
     for message in messages:
         pieces = [piece.strip() for piece in message.split("…") if len(piece.strip()) > 2]
@@ -159,7 +194,7 @@ def test_the_site_is_whole_and_asks_nobody_else_for_anything(tmp_path: Path) -> 
     assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
     pages = {str(path.relative_to(tmp_path).with_suffix("")) for path in tmp_path.rglob("*.html")} - {"404"}
     written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")}
-    assert pages == written | {"reference", "contributing", "reporting"}
+    assert pages == written | {"index", "changelog", "contributing", "reporting"}
     assert (tmp_path / "config.example.toml").read_bytes() == (ROOT / "config.example.toml").read_bytes()
     assert not list(tmp_path.rglob("*.py"))
     for page in pages:
@@ -169,11 +204,15 @@ def test_the_site_is_whole_and_asks_nobody_else_for_anything(tmp_path: Path) -> 
         assert [each for each in fetched if re.match(r"(https?:)?//", each)] == []
 
 
-@pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](faq.md#nowhere)", "[x](../README.md#nowhere)"])
-def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
-    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "config.example.toml"):
+def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "config.example.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "docs" / "index.md").open("a") as page:
-        page.write(f"\n{link}\n")
-    assert build(tmp_path, tmp_path / "site").returncode == 1
+    with (tmp_path / "docs" / "clients.md").open("a") as page:
+        page.write("\n[x](nowhere.md) [x](faq.md#nowhere) [x](../README.md#nowhere)\n")
+    built = build(tmp_path, tmp_path / "site")
+    assert built.returncode == 1
+    warned = [line for line in built.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warned) == 3
+    for link, line in zip(("'nowhere.md'", "'faq.md#nowhere'", "'index.md#nowhere'"), warned, strict=True):
+        assert link in line

@@ -10,7 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.support.documents import ROOT
@@ -18,7 +20,13 @@ from tests.support.needs import needs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OLDEST = PROJECT["requires-python"].removeprefix(">=")
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+RUN, DEVELOP = (
+    dict(line.split("==") for line in (ROOT / name).read_text().split())
+    for name in ("constraints.txt", "constraints-dev.txt")
+)
+"""The pins of what the mirror runs on, and of what tests, documents and releases need besides."""
+
+PINS = RUN | DEVELOP
 
 BACKEND = """\
 import pathlib
@@ -67,6 +75,20 @@ def test_what_is_installed_is_what_is_pinned() -> None:
     assert different == {}, "remove .venv and set it up again"
 
 
+def test_the_pins_to_run_it_are_of_what_it_runs_on_and_of_nothing_else() -> None:
+    marker = {"python_version": ".".join(OLDEST.split(".")[:2]), "python_full_version": OLDEST, "extra": ""}
+    wanted: set[str] = set()
+    left = list(PROJECT["dependencies"])
+    while left:
+        requirement = Requirement(left.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in wanted and (requirement.marker is None or requirement.marker.evaluate(marker)):
+            wanted.add(name)
+            left += metadata.requires(name) or ()
+    assert {canonicalize_name(name) for name in RUN} == wanted
+    assert RUN.keys() & DEVELOP.keys() == set()
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project of another name with our Makefile."""
@@ -79,12 +101,14 @@ def project(tmp_path: Path) -> Path:
         '[project]\nname = "demo"\nversion = "1"\nrequires-python = ">=3.11"\n'
     )
     (project / "constraints.txt").write_text("helper==2\n")
+    (project / "constraints-dev.txt").write_text("tester==2\n")
     return project
 
 
 def test_pins_are_resolved_by_the_oldest_python_only(project: Path) -> None:
     done = make("pins", directory=project)
-    assert (done.returncode, (project / "constraints.txt").read_text()) == (2, "helper==2\n")
+    pins = [(project / name).read_text() for name in ("constraints.txt", "constraints-dev.txt")]
+    assert (done.returncode, pins) == (2, ["helper==2\n", "tester==2\n"])
     assert "oldest Python that is promised, 3.11, as on" in done.stderr
 
 

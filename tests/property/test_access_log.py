@@ -16,7 +16,7 @@ from yarl import URL
 from mirror.common.log import JsonFormatter, Output, access
 from mirror.common.log_writer import LogWriter
 from mirror.http.access_log import AccessLog
-from mirror.http.connection import Connection
+from mirror.http.connection import HttpConnection
 from mirror.http.exchange import Exchange
 from mirror.model.cache_status import CacheStatus
 
@@ -72,7 +72,7 @@ def written(exchange: Exchange, seconds: float, *, by_hand: bool) -> dict[str, A
 
 def an_exchange(method: str, path: str, remote: str, request_id: str) -> Exchange:
     request = SimpleNamespace(method=method, rel_url=URL.build(path=f"/{path}", encoded=True), remote=remote)
-    return Exchange(cast("web.BaseRequest", request), cast("Connection", None), request_id)
+    return Exchange(cast("web.BaseRequest", request), cast("HttpConnection", None), request_id)
 
 
 @pytest.mark.usefixtures("quiet_root")

@@ -94,3 +94,19 @@ class Machine(RuleBasedStateMachine):
 
 
 TestBreaker = Machine.TestCase
+
+
+def asked(breaker: Breaker[str], kind: str) -> Question:
+    question = breaker.ask(kind)
+    assert question is not None
+    return question
+
+
+def test_what_was_asked_before_shows_that_it_is_back_if_it_is_of_the_kind_that_failed() -> None:
+    breaker: Breaker[str] = Breaker(lambda: 0.0, lambda _: LEAST)
+    read, another_read, listing = (asked(breaker, kind) for kind in ("read", "read", "list"))
+    assert breaker.failed(read, "it hangs")
+    assert not breaker.answered(listing)
+    assert breaker.away == "it hangs"
+    assert breaker.answered(another_read)
+    assert breaker.away is None

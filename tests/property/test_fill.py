@@ -13,8 +13,8 @@ from mirror.images.fill import Fill
 from mirror.images.outcome import FillFailed, Reason, State
 from mirror.model.errors import BadUpstream, NotFound
 from mirror.model.metadata import ImageMetadata
-from mirror.model.source import UNVOUCHED, Broken, Changed
-from mirror.store.base import Body, Partial, StoredImage
+from mirror.model.source import UNVOUCHED, Broken, Changed, NoSource
+from mirror.store.base import Body, Partial, Transfer
 from mirror.store.disk.store import DiskStore
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 
@@ -43,9 +43,9 @@ async def read(body: Body, start: int, stop: int, seen: list[int] | None = None)
 
 async def journal_of(store: DiskStore, metadata: ImageMetadata) -> Partial:
     """Begin or resume the journal of an image that is not stored."""
-    journal = await store.begin(metadata)
-    assert not isinstance(journal, StoredImage)
-    return journal
+    begun = await store.begin(metadata, NoSource())
+    assert isinstance(begun, Transfer)
+    return begun.journal
 
 
 openings = st.lists(

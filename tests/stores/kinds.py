@@ -12,8 +12,8 @@ from mirror.config import Config
 from mirror.images.fill import Fill
 from mirror.images.outcome import FillFailed
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import Body, Partial
-from mirror.wiring.stores import Stores, opened
+from mirror.store.base import Body, Transfer
+from mirror.wiring.stores import Stores, open_stores
 from tests.support.s3.fixtures import TestBucket
 from tests.support.scripted import Opening, ScriptedSource, metadata_of
 
@@ -75,11 +75,10 @@ class Replica:
     ) -> Running:
         """Begin to fill an image, from a source that follows the script."""
         metadata = metadata or metadata_of(image)
-        journal = await self.stores.front.begin(metadata)
-        assert isinstance(journal, Partial)
         source = ScriptedSource(image, script, piece=PIECE)
-        nearest = self.stores.front.source(metadata, journal, source)
-        fill = Fill(metadata, nearest, journal, holdback=HOLDBACK, retry=30)
+        begun = await self.stores.front.begin(metadata, source)
+        assert isinstance(begun, Transfer)
+        fill = Fill(metadata, begun.source, begun.journal, holdback=HOLDBACK, retry=30)
         running = Running(fill, source, asyncio.create_task(fill.run()))
         self._fills.append(running)
         return running
@@ -94,7 +93,7 @@ class Replica:
     async def settled(self) -> None:
         """Wait until nothing goes on in the background."""
         if self.stores.bucket is not None:
-            await self.stores.bucket.settled()
+            await self.stores.bucket.background.settled()
 
     async def open(self, image_hash: str) -> Body:
         """A stored image; from the bucket by a fill, if that is what the store does."""
@@ -130,11 +129,11 @@ class Kind:
         config = Config.model_validate({"store": store})
         async with AsyncExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8))
-            stores = await stack.enter_async_context(opened(config, pool))
+            stores = await stack.enter_async_context(open_stores(config, pool))
             if stores.disk is not None:
                 await stores.disk.prepare()
             if stores.bucket is not None:
-                await stores.bucket.abilities()
+                await stores.bucket.capabilities.get()
             replica = Replica(stores)
             stack.push_async_callback(replica.stop)
             yield replica

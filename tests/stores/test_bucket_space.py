@@ -11,11 +11,10 @@ import pytest
 from mirror.images import retry as patience
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
+from mirror.model.source import NoSource
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
-from mirror.store.s3 import coordinator as coordinator
-from mirror.store.s3 import lease, parts, source, space, upload
-from mirror.store.s3 import store as s3_store
+from mirror.store.s3 import coordinator, lease, lease_keeper, parts, served_marks, space
 from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
@@ -36,13 +35,12 @@ HASHES = [metadata_of(image).hash for image in IMAGES]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(source, "FOLLOW", 0.1)
+    monkeypatch.setattr(coordinator, "FOLLOW", 0.1)
     monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
-    monkeypatch.setattr(upload, "RENEW", 1.0)
+    monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
     monkeypatch.setattr(space, "LATELY", 0.0)
-    monkeypatch.setattr(space, "MARK", 0.05)
-    monkeypatch.setattr(s3_store, "MARK", 0.05)
+    monkeypatch.setattr(served_marks, "MARK", 0.05)
     monkeypatch.setattr(space, "PAUSE", 0.05)
 
 
@@ -161,7 +159,7 @@ async def test_when_nothing_may_go_the_bucket_stays_as_it_is_and_that_is_said(ki
         assert bucket is not None
         if kind.name == "bucket":
             with pytest.raises(NoRoom, match=r"store\.s3\.max_size"):
-                await replica.stores.front.begin(metadata_of(IMAGES[3]))
+                await replica.stores.front.begin(metadata_of(IMAGES[3]), NoSource())
         else:
             await replica.put(IMAGES[3])
             assert replica.stores.disk is not None

@@ -17,9 +17,7 @@ from mirror.images import retry as patience
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.disk.verification import Verdict
-from mirror.store.s3 import coordinator as coordinator
-from mirror.store.s3 import lease, parts, source, upload
-from mirror.store.s3 import store as s3_store
+from mirror.store.s3 import coordinator, lease, lease_keeper, leftovers, parts
 from tests.stores.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import TestBucket, make_bucket
 from tests.support.s3.server import S3Server
@@ -33,8 +31,8 @@ SIZE = 2 * PART + 12345
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
     monkeypatch.setattr(lease, "LEASE", 3.0)
-    monkeypatch.setattr(upload, "RENEW", 1.0)
-    monkeypatch.setattr(source, "FOLLOW", 0.1)
+    monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
+    monkeypatch.setattr(coordinator, "FOLLOW", 0.1)
     monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
 
@@ -355,7 +353,7 @@ async def test_what_fills_left_a_day_ago_is_removed_and_nothing_else(
     shared.client.raw.create_multipart_upload(Bucket=shared.name, Key=name)
     assert replica.stores.bucket is not None
     assert (await replica.stores.bucket.collect(dry_run=False)).removals == ()
-    monkeypatch.setattr(s3_store, "STALE", timedelta(seconds=-5))
+    monkeypatch.setattr(leftovers, "STALE", timedelta(seconds=-5))
     assert len((await replica.stores.bucket.collect(dry_run=True)).removals) == 3
     assert set(shared.names()) > before
     await replica.stores.bucket.collect(dry_run=False)

@@ -84,7 +84,7 @@ async def test_a_fill_that_ended_leaves_nothing_open(tmp_path: Path, end: str) -
         downloads = [asyncio.create_task(download()) for _ in range(3)]
         if end == "by stopping":
             await asyncio.sleep(0)
-            while not open_below(tmp_path):
+            while not (library.fills and open_below(tmp_path)):
                 await asyncio.sleep(0.01)
             await library.stop()
         await asyncio.wait(downloads)

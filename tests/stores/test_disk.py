@@ -12,7 +12,8 @@ import pytest
 
 from mirror.common.files import write_durably
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable
+from mirror.model.source import NoSource
+from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable, Transfer
 from mirror.store.disk.partial_file import PartialFile
 from mirror.store.disk.store import DiskStore
 from tests.support.scripted import disk_store, metadata_of
@@ -28,9 +29,10 @@ async def store(tmp_path: Path) -> AsyncIterator[DiskStore]:
 
 
 async def begin(store: DiskStore, metadata: ImageMetadata = METADATA) -> PartialFile:
-    journal = await store.begin(metadata)
-    assert not isinstance(journal, StoredImage)
-    return journal
+    begun = await store.begin(metadata, NoSource())
+    assert isinstance(begun, Transfer)
+    assert isinstance(begun.journal, PartialFile)
+    return begun.journal
 
 
 async def put(store: DiskStore, image: bytes = IMAGE) -> ImageMetadata:
@@ -145,14 +147,14 @@ async def test_an_image_that_another_process_has_stored_meanwhile_is_not_begun_a
     store: DiskStore, tmp_path: Path
 ) -> None:
     await put(store)
-    assert isinstance(await store.begin(METADATA), StoredImage)
+    assert isinstance(await store.begin(METADATA, NoSource()), StoredImage)
     assert not list((tmp_path / "partial").iterdir())
 
 
 async def test_an_image_without_room_is_refused_before_a_byte(tmp_path: Path) -> None:
     async with disk_store(tmp_path, min_free=1 << 60) as store:
         with pytest.raises(StoreUnavailable, match=r"store\.min_free"):
-            await store.begin(METADATA)
+            await store.begin(METADATA, NoSource())
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "no metadata", "other metadata", "metadata is nonsense"])

@@ -21,10 +21,11 @@ import pytest_asyncio
 from botocore.exceptions import ClientError
 
 from mirror.config import S3
-from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported, ObjectGone
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.byte_range import Span
 from mirror.store.s3.capabilities import find_out
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.objects import ConditionFailed, NotSupported, ObjectGone
 from tests.support.s3.fixtures import KIND, SERVERS, TestBucket, make_bucket
 from tests.support.s3.server import S3Server, credentials
 

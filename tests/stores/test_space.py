@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.model.metadata import ImageMetadata
-from mirror.store.base import StoredImage, StoreUnavailable
+from mirror.model.source import NoSource
+from mirror.store.base import StoreUnavailable, Transfer
 from mirror.store.disk.partial_file import PartialFile, lock
 from mirror.store.disk.removal import Kind
 from mirror.store.disk.store import DiskStore
@@ -26,9 +27,10 @@ def image(name: str, size: int = SIZE) -> bytes:
 
 
 async def begin(store: DiskStore, metadata: ImageMetadata) -> PartialFile:
-    journal = await store.begin(metadata)
-    assert not isinstance(journal, StoredImage)
-    return journal
+    begun = await store.begin(metadata, NoSource())
+    assert isinstance(begun, Transfer)
+    assert isinstance(begun.journal, PartialFile)
+    return begun.journal
 
 
 async def put(store: DiskStore, name: str, *, served: int | None = None) -> str:
@@ -119,7 +121,7 @@ async def test_what_is_pinned_current_being_served_or_among_the_newest_stays_and
         await store.pin(pinned, pinned=True)
         reading = await store.open(served)
         with pytest.raises(StoreUnavailable, match=r"store\.max_size = 390\.6 KiB.*store\.keep"):
-            await store.begin(metadata_of(image("z")))
+            await store.begin(metadata_of(image("z")), NoSource())
         assert await names(store) == {"p", "s", "c", "n"}
         del reading
         await put(store, "z")
@@ -136,7 +138,7 @@ async def test_an_image_that_its_own_fill_still_serves_is_not_evicted(tmp_path: 
         sent_from = journal.file
         await journal.close()
         with pytest.raises(StoreUnavailable):
-            await store.begin(metadata_of(image("z")))
+            await store.begin(metadata_of(image("z")), NoSource())
         del sent_from
         await put(store, "z")
         assert await names(store) == {"z"}
@@ -165,7 +167,7 @@ async def test_what_another_process_serves_is_not_evicted_and_what_it_receives_i
         with another_process_reads(served), another_process_reads(received):
             assert is_read(served)
             with pytest.raises(StoreUnavailable):
-                await store.begin(metadata_of(image("z")))
+                await store.begin(metadata_of(image("z")), NoSource())
             assert received.exists()
         assert not is_read(served)
         await put(store, "z")
@@ -212,7 +214,7 @@ async def test_the_partial_of_the_current_image_is_never_taken(tmp_path: Path) -
         await paused.append([image("c")[:-1]])
         await paused.close()
         with pytest.raises(StoreUnavailable):
-            await store.begin(metadata_of(image("z")))
+            await store.begin(metadata_of(image("z")), NoSource())
         assert (tmp_path / "partial" / metadata_of(image("c")).hash).exists()
 
 
@@ -222,11 +224,11 @@ async def test_nothing_is_evicted_when_that_would_not_be_enough(tmp_path: Path) 
         for name in ("a", "b", "c"):
             await put(store, name)
         with pytest.raises(StoreUnavailable, match=r"store\.max_size"):
-            await store.begin(metadata_of(image("z", 3 * SIZE)))
+            await store.begin(metadata_of(image("z", 3 * SIZE)), NoSource())
         with pytest.raises(
             StoreUnavailable, match=r"larger than all of the mirror's store .*store\.max_size = 293\.0 KiB"
         ):
-            await store.begin(metadata_of(image("z", 3 * SIZE + 1)))
+            await store.begin(metadata_of(image("z", 3 * SIZE + 1)), NoSource())
         assert await names(store) == {"a", "b", "c"}
 
 
@@ -236,7 +238,7 @@ async def test_the_same_for_min_free(tmp_path: Path) -> None:
         await put(store, "a")
     async with disk_store(tmp_path, min_free=1 << 60) as store:
         with pytest.raises(StoreUnavailable, match=r"store\.min_free keeps 1048576\.0 TiB: free some space"):
-            await store.begin(metadata_of(image("z")))
+            await store.begin(metadata_of(image("z")), NoSource())
         assert await names(store) == {"a"}
 
 
@@ -246,7 +248,7 @@ async def test_fills_that_run_at_once_never_promise_the_same_room(tmp_path: Path
         await first.append([image("a")[:10]])
         second = await begin(other, metadata_of(image("b", SIZE // 2)))
         with pytest.raises(StoreUnavailable, match=r"on their way 146\.\d KiB"):
-            await store.begin(metadata_of(image("c")))
+            await store.begin(metadata_of(image("c")), NoSource())
         await second.discard()
         await second.close()
         third = await begin(store, metadata_of(image("c")))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mirror.store.disk.verified_marker import Identity, trust
-from tests.e2e.test_cli import lay_out, run
+from tests.support.by_hand import lay_out
+from tests.support.commands import run
 
 
 class Site:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess
 
 
@@ -79,8 +80,8 @@ def circle(
 ) -> Iterator[tuple[MirrorProcess, MirrorProcess]]:
     """Two mirrors, each the other's upstream; what the first asks the second waits until the `gate` is open."""
     with ExitStack() as stack:
-        first = MirrorProcess(directory / "first", "http://127.0.0.1:9", sections)
-        second = MirrorProcess(directory / "second", first.url, sections)
+        first = ForkedMirror(directory / "first", "http://127.0.0.1:9", sections)
+        second = ForkedMirror(directory / "second", first.url, sections)
         there = stack.enter_context(relay(second.port, gate))
         first.config_file.write_text(first.config_file.read_text().replace("127.0.0.1:9", f"127.0.0.1:{there}"))
         yield stack.enter_context(first), stack.enter_context(second)

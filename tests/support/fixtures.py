@@ -15,6 +15,7 @@ from mirror.simulator.client import TOKEN, ImageSpec, Simulator, SimulatorFailed
 from tests.support.archive import DockerArchive, make_archive
 from tests.support.docker_engine import DockerEngine
 from tests.support.downloads import Download
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess
 from tests.support.s3.front import Front
 from tests.support.s3.server import S3Server
@@ -147,7 +148,7 @@ def simulator(shared_simulator: Simulator) -> Iterator[Simulator]:
 @pytest.fixture(scope="session")
 def mirror(tmp_path_factory: pytest.TempPathFactory, shared_simulator: Simulator) -> Iterator[MirrorProcess]:
     """One mirror that has the first image, for tests that change nothing about it."""
-    with MirrorProcess(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
+    with ForkedMirror(tmp_path_factory.mktemp("mirror"), shared_simulator.api_url) as mirror:
         with Download(mirror.image_url) as download:
             assert download.read_all().body == shared_simulator.read("first")
         yield mirror
@@ -167,8 +168,9 @@ class FreshMirror(Protocol):
 
 
 @pytest.fixture
-def fresh_mirror(tmp_path: Path, simulator: Simulator) -> Iterator[FreshMirror]:
-    """Mirrors of the test's own."""
+def fresh_mirror(request: pytest.FixtureRequest, tmp_path: Path, simulator: Simulator) -> Iterator[FreshMirror]:
+    """Mirrors of the test's own: forked, unless it is marked `real_command`."""
+    kind = MirrorProcess if request.node.get_closest_marker("real_command") else ForkedMirror
     with ExitStack() as running:
         started = 0
 
@@ -181,7 +183,7 @@ def fresh_mirror(tmp_path: Path, simulator: Simulator) -> Iterator[FreshMirror]:
             nonlocal started
             started += 1
             url = (upstream or simulator).api_url
-            return running.enter_context(MirrorProcess(tmp_path / f"mirror-{started}", url, sections, environ))
+            return running.enter_context(kind(tmp_path / f"mirror-{started}", url, sections, environ))
 
         yield start
 

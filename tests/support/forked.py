@@ -1,27 +1,24 @@
-"""A mirror that starts in a tenth of the time: forked from a process that has imported it, else as real as any.
+"""A mirror that is forked, which takes a tenth of the time.
 
 It also tells, or ends at, each step that it takes to make something durable: see `Steps`.
 """
 
 import importlib
 import json
-import multiprocessing
-import multiprocessing.process
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Self
 
-from tests.support.processes import START_SECONDS, MirrorProcess, eventually
-
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
+from mirror.common import schedule
+from tests.support.forking import fork
+from tests.support.processes import MirrorProcess, Process
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,23 +59,19 @@ class ForkedMirror(MirrorProcess):
     steps: Steps | None = None
     clock: Path | None = None
     constants: Mapping[str, float] = MappingProxyType({})
-    _child: multiprocessing.process.BaseProcess | None = None
 
-    def start(self, *, wait: bool = True, through: Sequence[str] = ()) -> Self:
-        """Start it and wait until it is ready, unless told not to."""
-        assert not self.alive(), "it runs already, and would not be ended"
-        self._child = _FORKSERVER.Process(
-            target=_serve,
-            args=(
-                *(str(self.config_file), str(self.log_file), self.environ, str(self.store), self.steps),
-                dict(self.constants),
-                self.clock,
-            ),
-        )
-        self._child.start()
-        if wait:
-            eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
-            assert self.alive() or self.steps, self.log()
+    def _launch(self) -> Process:
+        assert not self.through, "only a command can be run through another one"
+        assert not self.passed, "only a command inherits descriptors"
+        change = partial(_change, self.store, self.steps, dict(self.constants), self.clock)
+        serve = ["serve", "-c", str(self.config_file)]
+        return fork(serve, self.environ, output=self.log_file, errors=self.log_file, prepare=change)
+
+    def wait_ready(self) -> Self:
+        """See `MirrorProcess`; with `steps` it may also have died."""
+        if self.steps is None:
+            return super().wait_ready()
+        self._wait_ready_or_dead()
         return self
 
     def set_clock(self, local: str) -> None:
@@ -88,73 +81,11 @@ class ForkedMirror(MirrorProcess):
         new.write_text(datetime.fromisoformat(local).astimezone().isoformat())
         new.replace(self.clock)
 
-    def freeze(self) -> None:
-        """Stop it where it stands; it notices nothing."""
-        self._signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        assert self._child is not None
-        assert self._child.pid is not None
-        os.kill(self._child.pid, number)
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._child is not None and self._child.is_alive()
-
-    def wait_dead(self, seconds: float = 30.0) -> None:
-        """Wait until it has ended by itself."""
-        assert self._child is not None
-        self._child.join(seconds)
-        assert not self._child.is_alive(), self.log()
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        assert self._child is not None
-        self._child.kill()
-        self._child.join()
-
-    def stop(self, seconds: float = 20.0) -> int:
-        """End it with SIGTERM; its exit status."""
-        assert self._child is not None
-        self._child.terminate()
-        self._child.join(seconds)
-        if self._child.exitcode is None:
-            self.kill()
-            raise TimeoutError(f"the mirror did not end: {self.log()}")
-        return self._child.exitcode
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.alive():
-            self.thaw()
-            self.stop()
-
-
-def _serve(
-    config: str,
-    log: str,
-    environ: Mapping[str, str],
-    store: str,
-    steps: Steps | None,
-    constants: Mapping[str, float],
-    clock: Path | None,
-) -> None:
-    """Become the mirror."""
-    with Path(log).open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.clear()
-    os.environ.update(environ)
+def _change(store: Path, steps: Steps | None, constants: Mapping[str, float], clock: Path | None) -> None:
+    """Make the changes in the process that will be the mirror."""
     if steps is not None:
-        _Watched(Path(store), steps).interpose()
-    from mirror.cli import main as cli
-    from mirror.common import schedule
-
+        _Watched(store, steps).interpose()
     if clock is not None:
         schedule.now = lambda: datetime.fromisoformat(clock.read_text())
     for constant, value in constants.items():
@@ -162,7 +93,6 @@ def _serve(
         imported = importlib.import_module(module)
         assert hasattr(imported, name), constant
         setattr(imported, name, value)
-    sys.exit(cli.main(["serve", "-c", config]))
 
 
 class _Watched:

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 IMAGE = "/api/v2/mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
@@ -43,8 +43,31 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0, what: str
         time.sleep(0.02)
 
 
+class Process(Protocol):
+    """What a mirror runs in: as subprocess.Popen has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Its exit status, minus a signal's number if one ended it; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Returns the exit status; raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, if it still runs."""
+
+    def kill(self) -> None:
+        """Send it SIGKILL, if it still runs."""
+
+
 class MirrorProcess:
-    """`pps-mirror serve` with a configuration of its own below `directory`. Use as a context manager."""
+    """`pps-mirror serve` with a configuration of its own below `directory`. Use as a context manager.
+
+    It is the real command, which takes a second to import what it needs; `forked.ForkedMirror` does without that.
+    """
 
     def __init__(
         self,
@@ -82,7 +105,7 @@ class MirrorProcess:
         } | dict(environ or {})
         self.seen_file = directory / "seen"
         """What others on the machine can see of it: its command line, and what the admin listener says to anybody."""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.through: Sequence[str] = ()
         """What is put before its own command: one that ends in becoming it."""
         self.passed: Sequence[int] = ()
@@ -112,27 +135,30 @@ class MirrorProcess:
         return f"http://127.0.0.1:{self.admin_port}"
 
     def start(self, *, wait: bool = True) -> Self:
-        """Start it, by the command `through` if there is one, and wait until it says that it is ready."""
+        """Start it and wait until it says that it is ready, unless told not to."""
+        assert not self.alive(), "it runs already, and would not be ended"
+        self.process = self._launch()
+        return self.wait_ready() if wait else self
+
+    def _launch(self) -> Process:
+        """Start the process, by the command `through` if there is one."""
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [*self.through, sys.executable, "-m", "mirror.cli.main", "serve", "-c", str(self.config_file)],
                 stdout=log,
                 stderr=log,
                 env=self.environ,
                 pass_fds=self.passed,
             )
-        return self.wait_ready() if wait else self
 
     def wait_ready(self) -> Self:
         """Wait until it says that it is ready."""
-        eventually(self._ready_or_dead, START_SECONDS, "the mirror's start")
-        assert self.process is not None
-        assert self.process.poll() is None, self.log()
+        self._wait_ready_or_dead()
+        assert self.alive(), self.log()
         return self
 
-    def _ready_or_dead(self) -> bool:
-        assert self.process is not None
-        return self.process.poll() is not None or self._is_ready()
+    def _wait_ready_or_dead(self) -> None:
+        eventually(lambda: not self.alive() or self._is_ready(), START_SECONDS, "the mirror's start")
 
     def _is_ready(self) -> bool:
         try:
@@ -147,6 +173,28 @@ class MirrorProcess:
     def log(self) -> str:
         """Everything it has said so far."""
         return self.log_file.read_text()
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def wait_dead(self, seconds: float = 30.0) -> int:
+        """Wait until it has ended by itself; its exit status."""
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+
+    def freeze(self) -> None:
+        """Stop it where it stands; it notices nothing."""
+        self.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -168,7 +216,9 @@ class MirrorProcess:
 
     def _write_down_what_is_seen(self, pid: int) -> None:
         with self.seen_file.open("ab") as seen:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            children = []
+            with contextlib.suppress(FileNotFoundError):  # it may just have ended
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             for process in (str(pid), *children):
                 with contextlib.suppress(FileNotFoundError):
                     seen.write(Path(f"/proc/{process}/cmdline").read_bytes() + b"\n")
@@ -196,5 +246,6 @@ class MirrorProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.alive():
+            self.thaw()
             self.stop()

@@ -9,8 +9,7 @@ import pytest
 from mirror.config import KEYS, RESTART, Changes, Config, load
 from mirror.config.changes import given, value_of
 from mirror.model.errors import ConfigError
-
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import DOCS, ROOT, Document
 
 OTHER: dict[str, Any] = {
     "server.host": "127.0.0.1",
@@ -70,7 +69,7 @@ def test_every_key_is_taken_up_or_takes_a_restart(key: str) -> None:
     assert value_of(changes.config, key) == value_of(running if restart else fresh, key)
 
 
-def test_the_keys_that_take_a_restart_are_marked_in_the_example_and_listed_in_the_manual() -> None:
+def test_the_keys_that_take_a_restart_are_marked_in_the_example_and_in_the_reference() -> None:
     assert set(KEYS) >= RESTART
     marked, section = set(), ""
     for line in (ROOT / "config.example.toml").read_text().splitlines():
@@ -79,11 +78,8 @@ def test_the_keys_that_take_a_restart_are_marked_in_the_example_and_listed_in_th
         elif (key := re.match(r"(\w+) = ", line)) and line.endswith("(restart)"):
             marked.add(f"{section}.{key[1]}")
     assert marked == RESTART
-    (said,) = re.findall(
-        r"^## Changing the configuration$(.+?)^## ", (ROOT / "docs/operating.md").read_text(), re.M | re.S
-    )
-    (listed,) = re.findall(r"take a restart: (.+?)\.\n", said, re.S)
-    assert set(re.findall(r"`([a-z0-9_.]+)`", listed)) == RESTART
+    rows = Document(DOCS / "reference" / "configuration.md").rows("key", "restart")
+    assert {key.strip("`") for key, restart in rows if restart == "restart"} == RESTART
 
 
 @pytest.mark.parametrize("switch", [True, False], ids=["on", "off"])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mirror.cli import check as checks
+from mirror.cli.check import listeners
+from mirror.cli.check import main as checks
 from mirror.cli.findings import Finding
 from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
@@ -230,7 +231,7 @@ def test_a_free_port_is_still_free_after_the_check(tmp_path: Path) -> None:
 
 
 def test_a_port_that_somebody_else_has_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(listeners, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         found = check(tmp_path, server={"port": stranger.getsockname()[1]})
     assert failed(found) == ["upstream", "server"]

@@ -1,4 +1,4 @@
-"""`pps-mirror doctor`: find out why something does not work, a module for each subject, and say what to do.
+"""`pps-mirror doctor`: finds out why something does not work, with a module for each subject, and says what to do.
 
-It tries things out and changes nothing. May import what commands may.
+Never changes anything. May import what commands may.
 """

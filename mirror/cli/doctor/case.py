@@ -1,4 +1,4 @@
-"""A case: the configuration that is examined, and what the examinations before have learnt."""
+"""What is examined: a configuration, and what earlier examinations have found out about it."""
 
 import queue
 import threading
@@ -10,25 +10,25 @@ from pathlib import Path
 from yarl import URL
 
 from mirror.cli.doctor.deployment import Deployment
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.config import Config
 from mirror.model.errors import ConfigError, MirrorError
 from mirror.model.metadata import ImageMetadata
 from mirror.upstream.proxies import Proxies, Proxy
 
 LIMIT = 45.0
-"""Seconds that the examination of one subject may take; each step in it has a shorter limit of its own."""
+"""Seconds that the examination of one subject may take; each step of it has its own, shorter limit."""
 
 Examination = Callable[["Case"], Iterator[Finding]]
 
 
 @dataclass(slots=True)
 class Case:
-    """What is examined. `token` is the mirror's own, if there is one that can be used; it is a secret.
+    """A configuration under examination. `token` is the mirror's own, if it has a usable one; it is a secret.
 
-    `answer` is what upstream said when it was asked for metadata, `heard` what it said to a request without any
-    credential, `addresses` are what its name resolves to here. `abandoned` counts examinations that hang.
+    `answer` is upstream's answer to a request for metadata, `heard` that to a request without any credential;
+    `addresses` are those of its name. `abandoned` counts examinations that hang.
     """
 
     config: Config
@@ -42,36 +42,36 @@ class Case:
 
     @property
     def url(self) -> URL | None:
-        """Upstream's, if there is any."""
+        """The URL of upstream, if there is one."""
         return URL(self.config.upstream.url) if self.config.upstream.url else None
 
     @property
     def deployment(self) -> Deployment:
-        """How the mirror is run here."""
+        """How the mirror is deployed here."""
         return Deployment.here(self.environ)
 
     @property
     def image(self) -> ImageMetadata | None:
-        """What upstream says is current, if it said so."""
+        """The current image, if upstream named it."""
         return self.answer if isinstance(self.answer, ImageMetadata) else None
 
     def proxies(self) -> Proxies | None:
-        """Which proxies count; None when what names them cannot be read, which another finding says."""
+        """Return the proxies that are used; None when they are misconfigured, which another finding says."""
         try:
             return Proxies.of(self.config.upstream, self.environ)
         except ConfigError:
             return None
 
     def proxy(self, url: URL) -> Proxy | None:
-        """The proxy for a URL, if there is one."""
+        """Return the proxy for a URL, if there is one."""
         proxies = self.proxies()
         return proxies.for_url(url) if proxies else None
 
     def examined(self, subject: str, examination: Examination) -> Iterator[Finding]:
-        """Give what an examination finds as it finds it, until it ends or has taken too long.
+        """Yield the findings of an examination as they come, until it ends or has taken too long.
 
-        It runs in a thread of its own: a name server, a disk or a network file system may hang where nothing can be
-        interrupted.
+        It runs in its own thread, because a name server, a disk or a network file system may hang in a call that
+        cannot be interrupted.
         """
         said: queue.Queue[Finding | Exception | None] = queue.Queue()
 
@@ -79,7 +79,7 @@ class Case:
             try:
                 for finding in examination(self):
                     said.put(finding)
-            except Exception as error:  # one that fails must not keep the others from being made
+            except Exception as error:  # a failing examination must not prevent the others
                 said.put(error)
             said.put(None)
 

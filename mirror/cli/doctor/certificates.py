@@ -1,22 +1,24 @@
-"""Why a certificate is not trusted, in words: who issued it, when it is valid, for whom."""
+"""Explains why a certificate is not trusted: who issued it, when it is valid, and for which names."""
 
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.findings import Finding
 from mirror.common.units import format_duration
 
 HOUR = 3600.0
 
 _NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` has no name for."""
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which `ssl` does not define."""
 
 _NOT_YET, _EXPIRED = 9, 10
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
 _WRONG_NAME = {62, 64}
-"""Values of X509_V_ERR_*: of the times; of the host name and the address."""
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 
 def explained(
@@ -24,8 +26,8 @@ def explained(
 ) -> Finding:
     """Say why a certificate was refused.
 
-    `shown` is it in DER, `again` another connection to whoever showed it, `ahead` by how many seconds our clock is
-    ahead of theirs.
+    `shown` is the certificate in DER, `again` another connection to the server, and `ahead` how many seconds our clock
+    is ahead of the server's.
     """
     said = _read(shown, again, host)
     if refused.verify_code in {_NOT_YET, _EXPIRED}:
@@ -57,7 +59,7 @@ def _of_time(code: int, said: Mapping[str, Any], host: str, ahead: float | None)
 
 
 def _read(shown: bytes, again: socket.socket, host: str) -> Mapping[str, Any]:
-    """Take a certificate apart, by trusting it alone for one more handshake; nothing when that cannot be done."""
+    """Parse a certificate, by one more handshake that trusts only it; empty when that fails."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     try:
@@ -71,7 +73,7 @@ def _read(shown: bytes, again: socket.socket, host: str) -> Mapping[str, Any]:
 
 
 def _name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
-    """A distinguished name, as far as people read it."""
+    """Return the parts of a distinguished name that people read."""
     flat = {kind: value for part in parts for kind, value in part}
     kinds = ("commonName", "organizationName", "countryName")
     return ", ".join(flat[kind] for kind in kinds if kind in flat)[:300]

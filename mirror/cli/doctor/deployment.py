@@ -1,7 +1,7 @@
-"""How the mirror is run here, and how a person does something about it there: each deployment has its own commands.
+"""Finds out how the mirror is deployed, and gives advice in the commands of that deployment.
 
-What is advised for one may harm in another: nobody can be root in our pod, and root in a container that has dropped its
-capabilities cannot change an owner.
+Advice for one deployment may harm in another: nobody can be root in our pod, and root cannot change an owner in a
+container that has dropped its capabilities.
 """
 
 import shlex
@@ -12,11 +12,11 @@ from pathlib import Path
 from mirror.cli.doctor.user import User
 
 _MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
-"""What docker and podman put into each container."""
+"""Files that docker and podman put into each container."""
 
 
 class Deployment(Enum):
-    """Where this command runs, which is where the mirror runs."""
+    """Where this command runs, and so the mirror."""
 
     HOST = "host"
     CONTAINER = "container"
@@ -24,10 +24,10 @@ class Deployment(Enum):
 
     @classmethod
     def here(cls, environ: Mapping[str, str]) -> "Deployment":
-        """Tell it by what Kubernetes, podman and docker leave for their containers to see.
+        """Recognise it by the variables and files that Kubernetes, podman and docker put into their containers.
 
-        The variable `container` (systemd's "Container Interface") counts before what docker leaves: empty, it says that
-        this is none.
+        The variable `container` (systemd's "Container Interface") takes precedence over docker's file: when it is
+        empty, this is no container.
         """
         if "KUBERNETES_SERVICE_HOST" in environ:
             return cls.KUBERNETES
@@ -50,7 +50,7 @@ class Deployment(Enum):
                 return f"setpriv {ids} pps-mirror doctor{options}"
 
     def hand_over(self, store: Path, user: User, owner: int | None = None) -> str:
-        """Say how to give the store, or what `owner` has in it, to the mirror's user."""
+        """Say how to give the store, or the files of `owner` in it, to the mirror's user."""
         source = "" if owner is None else f" --from={owner}"
         chown = f"-R{source} {user.uid}:{user.gids[0]} {shlex.quote(str(store))}"
         match self:
@@ -65,7 +65,7 @@ class Deployment(Enum):
                 return f"as root: chown {chown}"
 
     def keep_secret(self, path: Path, user: User) -> str:
-        """Say how to let the mirror's user read a file, and nobody else; empty when it is so."""
+        """Say how to make a file readable by the mirror's user only; empty when it is."""
         found = path.stat()
         name = shlex.quote(str(path))
         by_owner, by_group = found.st_uid == user.uid, found.st_gid in user.gids and found.st_mode & 0o040
@@ -73,7 +73,7 @@ class Deployment(Enum):
             command = f"chmod go= {name}"
         elif by_group and not by_owner and found.st_mode & 0o004:
             command = f"chmod o= {name}"
-        elif not by_owner and not by_group:  # it is read by what everybody may: taken away, the mirror could not either
+        elif not by_owner and not by_group:  # the mirror reads it as everybody does, so it must become the owner first
             command = f"chown {user.uid} {name} && chmod 400 {name}"
         else:
             return ""

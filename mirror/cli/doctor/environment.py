@@ -1,4 +1,4 @@
-"""What the mirror would run in: variables that override the file, the user, open files, versions."""
+"""Examines the environment: versions, variables that override the file, misspelt ones, and the user."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from mirror.config import FILE_VARIABLE, KEYS, PREFIX, TOKEN_VARIABLE
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at all that."""
+    """Examine versions, variables and the user."""
     yield Finding(
         "environment",
         True,
@@ -66,7 +66,7 @@ def _has(tree: Mapping[str, Any], key: str) -> bool:
 
 
 def _misspelt(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Variables with one underscore where two belong, or in lower case: nobody reads them."""
+    """Find variables that nobody reads: with one underscore in place of two, or in lower case."""
     meant = {key.upper().replace(".", "_"): key.upper().replace(".", "__") for key in KEYS}
     for name in sorted(environ):
         bare = name.upper().removeprefix("PPS_MIRROR").lstrip("_").replace("__", "_")

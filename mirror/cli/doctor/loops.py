@@ -1,10 +1,10 @@
-"""A mirror that is its own upstream, or its own proxy, or one of several that lead round in a circle."""
+"""Finds loops: a mirror that is its own upstream or its own proxy, or several mirrors in a circle."""
 
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.config import Config
@@ -12,7 +12,7 @@ from mirror.model.errors import LoopDetected
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Compare addresses with our own, and see what upstream has said."""
+    """Compare the addresses of upstream and the proxy with our own, and look at upstream's answers."""
     url = case.url
     if url is None:
         return
@@ -34,7 +34,7 @@ def examine(case: Case) -> Iterator[Finding]:
 
 
 def ours(config: Config, addresses: Iterable[str], port: int) -> str | None:
-    """Which of our listeners has that port on one of these addresses: server or admin."""
+    """Return which of our listeners (server or admin) has that port on one of these addresses."""
     for key, listener in (("server", config.server), ("admin", config.admin)):
         if port == 0 or listener.port != port:
             continue
@@ -57,7 +57,7 @@ def _proxy_is_ours(config: Config, host: str, port: int) -> str | None:
 
 
 def is_here(address: str) -> bool:
-    """Whether an address is one of this machine's: then a socket can be bound to it."""
+    """Whether an address belongs to this machine, that is, whether a socket can be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,25 +1,18 @@
-"""`pps-mirror doctor`: why does it not work, and what is to be done? Digs where `check` only looks.
+"""`pps-mirror doctor`: finds out why something does not work, and what to do about it.
 
-What `check` finds is in it, with advice; around that are the examinations of `diagnosis/`, each of one subject, bounded
-in time, in the order in which one thing's failing explains the next one's. Nothing is changed, no token is needed;
-upstream is asked for metadata, its version, and with the mirror's own token for the first bytes of the image.
+It runs the checks of `check`, adds advice to their findings, and examines more around them: each subject in a limited
+time, in the order in which one failure explains the next. It changes nothing and needs no token. It asks upstream for
+metadata, for its version and, with the mirror's own token, for the first bytes of the image.
 """
 
 import errno
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mirror.cli import check
-from mirror.cli.doctor import environment as surroundings
-from mirror.cli.doctor import loops as circles
-from mirror.cli.doctor import ports
-from mirror.cli.doctor import proxy as proxying
-from mirror.cli.doctor import reachability as reaching
-from mirror.cli.doctor import running as company
-from mirror.cli.doctor import store as directory
-from mirror.cli.doctor import token as credential
+from mirror.cli.check import main as check
+from mirror.cli.check import upstream
+from mirror.cli.doctor import environment, loops, ports, proxy, reachability, running, store, token
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.config import Config
@@ -32,9 +25,9 @@ _ADVICE = {
     "bucket": "docs/s3.md says what the credentials must allow, and how each server's endpoint looks",
     "tls": "a certificate and its key, PEM, that the mirror's user may read; then SIGHUP",
 }
-"""What to do about what `check` finds wrong, by its subject."""
+"""What to do when a check fails, by its subject."""
 
-_STORE_ADVICE = {
+_STORE_ADVICE: Mapping[int | None, str] = {
     errno.EROFS: "remount it writable; if the kernel made it read-only, dmesg says why",
     errno.EDQUOT: "the quota of that user or directory is used up: raise it (quota -v; xfs_quota; btrfs qgroup show)",
     errno.ENOSPC: "free some space, or inodes (df -i)",
@@ -42,14 +35,15 @@ _STORE_ADVICE = {
     errno.ENOTDIR: "something else is in its place: move that away, or set store.path",
     errno.ESTALE: "the network file system was exchanged under it: mount it again",
 }
+"""What to do when the store cannot be written, by the system's error."""
 
 
 class Doctor:
-    """Examines one configuration. `abandoned` counts examinations that hang in a thread of theirs."""
+    """Examines one configuration. `abandoned` counts the examinations that hang in their threads."""
 
     def __init__(self, config: Config, environ: Mapping[str, str], file: Path | None) -> None:
         self._case = Case(config, environ, file)
-        self._asked = check.Asked()
+        self._asked = upstream.UpstreamAnswer()
 
     @property
     def abandoned(self) -> int:
@@ -61,28 +55,28 @@ class Doctor:
         case = self._case
         yield check.configuration(case.environ, case.file)
         yield from (_advised(case, found) for found in check.time_zone(case.environ))
-        yield from case.examined("environment", surroundings.examine)
-        yield from case.examined("proxy", proxying.examine)
-        yield from case.examined("upstream", reaching.examine)
+        yield from case.examined("environment", environment.examine)
+        yield from case.examined("proxy", proxy.examine)
+        yield from case.examined("upstream", reachability.examine)
         yield from case.examined("upstream", self._upstream)
-        yield from case.examined("loop", circles.examine)
-        yield from case.examined("token", credential.examine)
-        yield from case.examined("store", directory.examine)
+        yield from case.examined("loop", loops.examine)
+        yield from case.examined("token", token.examine)
+        yield from case.examined("store", store.examine)
         yield from case.examined("store", self._here)
         yield from case.examined("ports", ports.examine)
-        yield from case.examined("running", company.examine)
+        yield from case.examined("running", running.examine)
 
     def _upstream(self, case: Case) -> Iterator[Finding]:
-        self._asked = check.ask(case.config, case.environ)
+        self._asked = upstream.ask(case.config, case.environ)
         case.token, case.answer = self._asked.token, self._asked.answer
-        yield from (_advised(case, found) for found in check.upstream(case.config, self._asked))
+        yield from (_advised(case, found) for found in upstream.examine(case.config, self._asked))
 
     def _here(self, case: Case) -> Iterator[Finding]:
         yield from (_advised(case, found) for found in check.here(case.config, self._asked))
 
 
 def summary(found: list[Finding]) -> str:
-    """The last line."""
+    """Return the last line, which sums up all findings."""
     wrong = sum(not each.ok for each in found)
     notes = sum(each.ok and each.note for each in found)
     beside = f" {notes} {'note' if notes == 1 else 'notes'} above may explain something all the same." if notes else ""
@@ -94,7 +88,7 @@ def summary(found: list[Finding]) -> str:
 
 
 def _advised(case: Case, finding: Finding) -> Finding:
-    """What `check` found, with what to do about it."""
+    """Add to a finding of `check` what to do about it."""
     if finding.check == "connections" and (finding.note or not finding.ok):
         wanted = files_for(case.config.server.max_connections)
         return replace(finding, advice=case.deployment.more_files(wanted))
@@ -103,19 +97,18 @@ def _advised(case: Case, finding: Finding) -> Finding:
     if finding.check in {"server", "admin"}:
         return _listener(case, finding)
     if finding.check == "store":
-        if os.strerror(errno.EACCES) in finding.message:
-            return replace(finding, advice=directory.store_access(case))
-        advice = (text for number, text in _STORE_ADVICE.items() if os.strerror(number) in finding.message)
-        return replace(finding, advice=next(advice, "docs/operating.md says how much room it needs"))
+        if finding.errno == errno.EACCES:
+            return replace(finding, advice=store.store_access(case))
+        advice = _STORE_ADVICE.get(finding.errno, "docs/operating.md says how much room it needs")
+        return replace(finding, advice=advice)
     return replace(finding, advice=_ADVICE.get(finding.check, ""))
 
 
 def _listener(case: Case, finding: Finding) -> Finding:
     key = f"{finding.check}.port"
-    if os.strerror(errno.EADDRINUSE) in finding.message:
-        port = int(finding.message.partition(" port ")[2].split()[0])
-        who = ports.holder(port) or "nobody who can be seen from here (another container, another namespace)"
+    if finding.errno == errno.EADDRINUSE and finding.port is not None:
+        who = ports.holder(finding.port) or "nobody who can be seen from here (another container, another namespace)"
         return replace(finding, message=f"{finding.message}, by {who}", advice=f"stop that, or set {key}")
-    if os.strerror(errno.EACCES) in finding.message:
+    if finding.errno == errno.EACCES:
         return replace(finding, advice=case.deployment.low_ports)
     return replace(finding, advice=f"{finding.check}.host has to be an address of this machine (ip addr), or 0.0.0.0")

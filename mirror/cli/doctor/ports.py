@@ -1,18 +1,16 @@
-"""Who has the ports, and whether they are the ones that are meant."""
+"""Examines the ports: which process has them, and whether they are the right ones."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
 
 PROCESSES = 20_000
-"""Processes that are looked at, at most."""
+"""The most processes that are looked at."""
 
 _LISTENS = "0A"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
@@ -20,12 +18,12 @@ _UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at both."""
+    """Examine the ports of both listeners."""
     server, admin = case.config.server, case.config.admin
     yield from _privileged(case, "server", server.port)
     yield from _privileged(case, "admin", admin.port)
-    clients = health(server.host, server.port, tls=server.tls_cert is not None)
-    operators = health(admin.host, admin.port, tls=False)
+    clients = wire.health(server.host, server.port, tls=server.tls_cert is not None)
+    operators = wire.health(admin.host, admin.port, tls=False)
     if clients is not None and clients.is_mirror and clients.status == 200:
         advice = "did you mix up server.port and admin.port? a client listener knows no /healthz"
         yield Finding("server", False, f"port {server.port} has the admin listener of a pps-mirror", advice=advice)
@@ -44,23 +42,8 @@ def _privileged(case: Case, key: str, port: int) -> Iterator[Finding]:
         yield Finding(key, True, said, note=True, advice=case.deployment.low_ports)
 
 
-def health(host: str, port: int, *, tls: bool) -> RawAnswer | None:
-    """What answers there to the question for its health; None when nobody does."""
-    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    if port == 0:
-        return None
-    try:
-        connection = wire.connect(target, port)
-        if tls:
-            connection = wire.wrapped(connection, wire.trusting_anybody(), target)
-        with closing(connection):
-            return wire.ask(connection, "GET", "/healthz", f"localhost:{port}")
-    except OSError:
-        return None
-
-
 def holder(port: int) -> str | None:
-    """Who listens on a port, as far as the kernel tells us; None when it does not."""
+    """Return which process listens on a port, as far as we may know; None when the kernel does not tell."""
     sockets: dict[str, int] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -79,7 +62,7 @@ def holder(port: int) -> str | None:
 
 
 def _holds(process: Path, sockets: Mapping[str, int]) -> bool:
-    """Whether a process has one of these sockets open, if we may know."""
+    """Whether a process has one of these sockets open, as far as we may know."""
     try:
         for descriptor in (process / "fd").iterdir():
             match = _SOCKET.fullmatch(str(descriptor.readlink()))

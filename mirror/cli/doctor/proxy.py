@@ -1,4 +1,4 @@
-"""Which proxy counts, what its variables really do, and whether it does what it is there for."""
+"""Examines the proxy: which one is used, what the variables really do, and whether it works."""
 
 import ipaddress
 import ssl
@@ -7,10 +7,10 @@ from contextlib import closing
 
 from yarl import URL
 
-from mirror.cli.doctor import raw_request as wire
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.common.hosts import is_address, is_loopback
 from mirror.model.errors import ConfigError
 from mirror.upstream.proxies import Proxies, Proxy, excepted
@@ -19,7 +19,7 @@ _NAMES = ("http_proxy", "https_proxy", "no_proxy")
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at the variables, then ask the proxy that counts for upstream."""
+    """Examine the variables, then ask the proxy that is used for upstream."""
     yield from _variables(case)
     if case.url is not None:
         yield from _for_upstream(case, case.url)
@@ -95,7 +95,7 @@ def _exceptions(case: Case, url: URL, proxies: Proxies) -> Iterator[Finding]:
 
 
 def useless(entry: str) -> str:
-    """Say why an entry of NO_PROXY excepts nothing that people think it does; empty when it may."""
+    """Say why an entry of NO_PROXY does not do what people expect of it; empty when it may."""
     if entry != entry.strip("\"'"):
         return "has quotation marks, which no host has"
     if "://" in entry:
@@ -132,7 +132,7 @@ def _covers(entry: str, case: Case) -> bool:
 
 
 def _tried(case: Case, proxy: Proxy, url: URL) -> Finding:
-    """Ask the proxy for upstream: for a tunnel, or for an answer without credential."""
+    """Ask the proxy for upstream: for a tunnel, or for an answer, without any credential of ours."""
     host, port = str(url.raw_host), int(url.port or 0)
     try:
         with closing(wire.to_proxy(proxy, case.config.upstream)) as connection:
@@ -183,7 +183,7 @@ def _judged(proxy: Proxy, url: URL, heard: RawAnswer) -> Finding:
 
 
 def _bucket(case: Case) -> Iterator[Finding]:
-    """AWS's libraries read the environment too, whatever upstream.proxy says."""
+    """Note that AWS's libraries use the environment's proxy, whatever upstream.proxy says."""
     s3 = case.config.store.s3
     if s3.bucket is None or s3.endpoint_url is None:
         return

@@ -1,4 +1,4 @@
-"""The way to upstream, step by step: its name, a connection, TLS, an answer; and by that answer our clock."""
+"""Examines the way to upstream step by step: its name, a connection, TLS, an answer, and our clock by that answer."""
 
 import ipaddress
 import socket
@@ -9,25 +9,28 @@ from email.utils import parsedate_to_datetime
 
 from yarl import URL
 
+from mirror.cli import raw_request as wire
 from mirror.cli.doctor import certificates
-from mirror.cli.doctor import raw_request as wire
 from mirror.cli.doctor.case import Case
-from mirror.cli.doctor.raw_request import RawAnswer
 from mirror.cli.findings import Finding
+from mirror.cli.raw_request import RawAnswer
 from mirror.common.units import format_duration
 from mirror.model.errors import ConfigError
 from mirror.upstream.client import API
 from mirror.upstream.connection import trusting
 
 ADDRESSES = 4
-"""Addresses of a name that are tried."""
+"""How many addresses of a name are tried."""
 
-SKEWED, WRONG = 60.0, 300.0
-"""Seconds that our clock may differ from upstream's before that is worth a note, and before it is wrong."""
+SKEWED = 60.0
+"""A difference of so many seconds between our clock and upstream's is worth a note."""
+
+WRONG = 300.0
+"""From so many seconds on our clock is wrong."""
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Go the way that the mirror goes. What upstream answers is left in the case."""
+    """Go the same way as the mirror. Upstream's answer is kept in the case."""
     url = case.url
     if url is None:
         return
@@ -67,28 +70,33 @@ def _name(case: Case, url: URL, *, proxied: bool) -> Generator[Finding, None, Se
 
 
 def _connection(url: URL, addresses: Sequence[str]) -> Generator[Finding, None, str | None]:
-    """Try the addresses; the first that takes a connection."""
-    failed: list[str] = []
+    """Try the addresses. Returns the first one that accepts a connection."""
+    failed: dict[str, OSError] = {}
     good: str | None = None
     for address in addresses[:ADDRESSES]:
         try:
             wire.connect(address, int(url.port or 0)).close()
             good = good or address
-        except TimeoutError:
-            failed.append(f"{address} does not answer within {wire.STEP:g} s")
         except OSError as error:
-            failed.append(f"{address}: {(error.strerror or type(error).__name__).lower()}")
+            failed[address] = error
+    said = "; ".join(_failed(address, error) for address, error in failed.items())
     if good is None and failed:
         advice = (
             f"does upstream listen on port {url.port}? a firewall may refuse in its place; or a proxy is the way out"
         )
-        if any("does not answer" in each for each in failed):
+        if any(isinstance(error, TimeoutError) for error in failed.values()):
             advice = "a firewall drops it: have it opened, or set upstream.proxy if a proxy is the way out"
-        yield Finding("connection", False, f"port {url.port} cannot be reached: {'; '.join(failed)}", advice=advice)
+        yield Finding("connection", False, f"port {url.port} cannot be reached: {said}", advice=advice)
     elif failed:
         advice = "every new connection may have to wait for it: repair that way, or take the address out of the name"
-        yield Finding("connection", True, f"some addresses fail: {'; '.join(failed)}", note=True, advice=advice)
+        yield Finding("connection", True, f"some addresses fail: {said}", note=True, advice=advice)
     return good
+
+
+def _failed(address: str, error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"{address} does not answer within {wire.STEP:g} s"
+    return f"{address}: {(error.strerror or type(error).__name__).lower()}"
 
 
 # TLS and the answer
@@ -102,7 +110,7 @@ def _answer(case: Case, url: URL, address: str | None) -> Iterator[Finding]:
 
 
 def _way(case: Case, url: URL, address: str | None) -> socket.socket:
-    """A connection to upstream: to `address`, or by a tunnel of the proxy. Raises OSError."""
+    """Connect to upstream: to `address`, or through the proxy. Raises OSError."""
     port = int(url.port or 0)
     if address is not None:
         return wire.connect(address, port)
@@ -134,7 +142,7 @@ def _secure(case: Case, url: URL, address: str | None) -> Iterator[Finding]:
             case.heard = wire.ask(connection, "GET", _target(url), url.authority)
             yield Finding("tls", True, f"{host} shows a certificate that is trusted; {connection.version()}")
     except ssl.SSLCertVerificationError as refused:
-        # Its time tells a wrong clock from a wrong certificate; nothing else is asked of whoever that is.
+        # The time in its answer tells a wrong clock from a wrong certificate; nothing else is asked of that server.
         with closing(wire.wrapped(_way(case, url, address), wire.trusting_anybody(), host)) as connection:
             shown = connection.getpeercert(binary_form=True) or b""
             case.heard = wire.ask(connection, "GET", _target(url), url.authority)
@@ -149,7 +157,7 @@ def _secure(case: Case, url: URL, address: str | None) -> Iterator[Finding]:
 
 
 def _no_tls(case: Case, url: URL, address: str | None) -> Finding:
-    """Say why there was no handshake: whoever is there may speak plain http."""
+    """Say why there was no handshake: the server may speak plain http."""
     try:
         with closing(_way(case, url, address)) as connection:
             plain = wire.ask(connection, "HEAD", "/", url.authority).status is not None
@@ -188,7 +196,7 @@ def _plain(case: Case, url: URL, address: str) -> Iterator[Finding]:
 
 
 def offset(heard: RawAnswer | None) -> float | None:
-    """By how many seconds our clock is ahead of upstream's; None when it does not tell."""
+    """Return how many seconds our clock is ahead of upstream's; None when the answer has no time."""
     try:
         return heard.at - parsedate_to_datetime(heard.headers["date"]).timestamp() if heard else None
     except (KeyError, ValueError):

@@ -1,20 +1,20 @@
-"""The mirror that runs on this store, if one does: what it says of itself."""
+"""Asks the mirror that runs on this store, if there is one, how it is."""
 
 import asyncio
 from collections.abc import Iterator
 
 from mirror import __version__
-from mirror.cli.doctor import ports
+from mirror.cli import raw_request
 from mirror.cli.doctor.case import Case
 from mirror.cli.findings import Finding
 from mirror.cli.running_mirror import Condition, MirrorGone, running_mirror
 
 LAST = 3
-"""Errors of its own that are shown."""
+"""How many of its last errors are shown."""
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Ask it."""
+    """Ask the running mirror how it is."""
     condition = asyncio.run(_condition(case))
     if condition is None:
         yield _alone(case)
@@ -42,7 +42,7 @@ def examine(case: Case) -> Iterator[Finding]:
 
 def _alone(case: Case) -> Finding:
     admin = case.config.admin
-    heard = ports.health(admin.host, admin.port, tls=False)
+    heard = raw_request.health(admin.host, admin.port, tls=False)
     if heard is not None and heard.is_mirror:
         said = f"a pps-mirror is at {admin.host} port {admin.port}, and it is another store's, or lets nobody look"
         advice = "is this the configuration that it runs with? may this user read admin.token_file?"

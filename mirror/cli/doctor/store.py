@@ -1,4 +1,4 @@
-"""Where the store's directory lies: on what file system, whose its files are, how many images it has room for."""
+"""Examines the store's directory: its file system, the owners of its files, and how many images it has room for."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.cli.check.store import nearest
 from mirror.cli.doctor.case import Case
 from mirror.cli.doctor.deployment import Deployment
 from mirror.cli.doctor.user import User, closed_to, mirrors_user, user_name
@@ -20,7 +21,7 @@ _MEMORY = {"tmpfs", "ramfs"}
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of /proc/self/mountinfo: where it is mounted, what, and how."""
+    """A line of /proc/self/mountinfo: the mount point, the kind of file system, and its options."""
 
     path: Path
     kind: str
@@ -28,9 +29,9 @@ class Mount:
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at the directory, or at where it would be made."""
+    """Examine the directory, or the one in which it would be made."""
     store = case.config.store
-    root = next(place for place in (store.path, *store.path.parents) if place.exists())
+    root = nearest(store.path)
     if mount := mount_of(root.resolve(), Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")):
         yield from _mount(mount, has_bucket=store.s3.bucket is not None)
     yield from _room(case, root)
@@ -39,7 +40,7 @@ def examine(case: Case) -> Iterator[Finding]:
 
 
 def mount_of(path: Path, mountinfo: str) -> Mount | None:
-    """Find what `path` lies on; the last of those that are mounted on the same place counts."""
+    """Find the mount that `path` lies on; of several at the same mount point the last counts."""
     found: Mount | None = None
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -106,7 +107,7 @@ def _size(path: Path) -> int:
 
 
 def _owners(case: Case, store: Path) -> Iterator[Finding]:
-    """Find what a restore as root, or a command run as another user, has left and the mirror cannot use."""
+    """Find files that the mirror cannot use, as a restore as root or a command run by another user leaves them."""
     user = mirrors_user(store)
     others: dict[int, list[Path]] = {}
     for path in closed_to(user, store):
@@ -123,7 +124,7 @@ def _owners(case: Case, store: Path) -> Iterator[Finding]:
 
 
 def _of_another_user(store: Path, user: User) -> bool:
-    """Whether the store belongs to somebody else, who is more likely to run the mirror than `user` is."""
+    """Whether the store belongs to another user, who is more likely to run the mirror than `user`."""
     return store.exists() and store.stat().st_uid not in {0, user.uid}
 
 
@@ -136,7 +137,7 @@ def store_access(case: Case) -> str:
     except PermissionError:
         path = shlex.quote(str(store))
         return f"`namei -l {path}` shows which directory: let the mirror's user search it (as root: chmod o+x on that)"
-    if case.deployment is Deployment.HOST:  # in a container the image says who runs the mirror, and this runs as that
+    if case.deployment is Deployment.HOST:  # in a container this command runs as the mirror's user anyway
         if _of_another_user(store, user):
             owner = store.stat()
             command = case.deployment.run_doctor_as(User(owner.st_uid, (owner.st_gid,)), case.file)

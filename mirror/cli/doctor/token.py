@@ -1,7 +1,7 @@
-"""The mirror's own token: what is in its file beside it, and whether it is good for the image as well.
+"""Examines the mirror's own token: whether its file contains anything else, and whether it gets the image as well.
 
-A token may be let in to the metadata and not to the image, and where upstream redirects to may be out of reach: so the
-image is asked for as a fill would, its first bytes alone, and by the mirror's own rules for redirects.
+A token may get the metadata but not the image, and upstream may redirect to a host that cannot be reached. So the first
+bytes of the image are requested, as a fill would do it, with the mirror's own rules for redirects.
 """
 
 import asyncio
@@ -22,18 +22,19 @@ from mirror.model.metadata import ImageMetadata
 from mirror.upstream.client import ImageResponse, Upstream
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import Proxies, ProxyFailed
+from mirror.upstream.redirects import HostNotAllowed
 
 FIRST = 512
-"""Bytes of the image that are asked for: a tar's first header."""
+"""How many bytes of the image are requested: the first header of a tar."""
 
 SECONDS = 30.0
-"""For the image's first bytes, with all redirects."""
+"""Seconds that the first bytes of the image may take, with all redirects."""
 
 _FORMATS = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
 
 
 def examine(case: Case) -> Iterator[Finding]:
-    """Look at the file, then ask for the image's first bytes."""
+    """Examine the token's file, then request the first bytes of the image."""
     yield from _file(case)
     if case.url is None:
         return
@@ -60,7 +61,7 @@ def _file(case: Case) -> Iterator[Finding]:
         data = path.read_bytes()[: 64 << 10]
         mode = path.stat().st_mode
     except OSError:
-        return  # whoever loaded it has said so
+        return  # loading the token has reported that
     source = f"upstream.token_file = {str(path)!r}"
     yield from (_wrong(source, each) for each in beside(data))
     if mode & 0o044 and (advice := case.deployment.keep_secret(path, mirrors_user(case.config.store.path))):
@@ -75,7 +76,7 @@ def _wrong(source: str, what: str) -> Finding:
 
 
 def beside(data: bytes) -> Iterator[str]:
-    """Say what there is beside a token that does not belong there, without quoting any of it."""
+    """Say what a token's file contains that does not belong there, without quoting any of it."""
     if not data:
         return
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
@@ -100,7 +101,7 @@ def beside(data: bytes) -> Iterator[str]:
 
 
 async def _image(case: Case, image: ImageMetadata) -> list[Finding]:
-    """Ask for the image's first bytes, and let go of it."""
+    """Request the first bytes of the image, and close the connection."""
     config = case.config.upstream
     try:
         proxies = Proxies.of(config, case.environ)
@@ -133,7 +134,7 @@ async def _image(case: Case, image: ImageMetadata) -> list[Finding]:
 
 
 def _redirect_advice(error: Exception) -> str:
-    if "redirect_hosts" in str(error):
+    if isinstance(error, HostNotAllowed):
         return "if that is where upstream keeps its images: add the host to upstream.redirect_hosts, and restart"
     return "" if not isinstance(error, MirrorError) else "whoever runs upstream has to correct where it redirects to"
 
@@ -190,7 +191,7 @@ def _refused(status: int, where: str, *, redirected: bool) -> Finding:
 
 
 def _format(head: bytes) -> str | None:
-    """What the first bytes look like."""
+    """Return the format that the first bytes have; None for none that docker knows."""
     for magic, name in _FORMATS:
         if head.startswith(magic):
             return name
@@ -198,7 +199,7 @@ def _format(head: bytes) -> str | None:
 
 
 def _total(response: ImageResponse) -> int | None:
-    """The length of the whole image, as the answer has it."""
+    """Return the length of the whole image, if the answer tells it."""
     if response.answer.status == 200:
         return response.answer.content_length
     total = response.answer.headers.get("Content-Range", "").rpartition("/")[2]

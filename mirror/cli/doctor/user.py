@@ -1,7 +1,7 @@
-"""The user that the mirror runs as, and what the modes of its files let that user do.
+"""Finds out which user the mirror runs as, and what the modes of files let that user do.
 
-Doctor advises to change owners and modes only where this user really lacks something: a volume that belongs to root and
-is writable through its group (`fsGroup` of Kubernetes) is in order, however its owners differ.
+Changing owners and modes is advised only where this user really lacks a right: a volume that belongs to root and is
+writable through its group (`fsGroup` of Kubernetes) is in order, whoever owns it.
 """
 
 import os
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 FILES = 5000
-"""Files that are looked at, at most."""
+"""The most files that are looked at."""
 
 SERVICE = "pps-mirror"
 """The user that the systemd unit runs the mirror as."""
@@ -25,7 +25,7 @@ READ, WRITE, SEARCH = os.R_OK, os.W_OK, os.X_OK
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user by number, and the groups that it is in, the primary one first."""
+    """A user by number, with its groups, the primary one first."""
 
     uid: int
     gids: tuple[int, ...]
@@ -36,7 +36,7 @@ class User:
         return user_name(self.uid)
 
     def may(self, path: Path, wanted: int) -> bool:
-        """Whether this user may do `wanted` (READ, WRITE, SEARCH, added up) to what is at `path`. Raises OSError."""
+        """Whether this user has the rights `wanted` (READ, WRITE, SEARCH, added up) at `path`. Raises OSError."""
         if self.uid == os.geteuid():  # the kernel knows about ACLs and capabilities too
             return os.access(path, wanted, effective_ids=True)
         found = path.stat()
@@ -60,9 +60,9 @@ def user_name(uid: int) -> str:
 
 
 def mirrors_user(store: Path) -> User:
-    """Return the user that the mirror runs as: whoever runs this command, or for root the user whose store it is.
+    """Return the user that the mirror runs as: the user of this command or, if that is root, the owner of the store.
 
-    It is root where neither the store nor the machine's users (`SERVICE`) tell of another one.
+    It is root only when neither the store nor a user named SERVICE points to another one.
     """
     uid = os.geteuid()
     if uid != 0:
@@ -71,7 +71,7 @@ def mirrors_user(store: Path) -> User:
     if found and found[0].st_uid != 0:
         owner = found[0].st_uid
     elif owners := Counter(each.st_uid for each in found if each.st_uid != 0):
-        owner = owners.most_common(1)[0][0]  # what a restore or a command run as root left says nothing of the mirror
+        owner = owners.most_common(1)[0][0]  # files of root may come from a restore, and say nothing about the mirror
     else:
         with suppress(KeyError):
             entry = pwd.getpwnam(SERVICE)
@@ -89,7 +89,7 @@ def _user(uid: int, gid: int) -> User:
 
 
 def below(directory: Path) -> Iterator[Path]:
-    """Yield everything below a directory, as far as we may look."""
+    """Yield everything below a directory that we may list."""
     try:
         paths = sorted(directory.iterdir())
     except OSError:
@@ -101,7 +101,7 @@ def below(directory: Path) -> Iterator[Path]:
 
 
 def closed_to(user: User, store: Path) -> Iterator[Path]:
-    """Yield what lies below the store and is of no use to the mirror, which runs as `user`."""
+    """Yield files below the store that the mirror, which runs as `user`, cannot use."""
     for path in islice(below(store), FILES):
         try:
             if path.is_symlink():
@@ -119,6 +119,6 @@ def closed_to(user: User, store: Path) -> Iterator[Path]:
 
 
 def _stuck(user: User, path: Path) -> bool:
-    """Whether a sticky directory keeps the user from renaming and removing what others own in it."""
+    """Whether a sticky directory forbids the user to rename and remove a file that belongs to another one."""
     parent = path.parent.stat()
     return bool(parent.st_mode & stat.S_ISVTX) and user.uid not in {0, parent.st_uid, path.lstat().st_uid}

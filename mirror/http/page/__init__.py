@@ -1,6 +1,6 @@
-"""The status page: a `Status` as HTML, whole without its script; one stylesheet, one script, nothing from elsewhere.
+"""Renders the status page: HTML that is complete without its script, one stylesheet, nothing from other servers.
 
-File names and reasons come from outside: the template escapes everything, and isolates what may run from right to left.
+File names and reasons come from outside: the template escapes them, and isolates text that may run from right to left.
 """
 
 import re
@@ -13,17 +13,19 @@ from jinja2 import Environment, StrictUndefined
 from mirror.common.units import format_duration, format_size
 from mirror.model.status import Status
 
-WIDTH, HEIGHT, BAR = 576, 80, 4
-"""Of a picture: units of its own, and those that an interval takes."""
+WIDTH, HEIGHT = 576, 80
+"""The size of a picture, in units of its own."""
 
+BAR = 4
+"""The width of one interval in it, in the same units."""
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class Page:
-    """Renders the page. `style` and `script` are what it loads.
+    """Renders the page. `style` and `script` are the files that it loads.
 
-    `prefix` is what comes before all paths for whoever reaches it through a proxy, such as `/mirror`, or nothing.
+    `prefix` precedes all paths when people reach the page through a proxy, such as `/mirror`; else it is empty.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -37,7 +39,7 @@ class Page:
         self._template = environment.from_string(room.joinpath("page.html").read_text("utf-8"))
 
     def render(self, status: Status) -> str:
-        """The page, as text."""
+        """Return the page as HTML."""
         return self._template.render(
             status=status,
             prefix=self.prefix,
@@ -53,7 +55,7 @@ class Page:
 
 
 def sentence(status: Status) -> str:
-    """How the mirror is, in one sentence."""
+    """Say in one sentence how the mirror is."""
     if status.health.reasons:
         return f"Cannot serve: {'; '.join(status.health.reasons)}."
     if status.health.degraded:
@@ -68,7 +70,7 @@ def sentence(status: Status) -> str:
 
 
 def bars(values: Sequence[int], peak: int) -> str:
-    """The path of an SVG picture of `values`, the tallest as high as `peak` says."""
+    """Return the path of an SVG bar chart of `values`; a value of `peak` takes the full height."""
     shapes = []
     for number, value in enumerate(values):
         if value > 0 and peak:
@@ -78,7 +80,7 @@ def bars(values: Sequence[int], peak: int) -> str:
 
 
 def _pictures(status: Status) -> Sequence[tuple[str, str, Sequence[int], int, str]]:
-    """Of each: its name for machines, its title, values, their peak, and what they come to in words."""
+    """Return each picture's name for machines, title, values, their peak, and their sum in words."""
     traffic = [interval.traffic for interval in status.history]
     served, fetched = [each.served for each in traffic], [each.fetched for each in traffic]
     downloads = [each.downloads for each in traffic]
@@ -96,7 +98,7 @@ def _rate(status: Status, peak: int) -> str:
 
 
 def _axis(status: Status) -> Sequence[str]:
-    """What stands below the pictures: the time at their quarters, by the clock on the mirror's wall."""
+    """Return the labels below the pictures: the local time at each quarter."""
     quarters = status.history[:: max(1, len(status.history) // 4)][:4]
     return [*(f"{interval.at.astimezone():%H:%M}" for interval in quarters), "now"]
 
@@ -108,7 +110,7 @@ def _mood(status: Status) -> str:
 
 
 def _short(text: str) -> str:
-    """The text with hashes cut to the 12 digits by which the rest of the page names images."""
+    """Cut the hashes in a text to 12 digits, as in the rest of the page."""
     return _HASH.sub(r"\1", text)
 
 
@@ -125,13 +127,13 @@ def _local(moment: datetime) -> str:
 
 
 def _clock(moment: datetime, now: datetime) -> str:
-    """When that was by the clock on the mirror's wall, as a console's log has it; with the day unless it is today."""
+    """Return a moment in local time, as the log on a console has it; with the day unless that is today."""
     at, today = moment.astimezone(), now.astimezone().date()
     return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%b} {at.day}, {at:%H:%M}"
 
 
 def _ago(moment: datetime, now: datetime) -> str:
-    """How long before `now` that was, to the minute; or in how long it will be."""
+    """Say to the minute how long before `now` a moment was, or how long after `now` it will be."""
     seconds = (now - moment).total_seconds()
     if abs(seconds) < 60:
         return "just now" if seconds >= 0 else "in a moment"

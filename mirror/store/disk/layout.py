@@ -1,4 +1,4 @@
-"""What lies where in the directory of a disk store, read as it is: nothing is changed here. All of it blocks."""
+"""Reads what lies where in the directory of a disk store. It changes nothing. All of it blocks."""
 
 import logging
 import os
@@ -13,18 +13,20 @@ from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.note import Note
 from mirror.store.base import StoredInfo, newest_first
 from mirror.store.disk.verified_marker import Identity, verified_at
+from mirror.store.pinning import DiskPins
 
 log = logging.getLogger(__name__)
 
 
 class Layout:
-    """The directory `root` and its rooms (see `mirror.store.disk.store`)."""
+    """The directory `root` and what is in it (see `mirror.store.disk.store`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images = root / "images"
         self.partial = root / "partial"
         self.quarantine = root / "quarantine"
+        self.pins = DiskPins(self.images)
 
     def metadata(self, image_hash: str) -> ImageMetadata | None:
         """What lies beside the image; None when there is nothing that can be used."""
@@ -80,7 +82,7 @@ class Layout:
 
     def is_pinned(self, image_hash: str) -> bool:
         """Whether a person has said that the image must stay."""
-        return (self.images / image_hash / "pinned").exists()
+        return self.pins.is_pinned(image_hash)
 
     def current(self) -> str | None:
         """The hash that upstream named last; when it named none, that of the newest image."""

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Corrupt, Lost, Reader, Unnamed
 from mirror.store.digest import check
+from mirror.store.disk.batched_writes import batches, write_all
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
@@ -40,11 +41,6 @@ FOLLOW = 0.05
 
 _RECOVERY_STEP = 64 << 20
 _DIGEST_STEP = 2 << 20
-_APPEND_STEP = 1 << 20
-"""Bytes that are written, and digested while they are in the processor's cache, at a time. Not more: a write that fills
-a huge page exactly has the kernel look for one, which took ten times as long where free memory was in small pieces."""
-
-_IOV_MAX = 1024
 
 T = TypeVar("T")
 
@@ -178,11 +174,11 @@ class PartialFile:
 
     def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
         try:
-            for block in _steps(pieces):
-                self._write(block)
-                for piece in block:
+            for batch in batches(pieces):
+                write_all(self.file.fd, batch, self.position)
+                for piece in batch:
                     self._digest.update(piece)
-                self.position += sum(map(len, block))
+                self.position += sum(map(len, batch))
         except OSError:
             with contextlib.suppress(OSError):  # nothing may follow a torn write: cut it off where the digest stands
                 os.ftruncate(self.file.fd, self.position)
@@ -191,17 +187,6 @@ class PartialFile:
             self._flushed = self.position
             self._check_flushed()
             self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
-
-    def _write(self, block: Sequence[memoryview]) -> None:
-        written = os.pwritev(self.file.fd, block, self.position)
-        offset = self.position
-        for piece in block:
-            if written < len(piece):  # a short write is rare: a signal, or a disk about to be full
-                done = written
-                while done < len(piece):
-                    done += os.pwrite(self.file.fd, piece[done:], offset + done)
-            written = max(0, written - len(piece))
-            offset += len(piece)
 
     def _check_flushed(self) -> None:
         if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
@@ -292,20 +277,6 @@ class PartialFile:
 
     def _identity(self) -> Identity:
         return Identity.of(os.fstat(self.file.fd))
-
-
-def _steps(pieces: Sequence[bytes | memoryview]) -> Iterator[list[memoryview]]:
-    """Divide what is appended into what is written, digested and shown to readers at a time."""
-    step: list[memoryview] = []
-    size = 0
-    for piece in pieces:
-        step.append(memoryview(piece))
-        size += len(piece)
-        if size >= _APPEND_STEP or len(step) == _IOV_MAX:
-            yield step
-            step, size = [], 0
-    if step:
-        yield step
 
 
 def lock(fd: int) -> bool:

@@ -1,4 +1,4 @@
-"""Wrong bytes: set aside as `<hash>-<time>`, where nothing serves them, for a person to look at."""
+"""Sets wrong bytes aside as `<hash>-<time>`, where nothing serves them, for a person to look at."""
 
 import shutil
 import time

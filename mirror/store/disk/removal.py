@@ -1,4 +1,4 @@
-"""Taking things out of a disk store, each so that a crash leaves it whole, or as a leftover for a later start to clear.
+"""Removes things from a disk store, so that a crash leaves each whole, or as a leftover that a later start clears away.
 
 What is removed here is not asked about again: which images may go is decided in `mirror.images.retention`. All of it
 blocks.
@@ -110,7 +110,7 @@ def remove_partial(path: Path) -> bool:
 
 
 def leftovers(layout: Layout) -> Iterator[Removal]:
-    """What nobody will miss: what a crash left, partials that nobody resumes, wrong bytes looked at long enough."""
+    """Yield what nobody will miss: what crashes left, partials that nobody resumes, wrong bytes kept long enough."""
     now = time.time()
     for path, reason in _left_by_crashes(layout):
         if _is_older(path, LEFTOVER_SECONDS, now):

@@ -1,4 +1,4 @@
-"""Room for an image before its first byte: what there is, what running fills will still take, and what may be evicted.
+"""Makes room for an image before its first byte: counts what there is and what running fills still take, and evicts.
 
 `max_size` bounds all bytes below `images/`, `partial/` and `quarantine/`; `min_free` is what the file system keeps for
 others. Nothing is evicted unless that makes enough room. All of it blocks.

@@ -27,10 +27,10 @@ from mirror.common.files import sync_directory
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Source
-from mirror.store.base import Partial, Remote, Retention, StoredImage, StoredInfo, StoreUnavailable
+from mirror.store.base import Remote, Retention, StoredImage, StoredInfo, StoreUnavailable, Transfer
+from mirror.store.disk.adoption import adopt
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.partial_file import PartialFile, lock, names
-from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.removal import carry_out, leftovers, remove_image, remove_partial
 from mirror.store.disk.space import Collected, Space, Use
 from mirror.store.disk.verification import Verification, Verified
@@ -99,13 +99,18 @@ class DiskStore:
         """See `BlobStore.has`."""
         return await self.open(image_hash) is not None
 
-    async def begin(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
-        """See `BlobStore.begin`."""
-        return await self._run(self._begin, metadata)
+    async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | StoredImage:
+        """See `BlobStore.begin`: there is no nearer place than upstream."""
+        begun = await self.journal(metadata)
+        return begun if isinstance(begun, StoredImage) else Transfer(begun, upstream)
 
-    def source(self, metadata: ImageMetadata, journal: Partial, upstream: Source) -> Source:
-        """See `BlobStore.source`: there is no nearer place."""
+    def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
+        """See `BlobStore.nearest`."""
         return upstream
+
+    async def journal(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
+        """Begin, resume or follow an image's journal, or return the image. Raises StoreUnavailable."""
+        return await self._run(self._begin, metadata)
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
         """See `BlobStore.ahead`: there is no such place."""
@@ -152,7 +157,7 @@ class DiskStore:
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
         """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
-        await self._run(self._pin, image_hash, pinned)
+        await self._run(self._layout.pins.pin, image_hash, pinned=pinned)
 
     async def remove(self, image_hash: str, *, cut: bool = False) -> bool:
         """Remove an image. False when it is being verified anew just now.
@@ -245,7 +250,7 @@ class DiskStore:
                     if not ours:
                         return self._partial_file(path, fd, metadata, ours=False)
                     length = os.fstat(fd).st_size
-                    if not self._adopt(metadata, length):
+                    if not adopt(self._layout, metadata, length):
                         with self._space.reserved(metadata, metadata.size - length):
                             return self._partial_file(path, fd, metadata, ours=True)
             except BaseException:
@@ -256,38 +261,6 @@ class DiskStore:
     def _partial_file(self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool) -> PartialFile:
         return PartialFile(path, fd, metadata, ours=ours, images=self._images, quarantine=self._quarantine)
 
-    def _adopt(self, metadata: ImageMetadata, length: int) -> bool:
-        """Make the partial of `length` bytes of a file that is stored and cannot be trusted; False when there is none.
-
-        We hold the partial's lock.
-        """
-        image = self._images / metadata.hash / "image"
-        if (file := self._layout.file(metadata.hash)) is None:
-            return False
-        try:
-            return self._adopt_file(image, file.st_size, metadata, length)
-        except FileNotFoundError:  # somebody has just removed it
-            return False
-
-    def _adopt_file(self, image: Path, size: int, metadata: ImageMetadata, length: int) -> bool:
-        if length < size <= metadata.size:
-            log.warning(
-                "%s is not the file that was verified: it is verified again",
-                image,
-                extra=event("image.altered", image=metadata.hash),
-            )
-            image.rename(self._partial / metadata.hash)
-            return True
-        log.warning(
-            "%s has %d bytes and should have %d: it is set aside",
-            image,
-            size,
-            metadata.size,
-            extra=event("image.set_aside", image=metadata.hash),
-        )
-        set_aside(image, self._quarantine, metadata.hash)
-        return False
-
     def _touch(self, image_hash: str) -> None:
         try:
             (self._images / image_hash / "served").touch()
@@ -295,14 +268,6 @@ class DiskStore:
             return  # served while it is still received
         except OSError as error:
             log.debug("cannot note that %s was served: %s", image_hash, error)
-
-    def _pin(self, image_hash: str, pinned: bool) -> None:
-        marker = self._images / image_hash / "pinned"
-        if pinned:
-            marker.touch()
-        else:
-            marker.unlink(missing_ok=True)
-        sync_directory(marker.parent)
 
     def _remove(self, image_hash: str, cut: bool) -> bool:
         if self._layout.file(image_hash) is None and not remove_partial(self._partial / image_hash):

@@ -1,4 +1,4 @@
-"""Hashing a stored image again, from the disk: past the page cache, which neither answers for it nor is disturbed.
+"""Hashes a stored image again, from the disk itself: past the page cache, whose copy may be right when the disk is not.
 
 All of it blocks.
 """

@@ -1,4 +1,4 @@
-"""Which file was verified: beside an image, `verified` says which one it was and when.
+"""Notes which file was verified: beside an image, `verified` says which file that was, and when.
 
 A file that is not that one any more (another inode, size or time of change), or that nobody verified here, is no image
 yet, but bytes that may turn out to be one.
@@ -18,7 +18,7 @@ MARKER = "verified"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one state of a file from another: `size` in bytes, `mtime` in nanoseconds, the inode's number."""
+    """Tells one state of a file from another: `size` in bytes, `mtime` in nanoseconds, the inode's number."""
 
     size: int
     mtime: int

@@ -1,15 +1,12 @@
-"""The objects of one bucket below one prefix: what S3 offers, typed, and its failures as BucketFailed, in words.
+"""Typed access to the objects of one bucket below one prefix; failures become BucketFailed, in words.
 
-Only what all servers agree on is relied upon. `read` goes on by itself where a connection broke.
+Only what all servers agree on is relied upon. Large objects are read by `mirror.store.s3.object_reader`.
 """
 
 import asyncio
 import io
-import itertools
-import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -22,6 +19,8 @@ from mirror.config import S3
 from mirror.store.s3.byte_range import Span
 from mirror.store.s3.clients import Clients
 from mirror.store.s3.errors import TROUBLE, BucketFailed, failed
+from mirror.store.s3.object_reader import ObjectReader
+from mirror.store.s3.objects import Answer, ConditionFailed, Listed, NotSupported, ObjectGone, Unfinished, Version
 from mirror.store.s3.outage import Outage
 
 ANSWER = 15.0
@@ -31,65 +30,9 @@ SLOWEST = 128 << 10
 """Bytes per second at which a server has to take what is written."""
 
 
-PIECE = 256 << 10
-LEAST_PIECE = 16 << 10
-READING = 4 << 20
-"""Bytes given at a time, at most and at least, and for all who read together as long as that allows."""
-
-RETRY_SECONDS = 60.0
-"""Seconds without a byte after which `read` gives up."""
-
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _CONDITION = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
 _UNSUPPORTED = frozenset({"501", "NotImplemented"})
-_SHORTER = frozenset({"416", "InvalidRange"})
-
-
-class ConditionFailed(Exception):
-    """Another writer was first."""
-
-
-class NotSupported(Exception):
-    """The server does not know what was asked for."""
-
-
-class ObjectGone(Exception):
-    """There is no such object, or not that version of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One state of an object: its `etag` as the server wrote it, `size` in bytes, when it was written."""
-
-    etag: str
-    size: int
-    modified: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An object in a listing; `name` is its key without the prefix."""
-
-    name: str
-    version: Version
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A small object: its bytes, its version, and what time it was at the server."""
-
-    data: bytes
-    version: Version
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """A multipart upload that was neither completed nor aborted."""
-
-    name: str
-    upload: str
-    began: datetime
 
 
 class Bucket:
@@ -104,11 +47,12 @@ class Bucket:
         self.quoted = True
         self._config = config
         self._clients = Clients(config)
-        self._reading = 0
         self._outage = Outage(self.name, self._attempt)
+        self._reader = ObjectReader(self.name, self._clients, self._outage, self._asking, self._object)
+        self.read = self._reader.read
 
     async def __aenter__(self) -> Self:
-        """Nothing is looked for, and nobody asked, yet."""
+        """Open nothing: credentials are looked for when somebody asks."""
         return self
 
     async def __aexit__(
@@ -198,81 +142,6 @@ class Bucket:
         """An ETag as this server wants it in If-Match: most with quotes, Ceph without."""
         return etag if self.quoted else etag.strip('"')
 
-    # Large objects
-
-    async def read(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        etag: str | None = None,
-        *,
-        patience: float = RETRY_SECONDS,
-        eager: bool = False,
-        seen: Callable[[str], None] = lambda _: None,
-    ) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop) of an object, going on where a connection broke, in the version `etag`.
-
-        Without one it is the version that is there first; `seen` is told. Raises Gone, and BucketFailed when there is
-        no byte for `patience` seconds; for who is `eager` for the first one, at once when there will be none.
-        """
-        clock = asyncio.get_running_loop().time
-        progressed = clock()
-        for attempt in itertools.count():
-            try:
-                async with self._opened(name, start, stop) as (found, piece, body):
-                    if etag is not None and found != etag:
-                        raise ObjectGone(f"{name} is another version now")
-                    if etag is None:
-                        seen(etag := found)
-                    while piece:
-                        start += len(piece)
-                        progressed, attempt, eager = clock(), 0, False
-                        yield piece
-                        piece = await body.read(min(self._piece(), stop - start)) if start < stop else b""
-            except TROUBLE as error:
-                trouble = failed(error, self.name, "GetObject")
-            except BucketFailed as error:
-                trouble = error
-            else:
-                trouble = BucketFailed(f"the bucket {self.name} cannot be used: {name} ends early")
-            if start >= stop:
-                return
-            if clock() - progressed > patience or (eager and (self._outage.lasts or trouble.code)):
-                raise trouble
-            await asyncio.sleep(min(5.0, 0.1 * 2.0 ** min(attempt, 6)) * random.uniform(0.5, 1.0))  # noqa: S311
-
-    @asynccontextmanager
-    async def _opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, bytes, Any]]:
-        """The object's ETag, its first bytes, which show that it can be read, and what the others are read from."""
-        async with AsyncExitStack() as stack:
-            body = None
-            try:
-                async with self._asking("GetObject", name=name):
-                    wanted = {**self._object(name), "Range": f"bytes={start}-{stop - 1}"}
-                    answer = await stack.enter_async_context(self._clients.asked("get_object", **wanted))
-                    body = await stack.enter_async_context(answer["Body"])
-                    stack.enter_context(self._read_from())
-                    first = await body.read(min(self._piece(), stop - start))
-            except BucketFailed as error:
-                if error.code not in _SHORTER:
-                    raise
-            if body is None:
-                raise ObjectGone(f"{name} is not there any more")
-            yield str(answer["ETag"]), first, body
-
-    @contextmanager
-    def _read_from(self) -> Iterator[None]:
-        """Be one of those who read, and share the memory."""
-        self._reading += 1
-        try:
-            yield
-        finally:
-            self._reading -= 1
-
-    def _piece(self) -> int:
-        return max(LEAST_PIECE, min(PIECE, READING // self._reading))
-
     # Multipart uploads
 
     async def begin_upload(self, name: str) -> str:
@@ -287,7 +156,7 @@ class Bucket:
     async def copy_part(self, name: str, upload: str, number: int, source: str, etag: str) -> str:
         """Let the server copy an object of that version into the upload, as part `number` (1 and up); the part's ETag.
 
-        Raises Gone, NotSupported.
+        Raises ObjectGone, NotSupported.
         """
         answer = None
         async with self._asking("UploadPartCopy", seconds=10 * ANSWER):
@@ -304,7 +173,7 @@ class Bucket:
         return str(answer["CopyPartResult"]["ETag"])
 
     async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
-        """Write part `number` (1 and up); its ETag. Raises Gone."""
+        """Write part `number` (1 and up); its ETag. Raises ObjectGone."""
         answer = None
         async with self._asking("UploadPart", seconds=_patience(data)):
             answer = await self._clients.ask(
@@ -315,7 +184,7 @@ class Bucket:
         return str(answer["ETag"])
 
     async def complete_upload(self, name: str, upload: str, etags: Sequence[str]) -> None:
-        """Make the parts one object. Raises Gone when the upload or one of its parts is not there any more.
+        """Make the parts one object. Raises ObjectGone when the upload or one of its parts is not there any more.
 
         An upload that was completed before may be gone, or completed once more.
         """
@@ -396,7 +265,7 @@ class Bucket:
             await self.now()
             return
         with suppress(ObjectGone):
-            async with self._opened(name, 0, 1):
+            async with self._reader.opened(name, 0, 1):
                 pass
 
 

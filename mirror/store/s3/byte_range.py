@@ -1,4 +1,4 @@
-"""A stretch of bytes as the file that AWS's libraries send from: read where it lies, once to sign and once to send.
+"""Lets AWS's libraries send a range of bytes from where it lies, as a file that they read: to sign it and to send it.
 
 So a part on its way into the bucket takes no memory of its own.
 """
@@ -22,11 +22,11 @@ class Span(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Say yes."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Say yes."""
         return True
 
     def tell(self) -> int:

@@ -1,10 +1,21 @@
-"""What a server can do, found out by trying: servers differ, and some say yes and do nothing."""
+"""Finds out by trying what a server can do: servers differ, and some say yes and do nothing."""
 
+import asyncio
+import logging
 import secrets
 from dataclasses import dataclass
 
-from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from cachetools import TTLCache
+
+from mirror.common.log import event
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.objects import ConditionFailed, NotSupported
+
+TRIED = 3600.0
+"""Seconds for which what the server can do need not be tried again: servers are upgraded, and moved."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +27,7 @@ class Capabilities:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What is done without, in words."""
+        """Say in words what the mirror has to do without."""
         said = []
         if not self.conditions:
             said.append("it has no conditional writes, so each replica fetches an image once, not all of them together")
@@ -25,8 +36,32 @@ class Capabilities:
         return tuple(said)
 
 
+class KnownCapabilities:
+    """Remembers what the server of `bucket` can do, until that is doubted or an hour has gone by."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._known: TTLCache[str, Capabilities] = TTLCache(1, TRIED)
+        self._missing: tuple[str, ...] = ()
+        self._finding_out = asyncio.Lock()
+
+    async def get(self) -> Capabilities:
+        """Return what the server can do, as it was tried lately. Raises BucketFailed."""
+        async with self._finding_out:
+            if (found := self._known.get(self._bucket.name)) is None:
+                found = self._known[self._bucket.name] = await find_out(self._bucket)
+                for missing in found.missing if found.missing != self._missing else ():
+                    log.warning("the bucket %s: %s", self._bucket.name, missing, extra=event("bucket.limited"))
+                self._missing = found.missing
+            return found
+
+    def doubt(self) -> None:
+        """Try again at the next need: the server has refused something, or another one may answer."""
+        self._known.clear()
+
+
 async def find_out(bucket: Bucket) -> Capabilities:
-    """Try. What is written for it is removed again. Raises BucketFailed."""
+    """Try what the server can do; what is written for that is removed again. Raises BucketFailed."""
     probe = f"probe{secrets.token_hex(8)}"
     return Capabilities(conditions=await _conditions(bucket, f"leases/{probe}"), copies=await _copies(bucket, probe))
 

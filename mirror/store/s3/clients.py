@@ -1,8 +1,8 @@
-"""The client of AWS's libraries that a bucket is asked with, made anew when what it was made of may have changed.
+"""Makes the client of AWS's libraries that asks the bucket, and makes it anew when credentials or CA may have changed.
 
 Those libraries find a key, a role, a region and a CA once, when a client is made. A key is rotated, a role comes up
-later than we do: so whoever is refused looks anew, and asks once more when there is something else to be found. The old
-client is closed when the last who uses it is done.
+later than we do. So a request that is refused looks anew, and is sent once more when something else was found. The old
+client is closed when its last request has ended.
 """
 
 import asyncio

@@ -1,26 +1,40 @@
-"""Coordinates one fill with the bucket: who fetches, where bytes are read from, and what is uploaded.
+"""Coordinates one fill with the shared bucket: who fetches, where bytes are read from, what is uploaded.
 
-It stands between the fill's source, which decides where bytes come from, and its journal, which holds them.
+What it does now is one of the states of `mirror.store.s3.bucket_state`, and changes in `Coordinator._enter` only. The
+fill's source (`mirror.store.s3.source`) opens what `choose` returns; its journal says how it grows and how it ends.
 """
 
 import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.common.log import event
+from mirror.common.tasks import BackgroundTasks
 from mirror.model.metadata import ImageMetadata
-from mirror.store.s3.bucket import Bucket, ObjectGone, Version
-from mirror.store.s3.capabilities import Capabilities
+from mirror.model.source import Changed
+from mirror.store.s3.bucket import Bucket
+from mirror.store.s3.bucket_state import NEXT, NOT_FROM_THE_OBJECT, UPLOADING, BucketState
+from mirror.store.s3.capabilities import KnownCapabilities
 from mirror.store.s3.errors import BucketFailed, NoRoom
-from mirror.store.s3.lease import Held, Lease
+from mirror.store.s3.lease import Held, Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.objects import ObjectGone, Version
+from mirror.store.s3.provenance import Provenance, WrittenPart
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.verified_versions import Versions
 
+FOLLOW = 0.5
+"""Seconds between two looks at how far another mirror is."""
+
 SETTLE = 1.0
-"""Seconds between two looks whether another replica has finished."""
+"""Seconds between two looks whether another mirror has finished."""
+
+LOOK_AGAIN = 10.0
+"""Seconds after which a fill that is cut off looks whether the bucket still fails."""
 
 log = logging.getLogger(__name__)
 
@@ -40,149 +54,258 @@ class Readable(Protocol):
         """Read bytes that are there; how many. Raises OSError when they are not any more."""
 
 
-class Coordinator:
-    """Coordinates one fill with the bucket that replicas share. `upload` is ours while we fetch it for all replicas.
+@dataclass(frozen=True, slots=True)
+class SharedBucket:
+    """What all fills of a process use of one bucket. `reserve` makes room for an image; raises NoRoom, BucketFailed."""
 
-    `owners` are the fills that wrote the parts we have read, whole or not, by number; the `lease` is to look at only.
-    `keep` takes a task that outlives the fill, and ends it when the mirror stops; `doubt` says that the server may be
-    able to do less than it was. The bucket is `needed` when the fill's bytes have no other place.
+    bucket: Bucket
+    versions: Versions
+    capabilities: KnownCapabilities
+    processes: Processes
+    background: BackgroundTasks
+    reserve: Callable[[ImageMetadata], Awaitable[None]]
+
+
+class Coordinator:
+    """Coordinates one fill with the bucket. Without a `journal` the fill uploads nothing.
+
+    `provenance` records what it read there. The bucket is `needed` when the fill's bytes have no other place.
     """
 
     def __init__(
-        self,
-        bucket: Bucket,
-        metadata: ImageMetadata,
-        versions: Versions,
-        abilities: Callable[[], Awaitable[Capabilities]],
-        journal: Readable | None,
-        keep: Callable[[asyncio.Task[bool]], None],
-        doubt: Callable[[], None],
-        processes: Processes,
-        reserve: Callable[[ImageMetadata], Awaitable[None]],
+        self, shared: SharedBucket, metadata: ImageMetadata, journal: Readable | None, *, needed: bool = False
     ) -> None:
-        self.bucket = bucket
+        self.state = BucketState.CHOOSING
         self.metadata = metadata
-        self.versions = versions
-        self.abilities = abilities
-        self.upload: Upload | None = None
-        self.owners: dict[int, str] = {}
-        self.needed = False
-        self.doubt = doubt
-        self.lease = Lease(bucket, metadata.hash, processes)
+        self.bucket = shared.bucket
+        self.provenance = Provenance()
+        self._shared = shared
         self._journal = journal
-        self._keep = keep
-        self._processes = processes
-        self._reserve = reserve
-        self._adopted: dict[int, tuple[str, str]] = {}
-        self._object: Version | None = None
-        self._settling: asyncio.Task[bool] | None = None
+        self._needed = needed
+        self._lease = Lease(shared.bucket, metadata.hash, shared.processes)
+        self._upload: Upload | None = None
+        self._vanished: LeaseNote | None = None
+        self._look_at = 0.0
 
-    @property
-    def carries(self) -> bool:
-        """Whether what this fill receives can be brought into the bucket."""
-        return self._journal is not None
+    def _enter(self, state: BucketState, upload: Upload | None = None) -> Upload | None:
+        """Change the state: nothing else does. `upload` begins with it; returns the one that has to be abandoned."""
+        if state not in NEXT[self.state]:
+            raise AssertionError(f"a fill that is {self.state} cannot be {state}")
+        if state is not self.state:
+            log.debug("%s and the bucket: %s -> %s", self.metadata.hash, self.state, state)
+        self.state = state
+        if state in NOT_FROM_THE_OBJECT:
+            self.provenance = self.provenance.from_elsewhere()
+        if state in UPLOADING:
+            self._upload = upload or self._upload
+            return None
+        ended, self._upload = self._upload, None
+        if ended is not None:  # what it wrote may be of use to others, and to our own readers
+            self.provenance = self.provenance.with_whole(ended.written)
+        return ended
+
+    # What the source asks
+
+    async def choose(self, offset: int) -> Version | LeaseNote | None:
+        """Return what to read from `offset` on: the image's object, another fill's parts, or None for upstream.
+
+        Waits while another mirror that fetches has not got beyond `offset`. Raises BucketFailed, Changed.
+        """
+        if self.state is BucketState.FETCHING:
+            return None
+        await self._abandon(self._enter(BucketState.CHOOSING))
+        while self.state is BucketState.CHOOSING:
+            if version := await self._stored():
+                self._enter(BucketState.READING)
+                self.provenance = self.provenance.from_object(offset, version)
+                return version
+            if not (await self._shared.capabilities.get()).conditions:
+                if self._journal is None or not await self._take(None, BucketState.FETCHING):
+                    self._enter(BucketState.ALONE)
+                return None
+            held = await self._lease.look()
+            if note := self._ahead(held, offset):
+                # Also when its holder will not come back: what is there is read first, then somebody takes over.
+                self._enter(BucketState.FOLLOWING)
+                return note
+            if held is not None and not held.free:
+                await asyncio.sleep(FOLLOW)
+            elif self._journal is None:
+                self._enter(BucketState.ALONE)
+            elif await self._take(held, BucketState.FETCHING):
+                log.info(
+                    "%s is fetched here for all replicas, from byte %d",
+                    self.metadata.hash,
+                    offset,
+                    extra=event("lease.taken", image=self.metadata.hash),
+                )
+        return None
+
+    def bucket_failed(self, error: BucketFailed, offset: int) -> None:
+        """Go on with upstream though the bucket cannot be asked. Raises OSError if nothing could be stored then."""
+        if isinstance(error, NoRoom):  # which has been said
+            log.debug("%s is not brought into the bucket: %s", self.metadata.hash, error)
+            self._enter(BucketState.ALONE)
+            return
+        if error.code is not None:
+            self._shared.capabilities.doubt()
+        carries = self._journal is not None
+        if self._needed and carries and offset == 0:
+            raise OSError(errno.EIO, str(error)) from error
+        log.log(
+            logging.WARNING if carries else logging.DEBUG,  # without a journal that the store failed was said before
+            "%s is fetched without regard to other replicas: %s",
+            self.metadata.hash,
+            error,
+            extra=event("lease.skipped", image=self.metadata.hash),
+        )
+        self._look_at = asyncio.get_running_loop().time() + LOOK_AGAIN
+        self._enter(BucketState.CUT_OFF)
+
+    async def upstream_is_outdated(self) -> bool:
+        """Whether to choose anew while upstream is read, because another mirror fetches or the bucket answers again."""
+        if self.state is BucketState.CUT_OFF and (now := asyncio.get_running_loop().time()) >= self._look_at:
+            self._look_at = now + LOOK_AGAIN
+            with suppress(BucketFailed):
+                await self._lease.look()
+                return True  # lest every mirror fetches the rest by itself
+        return self.state is BucketState.SUPERSEDED
+
+    async def follow(self) -> LeaseNote | None:
+        """Wait a little, and return what the lease's holder says then; None when nobody holds it any more."""
+        await asyncio.sleep(FOLLOW)
+        held = await self._lease.look()
+        return held.note if held is not None and not held.free else None
+
+    def parts_vanished(self, note: LeaseNote) -> None:
+        """Note that parts which this note names have gone: its holder is done."""
+        self._vanished = note
+
+    def reads_part(self, number: int, fill: str) -> None:
+        """Note who wrote the part that is read."""
+        self.provenance = self.provenance.from_part(number, fill)
+
+    def has_read_whole(self, number: int, part: WrittenPart) -> None:
+        """Note that our digest has gone over all of part `number`."""
+        self.provenance = self.provenance.with_whole({number: part})
+
+    # What the journal says and asks
+
+    def moved(self) -> None:
+        """Note that the journal has grown."""
+        if self._upload is not None and self._journal is not None:
+            self._upload.advance(self._journal.position, self._journal.validator)
+
+    async def landed(self, number: int, seconds: float) -> bool:
+        """Wait until the bucket has part `number`, or for that long; whether the journal may let go of it."""
+        return self._upload is None or await self._upload.landed(number, seconds)
+
+    def writer(self, number: int) -> str | None:
+        """Return the id of the fill that wrote part `number`, as far as that is in the bucket."""
+        uploaded_by = self._upload.writer(number) if self._upload is not None else None
+        return uploaded_by or self.provenance.writer(number)
+
+    def right(self) -> None:
+        """Note that all is verified and stored; with it the image's object, if all bytes came from there."""
+        if self.provenance.version is not None:
+            self._shared.versions.trust(self.metadata.hash, self.provenance.version)
+
+    def settle(self) -> asyncio.Task[bool]:
+        """See to it that the verified image gets its name in the bucket, whatever becomes of the fill.
+
+        The mirror that has the lease names it; when none has, this one. The result says whether it has its name.
+        """
+        superseded = self._enter(BucketState.NAMING if self.state is BucketState.FETCHING else BucketState.SETTLING)
+        return self._shared.background.start(self._settle(superseded), f"settle {self.metadata.hash}")
+
+    async def wrong(self) -> None:
+        """Note that the bytes were not the image, and stop the upload."""
+        if self.provenance.version is not None:
+            log.error(
+                "%s in the bucket is not that image: it is not used",
+                self.metadata.hash,
+                extra=event("bucket.bad", image=self.metadata.hash),
+            )
+            self._shared.versions.distrust(self.metadata.hash, self.provenance.version)
+        await self._abandon(self._enter(BucketState.DONE), "its bytes were wrong")
+
+    async def close(self) -> None:
+        """Note that the journal is closed: the fill has ended, or goes on without the bucket."""
+        self.provenance = self.provenance.from_elsewhere()
+        if self.state not in {BucketState.SETTLING, BucketState.NAMING}:
+            await self._end()
+
+    # What the store asks
 
     @property
     def reading(self) -> bool:
         """Whether it reads the image's object."""
-        return self._object is not None
+        return self.provenance.version is not None
 
     @property
-    def fetches(self) -> bool:
-        """Whether it is this fill that asks upstream, for all replicas."""
-        return self.upload is not None and not self.upload.lost
+    def trouble(self) -> BucketFailed | None:
+        """Return what keeps its upload from going on now, if anything does."""
+        return self._upload.trouble if self._upload is not None else None
 
-    @property
-    def superseded(self) -> bool:
-        """Whether it was, and another one does now."""
-        return self.upload is not None and self.upload.lost
+    # How
 
-    async def give_way(self) -> None:
-        """Stop the upload. What it wrote may be of use to others, and to our own readers."""
-        if self.upload is not None:
-            upload, self.upload = self.upload, None
-            self._adopted |= upload.landed_parts
-            await upload.abandon()
+    async def _stored(self) -> Version | None:
+        return await self._shared.versions.usable(self.bucket, self.metadata)
 
-    async def take(self, held: Held | None) -> bool:
-        """Become the one who fetches, and brings what arrives into the bucket. Raises NoRoom, BucketFailed."""
-        assert self._journal is not None  # noqa: S101 - it `carries`
-        upload = Upload(self.bucket, self.metadata, await self.abilities(), self._read_into, self._processes)
+    def _ahead(self, held: Held | None, offset: int) -> LeaseNote | None:
+        """Return what the lease's holder says, if it has parts beyond `offset`. Raises Changed if ours are wrong."""
+        if held is None or (note := held.note) is None:
+            return None
+        if note.failed is not None:
+            if self.provenance.includes(note.fill):
+                raise Changed(f"another replica found that {note.failed}", ours_is_wrong=True)
+            return None
+        return note if note.position > offset and note != self._vanished else None
+
+    async def _take(self, held: Held | None, state: BucketState) -> bool:
+        """Take the lease and begin to upload; False when another mirror was first. Raises NoRoom, BucketFailed."""
+        assert self._journal is not None  # noqa: S101 - callers have looked
+        capabilities = await self._shared.capabilities.get()
+        lease = Lease(self.bucket, self.metadata.hash, self._shared.processes) if capabilities.conditions else None
+        adopted = self.provenance.whole
+        upload = Upload(self.bucket, self.metadata, capabilities, self._read_into, lease, adopted, self._superseded)
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
-        if not await upload.take(held, self._adopted, validator):
+        if not await upload.take(held, validator):
             return False
-        if await self.versions.usable(self.bucket, self.metadata) is not None:  # whoever had the lease has just ended
+        if await self._stored() is not None:  # whoever had the lease has just ended
             await upload.withdraw()
             return False
         try:
-            await self._reserve(self.metadata)
+            await self._shared.reserve(self.metadata)
         except NoRoom:
             await upload.withdraw()
             raise
-        self.upload = upload
-        upload.begin()
+        self._enter(state, upload)
+        upload.start()
         self.moved()
         return True
 
-    def moved(self) -> None:
-        """Say that the journal has grown."""
-        if self.upload is not None and self._journal is not None:
-            self.upload.advance(self._journal.position, self._journal.validator)
+    def _superseded(self) -> None:
+        if self.state is BucketState.FETCHING:
+            self._enter(BucketState.SUPERSEDED)
 
-    def has_read_whole(self, number: int, fill: str, etag: str) -> None:
-        """Note that our digest has gone over all of part `number`, in that version."""
-        self._adopted[number] = fill, etag
-
-    def reads_part(self, number: int, fill: str) -> None:
-        """Note who wrote the part that is read."""
-        self.owners[number] = fill
-
-    def has_read(self, fill: str) -> bool:
-        """Whether something that this fill wrote is among our bytes."""
-        return fill in self.owners.values()
-
-    def reads_object(self, offset: int, version: Version) -> None:
-        """Note that bytes come from the image's object, from `offset` on."""
-        # Read on where it broke, it is still that version of which all bytes are ours.
-        self._object = version if offset == 0 or version == self._object else None
-
-    def reads_elsewhere(self) -> None:
-        """Note that they do not."""
-        self._object = None
-
-    def writer(self, number: int) -> str | None:
-        """The id of the fill that wrote part `number`, as far as that is in the bucket."""
-        if self.upload is not None and (fill := self.upload.holds(number)) is not None:
-            return fill
-        if number in self._adopted:
-            return self._adopted[number][0]
-        return self.owners.get(number)
-
-    def settle(self) -> asyncio.Task[bool]:
-        """All is verified: see to it that the image has its name in the bucket, whatever becomes of the fill.
-
-        Whoever has the lease gives it; when nobody does, we. The result says whether it has.
-        """
-        self._settling = asyncio.create_task(self._settle(), name=f"settle {self.metadata.hash}")
-        self._keep(self._settling)
-        return self._settling
-
-    async def _settle(self) -> bool:
+    async def _settle(self, superseded: Upload | None) -> bool:
         try:
-            while not self.fetches:
-                await self.give_way()
-                if await self.versions.usable(self.bucket, self.metadata) is not None:
+            await self._abandon(superseded)
+            while self.state is BucketState.SETTLING:
+                if await self._stored() is not None:
                     return True
-                held = await self.lease.look() if (await self.abilities()).conditions else None
+                conditions = (await self._shared.capabilities.get()).conditions
+                held = await self._lease.look() if conditions else None
                 if held is not None and not held.free:
                     await asyncio.sleep(SETTLE)
-                elif not self.carries:
+                elif self._journal is None:
                     return False
                 else:
-                    await self.take(held)
-            assert self.upload is not None  # noqa: S101 - it `fetches`
-            await self.upload.finish()
-            self.upload = None
+                    await self._take(held, BucketState.NAMING)
+            assert self._upload is not None  # noqa: S101 - it is NAMING
+            await self._upload.finish()
+            self._enter(BucketState.DONE)
         except (BucketFailed, ObjectGone) as error:
             log.warning(
                 "%s is verified, and cannot get its name in the bucket: %s",
@@ -195,30 +318,6 @@ class Coordinator:
             await self._end()
         return True
 
-    def right(self) -> None:
-        """All is verified and stored; with it the image's object, if all bytes came from there."""
-        if self._object is not None:
-            self.versions.trust(self.metadata.hash, self._object)
-
-    async def wrong(self) -> None:
-        """The bytes were not the image."""
-        if self._object is not None:
-            log.error(
-                "%s in the bucket is not that image: it is not used",
-                self.metadata.hash,
-                extra=event("bucket.bad", image=self.metadata.hash),
-            )
-            self.versions.distrust(self.metadata.hash, self._object)
-        if self.upload is not None:
-            upload, self.upload = self.upload, None
-            await upload.abandon("its bytes were wrong")
-
-    async def close(self) -> None:
-        """The fill has ended, or goes on without the bucket."""
-        self._object = None
-        if self._settling is None:
-            await self._end()
-
     def _read_into(self, offset: int, buffer: memoryview) -> int:
         """What an upload reads with: when all is over it holds no journal, and no file, whatever still holds it."""
         if self._journal is None:
@@ -227,4 +326,8 @@ class Coordinator:
 
     async def _end(self) -> None:
         self._journal = None
-        await self.give_way()
+        await self._abandon(self._enter(BucketState.DONE))
+
+    async def _abandon(self, upload: Upload | None, failed: str | None = None) -> None:
+        if upload is not None:
+            await upload.abandon(failed)

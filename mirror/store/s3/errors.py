@@ -1,4 +1,4 @@
-"""What is wrong with a bucket, in words for who has to mend it. No credential and no signature is named."""
+"""Says what is wrong with a bucket, in words for the person that has to mend it; names no credential, no signature."""
 
 import errno
 import ssl

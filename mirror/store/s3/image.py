@@ -1,4 +1,4 @@
-"""An image that is streamed from the bucket to one reader.
+"""Streams a stored image from the bucket to one reader.
 
 Until this process has read all bytes of that version of the object, and they were right, the last of them are held
 back: a whole read is hashed as it goes; one of a part waits for a verification in the background.
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
-from mirror.store.s3.bucket import Bucket, ObjectGone, Version
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.objects import ObjectGone, Version
 from mirror.store.s3.verified_versions import Versions
 from mirror.store.shared_file import SharedFile
 

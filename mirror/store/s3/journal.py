@@ -16,9 +16,11 @@ from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.digest import check
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import PIECE, Bucket, ObjectGone
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.coordinator import Coordinator, Readable
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.object_reader import PIECE
+from mirror.store.s3.objects import ObjectGone
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,6 @@ class PartsJournal:
         sure: Callable[[], Awaitable[None]],
     ) -> None:
         self.coordinator = coordinator(metadata, self)
-        self.coordinator.needed = True
         self.position = 0
         self.validator: str | None = None
         self.part_size = parts.part_size(metadata.size)
@@ -137,7 +138,7 @@ class PartsJournal:
             await reader.leave()
 
     async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop), or the first of them, from the bucket. Raises Gone, BucketFailed."""
+        """Give the bytes [start, stop), or the first of them, from the bucket. Raises ObjectGone, BucketFailed."""
         number, first, last = next(parts.spans(start, stop, self.part_size))
         if not self.named and (fill := self.coordinator.writer(number)):
             try:
@@ -164,13 +165,13 @@ class PartsJournal:
             self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
             return
         oldest = min(self._parts)
-        if (upload := self.coordinator.upload) is not None and not await upload.landed(oldest, LANDING):
+        if not await self.coordinator.landed(oldest, LANDING):
             raise OSError(errno.EIO, "the bucket takes nothing")
         self._parts[number] = self._parts.pop(oldest)
 
 
 class PartsReader:
-    """One who reads along from `position` on."""
+    """A client that reads along from `position` on."""
 
     def __init__(self, journal: PartsJournal, position: int) -> None:
         self.position = position

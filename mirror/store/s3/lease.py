@@ -1,4 +1,4 @@
-"""Who of the replicas that share a bucket fetches an image: at most one, as far as the server heeds conditions.
+"""Decides which mirror of those that share a bucket fetches an image: at most one, if the server heeds conditions.
 
 `leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock, or
 until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.lease_holders`). It also
@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.objects import ConditionFailed, NotSupported
 
 LEASE = 30.0
 """Seconds for which a lease is valid unless renewed."""
 
 
 class LeaseLost(Exception):
-    """Another replica has taken the lease over."""
+    """Another mirror has taken the lease over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Lease:
         self._etag: str | None = None
 
     async def look(self) -> Held | None:
-        """Who has it; None when nobody. Raises BucketFailed."""
+        """Return who has the lease; None when nobody has it. Raises BucketFailed."""
         if (answer := await self._bucket.get(self._name)) is None:
             return None
         age = (answer.now - answer.version.modified).total_seconds()

@@ -1,4 +1,4 @@
-"""Which of the processes that worked on this store have died, so that a restart need not wait for its own dead lease.
+"""Knows which processes of this store have died, so that a restart need not wait for a lease of its own past to expire.
 
     processes/<id>    locked by the process of that id while it lives
 

@@ -24,7 +24,7 @@ WRITE_SECONDS = 5.0
 
 
 class BucketNote:
-    """A `mirror.images.catalog.SharedNote`."""
+    """A `mirror.images.last_answer.SharedNote`."""
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
@@ -50,7 +50,7 @@ class BucketNote:
             if image_hash == note.metadata.hash and now - when < AGAIN:
                 return
         self._written = note.metadata.hash, now
-        self._store.keep(asyncio.create_task(self._write(note), name="write what is current"))
+        self._store.background.start(self._write(note), "write what is current")
 
     async def _write(self, note: Note) -> None:
         try:

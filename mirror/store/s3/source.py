@@ -1,33 +1,17 @@
-"""Where a fill's bytes are to be had when replicas share a bucket: the image there, another replica's parts, upstream.
+"""Reads a fill's bytes from where its coordinator says: the image in the bucket, another fill's parts, upstream."""
 
-Upstream is asked only by the one that has the lease. When the bucket fails, or its server knows no conditional writes,
-each replica asks for itself.
-"""
-
-import asyncio
-import contextlib
-import errno
 import hashlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from mirror.common.log import event
 from mirror.model.source import Broken, Changed, Elsewhere, Origin, Source, Stream
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import ObjectGone, Version
 from mirror.store.s3.coordinator import Coordinator
-from mirror.store.s3.errors import BucketFailed, NoRoom
+from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease import LeaseNote
-
-log = logging.getLogger(__name__)
-
-FOLLOW = 0.5
-"""Seconds between two looks at how far another replica is."""
-
-LOOK_AGAIN = 10.0
-"""Seconds after which who fetches alone, because the bucket failed, looks whether it still does."""
+from mirror.store.s3.objects import ObjectGone, Version
+from mirror.store.s3.provenance import WrittenPart
 
 FOLLOW_SECONDS = 15.0
 """Seconds without a byte from the bucket after which upstream is asked."""
@@ -48,99 +32,45 @@ class BucketSource:
     def __init__(self, coordinator: Coordinator, upstream: Source) -> None:
         self._coordinator = coordinator
         self._upstream = upstream
-        self._lease = coordinator.lease
-        self._vanished: LeaseNote | None = None
 
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
-        """See `Source.open`. Waits while another replica that fetches has not got beyond `offset`."""
-        alone, first = False, b""
+        """See `Source.open`. Waits while another mirror that fetches has not got beyond `offset`."""
+        first = b""
         try:
-            place = await self._choose(offset, validator)
+            place = await self._in_bucket(offset, validator)
             if place is not None:  # what cannot be read is as good as not there
                 first = await anext(place.pieces)
         except ObjectGone:
             raise Elsewhere from None
-        except NoRoom as error:  # which has been said
-            log.debug("%s is not brought into the bucket: %s", self._coordinator.metadata.hash, error)
-            place = None
         except BucketFailed as error:
-            if error.code is not None:
-                self._coordinator.doubt()
-            if self._coordinator.needed and self._coordinator.carries and offset == 0:  # nothing would be stored
-                raise OSError(errno.EIO, str(error)) from error
-            level = (
-                logging.WARNING if self._coordinator.carries else logging.DEBUG
-            )  # that the store failed was said then
-            log.log(
-                level,
-                "%s is fetched without regard to other replicas: %s",
-                self._coordinator.metadata.hash,
-                error,
-                extra=event("lease.skipped", image=self._coordinator.metadata.hash),
-            )
-            place, alone = None, True
+            self._coordinator.bucket_failed(error, offset)
+            place = None
         if place is not None:
             async with aclosing(place.pieces):
                 yield Stream(offset, place.validator, _translated(first, place.pieces), place.origin)
             return
-        self._coordinator.reads_elsewhere()
         async with self._upstream.open(offset, validator) as stream:
-            pieces = self._while_alone(stream.pieces) if alone else self._while_ours(stream.pieces)
-            yield Stream(stream.offset, stream.validator, pieces)
+            yield Stream(stream.offset, stream.validator, self._from_upstream(stream.pieces))
 
-    async def _choose(self, offset: int, validator: str | None) -> _Place | None:
-        """Give what is to be read in the bucket; None when upstream is to be asked. Raises BucketFailed, Changed."""
-        coordinator = self._coordinator
-        while not coordinator.fetches:
-            await coordinator.give_way()
-            if version := await coordinator.versions.usable(coordinator.bucket, coordinator.metadata):
+    async def _in_bucket(self, offset: int, validator: str | None) -> _Place | None:
+        """Return what is to be read in the bucket; None when upstream is to be asked. Raises BucketFailed, Changed."""
+        match await self._coordinator.choose(offset):
+            case None:
+                return None
+            case Version() as version:
                 return _Place(self._object(offset, version), Origin.STORE, validator)
-            if not (await coordinator.abilities()).conditions:
-                if coordinator.carries:
-                    await coordinator.take(None)
-                return None
-            held = await self._lease.look()
-            note = held.note if held is not None else None
-            if note is not None and note.failed is not None and coordinator.has_read(note.fill):
-                raise Changed(f"another replica found that {note.failed}", ours_is_wrong=True)
-            if note is not None and note.failed is None and note.position > offset and note != self._vanished:
-                # Also when its holder will not come back: what is there is read first, then somebody takes over.
+            case LeaseNote() as note:
                 return _Place(self._follow(offset, note), Origin.REPLICA, note.validator or validator)
-            if held is not None and not held.free:
-                await asyncio.sleep(FOLLOW)
-            elif not coordinator.carries:
-                return None
-            elif await coordinator.take(held):
-                log.info(
-                    "%s is fetched here for all replicas, from byte %d",
-                    coordinator.metadata.hash,
-                    offset,
-                    extra=event("lease.taken", image=coordinator.metadata.hash),
-                )
-        return None
 
-    async def _while_ours(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _from_upstream(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in pieces:
             yield piece
-            if self._coordinator.superseded:
+            if await self._coordinator.upstream_is_outdated():
                 raise Elsewhere
-
-    async def _while_alone(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Until the bucket is well again: then it is chosen anew, lest every replica fetches the rest by itself."""
-        clock = asyncio.get_running_loop().time
-        again = clock() + LOOK_AGAIN
-        async for piece in pieces:
-            yield piece
-            if clock() >= again:
-                with contextlib.suppress(BucketFailed):
-                    await self._lease.look()
-                    raise Elsewhere
-                again = clock() + LOOK_AGAIN
 
     async def _object(self, offset: int, version: Version) -> AsyncGenerator[bytes, None]:
         coordinator = self._coordinator
-        coordinator.reads_object(offset, version)
         name = f"images/{coordinator.metadata.hash}"
         async for piece in coordinator.bucket.read(
             name, offset, version.size, version.etag, patience=FOLLOW_SECONDS, eager=True
@@ -150,7 +80,6 @@ class BucketSource:
     async def _follow(self, offset: int, note: LeaseNote | None) -> AsyncGenerator[bytes, None]:
         """Read the parts as they land, until whoever writes them is done or gone."""
         coordinator = self._coordinator
-        coordinator.reads_elsewhere()
         steps = _Steps()
         while note is not None:
             try:
@@ -159,13 +88,11 @@ class BucketSource:
                         offset += len(piece)
                         yield piece
             except ObjectGone:
-                self._vanished = note
+                coordinator.parts_vanished(note)
                 raise
             if offset >= coordinator.metadata.size:
                 return
-            await asyncio.sleep(FOLLOW)
-            held = await self._lease.look()
-            note = held.note if held is not None and not held.free else None
+            note = await coordinator.follow()
         raise Elsewhere
 
     async def _part(self, offset: int, note: LeaseNote, steps: "_Steps") -> AsyncGenerator[bytes, None]:
@@ -192,7 +119,7 @@ class BucketSource:
                 now.update(piece)
             if now.digest() != steps.digest.digest():
                 raise Changed(f"part {number} in the bucket changed while it was read", ours_is_wrong=True)
-        coordinator.has_read_whole(number, fill, etags[0])
+        coordinator.has_read_whole(number, WrittenPart(fill, etags[0]))
 
 
 class _Steps:

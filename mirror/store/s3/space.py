@@ -25,18 +25,17 @@ from mirror.store.base import Retention, StoredInfo
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.removal import Kind, Removal
 from mirror.store.disk.space import Use, chosen
-from mirror.store.s3.bucket import Bucket, ConditionFailed, Listed, Version
+from mirror.store.pinning import BucketPins
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.objects import ConditionFailed, Listed, Version
 
 log = logging.getLogger(__name__)
 
 LATELY = 900.0
 """Seconds for which an image that was stored, or served by any replica, counts as being served."""
-
-MARK = LATELY / 3
-"""Seconds after which it is marked again that an image is served."""
 
 TURN = 10.0
 """Seconds to wait while another replica evicts; then we do as well."""
@@ -111,6 +110,7 @@ class BucketSpace:
         self._bucket = bucket
         self._bounds = bounds
         self._processes = processes
+        self._pins = BucketPins(bucket)
         self._layout = Layout(directory)
         self._images = images
         self._versions = versions
@@ -262,7 +262,7 @@ class BucketSpace:
         """Whether it is pinned, served, fetched or current, as far as can be seen at this moment."""
         if image_hash in self._read() or image_hash in await self._current():
             return True
-        if await self._bucket.head(f"pinned/{image_hash}") is not None:
+        if await self._pins.is_pinned(image_hash):
             return True
         held = await self._lease(image_hash).look()
         if held is not None and not held.free:

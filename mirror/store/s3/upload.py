@@ -1,27 +1,28 @@
-"""One replica's way of bringing an image into the bucket while it arrives.
+"""Uploads an image to the bucket while it arrives.
 
 Each part becomes an object as soon as its bytes are there, for others to read, and is copied by the server into one
-multipart upload, which is completed when all bytes are verified: so the image has its name only then, whole. The lease
-is renewed meanwhile and says how far we are. When the bucket fails everything is tried again; a fill does not wait.
+multipart upload, which is completed when all bytes are verified: so the image has its name only then, whole. When the
+bucket fails everything is tried again; the fill does not wait for that.
 """
 
 import asyncio
-import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from typing import TypeVar
 
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
 from mirror.store.s3 import parts
-from mirror.store.s3.bucket import Bucket, ConditionFailed, NotSupported, ObjectGone
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.byte_range import ReadInto, Span
 from mirror.store.s3.capabilities import Capabilities
 from mirror.store.s3.errors import BucketFailed
-from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.lease import Held, Lease, LeaseLost
+from mirror.store.s3.lease_keeper import LeaseKeeper
+from mirror.store.s3.objects import ConditionFailed, NotSupported, ObjectGone
+from mirror.store.s3.part_table import PartTable
+from mirror.store.s3.provenance import WrittenPart
+from mirror.store.s3.retries import Retries
 
 log = logging.getLogger(__name__)
 
@@ -31,104 +32,95 @@ IN_FLIGHT = 2
 FLUSH = 5.0
 """Seconds after which a part that a slow line has not filled yet is written as far as it is, for those who follow."""
 
-RENEW = LEASE / 3
-"""Seconds between two renewals of a lease when there is nothing new to say."""
-
-PAUSE = (0.5, 10.0)
-"""Seconds until what failed is tried again: at first, and at most."""
-
 LOSSES = 2
 """How often all is begun anew when somebody takes away what was brought."""
 
 
-T = TypeVar("T")
-
-
 class Upload:
-    """The upload of one image; `fill` is its id, `lost` when another replica has taken the lease.
+    """The upload of one image; `lease` is None where the server knows none.
 
     `read_into` gives bytes up to the position that `advance` was last called with, until their part is `landed`.
+    `adopted` are parts that other fills wrote and that we have read whole, by number. `superseded` is called when
+    another mirror takes the lease over.
     """
 
     def __init__(
         self,
         bucket: Bucket,
         metadata: ImageMetadata,
-        abilities: Capabilities,
+        capabilities: Capabilities,
         read_into: ReadInto,
-        processes: Processes,
+        lease: Lease | None,
+        adopted: Mapping[int, WrittenPart],
+        superseded: Callable[[], None],
     ) -> None:
-        self.fill = secrets.token_hex(8)
-        self.lost = False
-        self.part_size = parts.part_size(metadata.size)
         self._bucket = bucket
         self._metadata = metadata
-        self._abilities = abilities
+        self._capabilities = capabilities
         self._read_into = read_into
         self._image = f"images/{metadata.hash}"
-        self._lease = Lease(bucket, metadata.hash, processes) if abilities.conditions else None
-        self._adopted: Mapping[int, tuple[str, str]] = {}
-        self._validator: str | None = None
-        self._position = 0
-        self._landed: dict[int, str] = {}
-        self._copied: dict[int, str] = {}
-        self._open_end = 0
-        self._whole_parts = 0
-        self._losses = 0
-        self._failed = False
-        self._failing: dict[object, BucketFailed] = {}
+        self._retries = Retries(metadata.hash)
+        self._table = PartTable(metadata.size, secrets.token_hex(8), adopted)
+        self._keeper = None
+        if lease is not None:
+            self._keeper = LeaseKeeper(lease, metadata.hash, self._table, self._retries, superseded)
         self._upload: str | None = None
         self._beginning = asyncio.Lock()
-        self._stirred = asyncio.Event()
+        self._losses = 0
+        self._failed = False
         self._task: asyncio.Task[None] | None = None
-        self._renewing: asyncio.Task[None] | None = None
 
-    async def take(self, over: Held | None, adopted: Mapping[int, tuple[str, str]], validator: str | None) -> bool:
-        """Take the lease, if there are leases; False when another was first. Raises BucketFailed.
-
-        `adopted` are parts that other fills wrote and we have read whole: by number, that fill's id and the ETag.
-        """
-        self._adopted, self._validator = dict(adopted), validator
-        return self._lease is None or await self._lease.take(self._note(), over)
+    async def take(self, over: Held | None, validator: str | None) -> bool:
+        """Take the lease, if there are leases; False when another mirror was first. Raises BucketFailed."""
+        if self._keeper is None:
+            return True
+        self._keeper.validator = validator
+        return await self._keeper.take(over)
 
     async def withdraw(self) -> None:
-        """Take the lease away again: there is nothing to bring. Raises BucketFailed."""
-        if self._lease is not None:
-            await self._lease.remove()
+        """Remove the lease again: there is nothing to upload. Raises BucketFailed."""
+        if self._keeper is not None:
+            await self._keeper.remove()
 
-    def begin(self) -> None:
-        """Begin to bring what is there, and to keep the lease."""
-        self._renewing = asyncio.create_task(self._keep_lease(), name=f"lease {self._metadata.hash}")
+    def start(self) -> None:
+        """Begin to upload what is there, and to keep the lease."""
+        if self._keeper is not None:
+            self._keeper.start()
         self._task = asyncio.create_task(self._run(), name=f"upload {self._metadata.hash}")
 
     def advance(self, position: int, validator: str | None) -> None:
-        """Say that the bytes up to `position` are there."""
-        self._position, self._validator = position, validator
-        self._stir()
+        """Note that the bytes up to `position` are there."""
+        if self._keeper is not None:
+            self._keeper.validator = validator
+        self._table.receive(position)
 
     @property
-    def landed_parts(self) -> Mapping[int, tuple[str, str]]:
-        """What we wrote: by number, our id and the ETag."""
-        return {number: (self.fill, etag) for number, etag in self._landed.items()}
+    def written(self) -> Mapping[int, WrittenPart]:
+        """The parts that we wrote, by number."""
+        return self._table.written
 
-    def holds(self, number: int) -> str | None:
-        """The id of the fill that wrote part `number`, when it is in the bucket."""
-        if number in self._adopted:
-            return self._adopted[number][0]
-        return self.fill if number in self._landed else None
+    def writer(self, number: int) -> str | None:
+        """Return the id of the fill that wrote part `number`, when it is in the bucket."""
+        return self._table.writer(number)
 
     async def landed(self, number: int, seconds: float) -> bool:
         """Wait until part `number` is in the bucket, or for that long; whether it is."""
-        await self._until(lambda: self.holds(number) is not None or self._ended, seconds)
-        return self.holds(number) is not None
+        table = self._table
+        await table.until(lambda: table.writer(number) is not None or self._ended, seconds)
+        return table.writer(number) is not None
+
+    @property
+    def trouble(self) -> BucketFailed | None:
+        """What keeps it from going on now, if anything does."""
+        return self._retries.trouble
 
     async def finish(self) -> None:
-        """All bytes are there and verified: make them the image. Raises Gone when that cannot be done."""
+        """Make the parts the image: all bytes are there and verified. Raises ObjectGone when that cannot be done."""
         if self._task is not None:
             await asyncio.shield(self._task)
         if self._failed:
             raise ObjectGone(f"the upload of {self._metadata.hash} failed")
-        await self._again(self._complete)
+        await self._retries.until_success(self._complete)
         await self._end(self._clear_away)
 
     async def abandon(self, failed: str | None = None) -> None:
@@ -139,35 +131,30 @@ class Upload:
         await self._end(lambda: self._let_go(failed))
 
     @property
-    def trouble(self) -> BucketFailed | None:
-        """What keeps it from going on now, if anything does."""
-        return next(iter(self._failing.values()), None)
-
-    @property
     def _ended(self) -> bool:
         return self._task is None or self._task.done()
 
     async def _run(self) -> None:
         try:
-            while not self._failed and not await self._carry_all():
+            while not self._failed and not await self._upload_all():
                 log.debug("the upload of %s begins anew", self._metadata.hash)
         finally:
-            self._stir()
+            self._table.wake()
         if self._failed:
-            self._failing["lost"] = BucketFailed(f"the bucket {self._bucket.name} loses what is written to it")
+            self._retries.failed("lost", BucketFailed(f"the bucket {self._bucket.name} loses what is written to it"))
             await self._end(self._let_go)
 
-    async def _carry_all(self) -> bool:
-        """Bring every part into the upload; False when something that was there has been taken away."""
+    async def _upload_all(self) -> bool:
+        """Bring every part into the multipart upload; False when something that was there has been taken away."""
         slots = asyncio.Semaphore(IN_FLIGHT)
         lost: ExceptionGroup[Exception] | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                for number in range(parts.count(self._metadata.size, self.part_size)):
-                    if number not in self._adopted:
-                        await self._whole(number)
+                for number in range(self._table.count):
+                    if number not in self._table.adopted:
+                        await self._until_whole(number)
                     await slots.acquire()
-                    tasks.create_task(self._carry(number)).add_done_callback(lambda _: slots.release())
+                    tasks.create_task(self._upload_part(number)).add_done_callback(lambda _: slots.release())
         except* (ObjectGone, ConditionFailed, NotSupported, OSError) as group:
             lost = group
         if lost is None:
@@ -180,28 +167,24 @@ class Upload:
             extra=event("upload.lost", image=self._metadata.hash),
         )
         self._failed, self._losses = self._losses == LOSSES, self._losses + 1
-        self._upload, self._open_end, self._whole_parts = None, 0, 0
-        self._landed, self._copied, self._adopted = {}, {}, {}
+        self._upload = None
+        self._table.lose_all()
         return False
 
-    def _span(self, number: int) -> tuple[int, int]:
-        return number * self.part_size, min(self._metadata.size, (number + 1) * self.part_size)
-
-    async def _whole(self, number: int) -> None:
+    async def _until_whole(self, number: int) -> None:
         """Wait until all bytes of a part are there, and write it as it is now and then."""
-        start, stop = self._span(number)
-        while self._position < stop:
-            before = max(start, self._open_end)
-            if not await self._until(lambda: self._position >= stop, FLUSH) and self._position > before:
-                await self._put(number, start, end := self._position)
-                self._open_end = end
-                self._stir()
+        table = self._table
+        start, stop = table.span(number)
+        while table.received < stop:
+            before = max(start, table.open_end)
+            if not await table.until(lambda: table.received >= stop, FLUSH) and table.received > before:
+                await self._put(number, start, end := table.received)
+                table.grow(end)
 
-    async def _carry(self, number: int) -> None:
-        if number in self._adopted:
-            fill, etag = self._adopted[number]
+    async def _upload_part(self, number: int) -> None:
+        if (adopted := self._table.adopted.get(number)) is not None:
             try:
-                self._copied[number] = await self._again(lambda: self._copy(number, fill, etag))
+                await self._copy(number, adopted)
             except (ObjectGone, ConditionFailed):
                 log.info(
                     "part %d of %s has gone: it is written anew",
@@ -209,74 +192,39 @@ class Upload:
                     self._metadata.hash,
                     extra=event("upload.repaired", image=self._metadata.hash),
                 )
-                self._adopted = {each: by for each, by in self._adopted.items() if each != number}
-                self._whole_parts = 0
+                self._table.lose(number)
             else:
                 return
-        etag = await self._put(number, *self._span(number))
-        if not self._abilities.copies:
-            self._copied[number] = await self._again(lambda: self._copy(number, self.fill, etag))
-        self._landed[number] = etag
-        self._stir()
-        if self._abilities.copies:
-            self._copied[number] = await self._again(lambda: self._copy(number, self.fill, etag))
+        part = WrittenPart(self._table.fill, await self._put(number, *self._table.span(number)))
+        if not self._capabilities.copies:
+            await self._copy(number, part)
+        self._table.land(number, part.etag)
+        if self._capabilities.copies:
+            await self._copy(number, part)
 
     async def _put(self, number: int, start: int, stop: int) -> str:
-        name = parts.name(self._metadata.hash, self.fill, number)
-        return await self._again(lambda: self._bucket.put(name, Span(self._read_into, start, stop)))
+        name = parts.name(self._metadata.hash, self._table.fill, number)
+        return await self._retries.until_success(lambda: self._bucket.put(name, Span(self._read_into, start, stop)))
 
-    async def _copy(self, number: int, fill: str, etag: str) -> str:
+    async def _copy(self, number: int, part: WrittenPart) -> None:
+        self._table.copy(number, await self._retries.until_success(lambda: self._copied(number, part)))
+
+    async def _copied(self, number: int, part: WrittenPart) -> str:
         if self._upload is None:
             async with self._beginning:
                 if self._upload is None:
                     self._upload = await self._bucket.begin_upload(self._image)
-        if self._abilities.copies:
-            part = parts.name(self._metadata.hash, fill, number)
-            return await self._bucket.copy_part(self._image, self._upload, number + 1, part, etag)
-        data = Span(self._read_into, *self._span(number))
+        if self._capabilities.copies:
+            name = parts.name(self._metadata.hash, part.fill, number)
+            return await self._bucket.copy_part(self._image, self._upload, number + 1, name, part.etag)
+        data = Span(self._read_into, *self._table.span(number))
         return await self._bucket.upload_part(self._image, self._upload, number + 1, data)
-
-    async def _keep_lease(self) -> None:
-        """Renew the lease in time, and whenever there is something new to say."""
-        while self._lease is not None and not self.lost:
-            await self._until(functools.partial(self._has_moved, self._reached()), RENEW)
-            try:
-                await self._lease.renew(self._note())
-                self._failing.pop(self._lease, None)
-            except LeaseLost:
-                log.warning(
-                    "another replica fetches %s now: it took the lease over",
-                    self._metadata.hash,
-                    extra=event("lease.lost", image=self._metadata.hash),
-                )
-                self.lost = True
-                self._stir()
-            except BucketFailed as error:
-                self._fails(self._lease, error)
-                await asyncio.sleep(PAUSE[0])
-
-    def _reached(self) -> int:
-        """How far the parts in the bucket go without a gap."""
-        while self.holds(self._whole_parts) is not None:
-            self._whole_parts += 1
-        start, stop = self._span(self._whole_parts)
-        return min(self._metadata.size, max(start, self._open_end if start <= self._open_end < stop else 0))
-
-    def _has_moved(self, before: int) -> bool:
-        return self._reached() != before
-
-    def _note(self) -> LeaseNote:
-        position = self._reached()
-        numbers = range(parts.count(position, self.part_size))
-        owners = tuple(self._adopted[number][0] if number in self._adopted else self.fill for number in numbers)
-        return LeaseNote(self.fill, self.part_size, position, owners, self._validator, size=self._metadata.size)
 
     async def _complete(self) -> None:
         assert self._upload is not None  # noqa: S101 - there is a part, and it was copied
         await self._bucket.put(f"{self._image}.json", self._metadata.raw)
-        etags = [self._copied[number] for number in sorted(self._copied)]
         try:
-            await self._bucket.complete_upload(self._image, self._upload, etags)
+            await self._bucket.complete_upload(self._image, self._upload, self._table.etags)
         except ObjectGone:
             log.debug("the upload of %s has been completed already, or aborted", self._metadata.hash)
         version = await self._bucket.head(self._image)
@@ -285,30 +233,32 @@ class Upload:
         self._upload = None
 
     async def _clear_away(self) -> None:
-        """Remove our parts, and with them those of all who died before: who has the lease is the only one alive."""
-        alone = self._lease is not None and not self.lost
-        await self._remove_parts("" if alone else f"{self.fill}/")
-        if self._lease is not None and alone:
-            for unfinished in await self._bucket.uploads(self._image):
-                await self._bucket.abort_upload(unfinished.name, unfinished.upload)
-            await self._lease.remove()
+        """Remove our parts; with the lease also those of all who died before, for then nobody else is at work."""
+        if self._keeper is None or self._keeper.lost:
+            await self._remove_parts(f"{self._table.fill}/")
+            return
+        await self._remove_parts("")
+        for unfinished in await self._bucket.uploads(self._image):
+            await self._bucket.abort_upload(unfinished.name, unfinished.upload)
+        await self._keeper.remove()
 
     async def _remove_parts(self, whose: str) -> None:
         async for listed in self._bucket.list(f"parts/{self._metadata.hash}/{whose}"):
             await self._bucket.delete(listed.name)
 
     async def _let_go(self, failed: str | None = None) -> None:
-        if self._lease is not None and not self.lost:
-            await self._lease.renew(replace(self._note(), released=True, failed=failed))
-        elif self.lost and await self._bucket.head(self._image) is not None:  # who took over is done, and has tidied up
-            await self._remove_parts(f"{self.fill}/")
+        if self._keeper is None:
+            return
+        if not self._keeper.lost:
+            await self._keeper.release(failed)
+        elif await self._bucket.head(self._image) is not None:  # the mirror that took over is done and has tidied up
+            await self._remove_parts(f"{self._table.fill}/")
 
     async def _end(self, tidy: Callable[[], Awaitable[None]]) -> None:
         """Tidy up as far as that is possible; what stays is removed by the keeper when a day has gone by."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-        self._task = self._renewing = None  # with them go the frames that hold us, and the parts in memory
+        if self._keeper is not None:
+            await self._keeper.stop()
+        self._task = None  # with the tasks go the frames that hold us, and the parts in memory
         try:
             if self._upload is not None:
                 upload, self._upload = self._upload, None
@@ -316,42 +266,3 @@ class Upload:
             await tidy()
         except (BucketFailed, LeaseLost) as error:
             log.debug("after the upload of %s something stays behind: %s", self._metadata.hash, error)
-
-    async def _again(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do it until it succeeds."""
-        pause, attempts = PAUSE[0], object()
-        try:
-            while True:
-                try:
-                    return await work()
-                except BucketFailed as error:
-                    self._fails(attempts, error)
-                await asyncio.sleep(pause)
-                pause = min(PAUSE[1], 2 * pause)
-        finally:
-            self._failing.pop(attempts, None)
-
-    def _fails(self, attempts: object, error: BucketFailed) -> None:
-        if not self._failing:
-            log.warning(
-                "%s cannot be brought into the bucket now: %s",
-                self._metadata.hash,
-                error,
-                extra=event("upload.paused", image=self._metadata.hash),
-            )
-        self._failing[attempts] = error
-
-    def _stir(self) -> None:
-        """Wake all who wait for something to have moved."""
-        self._stirred.set()
-        self._stirred = asyncio.Event()
-
-    async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Wait until that holds, or for that long; whether it does."""
-        try:
-            async with asyncio.timeout(seconds):
-                while not holds():
-                    await self._stirred.wait()
-        except TimeoutError:
-            return False
-        return True

@@ -1,23 +1,24 @@
-"""Which versions of objects this process has verified, and which turned out not to be what their name says."""
+"""Remembers which versions of objects this process has verified, and which are not what their name says."""
 
 import logging
 
 from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
-from mirror.store.s3.bucket import Bucket, Version
+from mirror.store.s3.bucket import Bucket
+from mirror.store.s3.objects import Version
 
 log = logging.getLogger(__name__)
 
 
 class Versions:
-    """What is known of images' objects, by hash. Only this process's own reading counts, and only of that version."""
+    """Remembers what is known of images' objects. Only this process's own reading counts, and only of that version."""
 
     def __init__(self) -> None:
         self._good: dict[str, tuple[str, int]] = {}
         self._bad: dict[str, tuple[str, int]] = {}
 
     async def usable(self, bucket: Bucket, metadata: ImageMetadata) -> Version | None:
-        """The image's object, if there is one that may be right. Raises BucketFailed."""
+        """Return the image's object, if there is one that may be right. Raises BucketFailed."""
         version = await bucket.head(f"images/{metadata.hash}")
         if version is None or self.distrusted(metadata.hash, version):
             return None
@@ -34,11 +35,11 @@ class Versions:
         return version
 
     def trust(self, image_hash: str, version: Version) -> None:
-        """All its bytes were read and were right."""
+        """Note that all its bytes were read and were right."""
         self._good[image_hash] = version.etag, version.size
 
     def distrust(self, image_hash: str, version: Version) -> None:
-        """All its bytes were read and were not that image's."""
+        """Note that all its bytes were read and were not that image's."""
         self._bad[image_hash] = version.etag, version.size
         self._good.pop(image_hash, None)
 

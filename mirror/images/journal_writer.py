@@ -1,10 +1,12 @@
-"""Between a source that gives pieces as they come and a journal that takes them best in few steps."""
+"""Writes what a source gives into a journal: pieces come as they please, and are written best in few steps."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import hashlib
+from collections.abc import AsyncIterator, Callable
 
-from mirror.store.base import Partial
+from mirror.model.source import Broken, Changed, Stream
+from mirror.store.base import Corrupt, Partial
 
 IN_FLIGHT = 4 << 20
 """Bytes received and not yet handed to the journal, at most."""
@@ -15,7 +17,51 @@ GATHER = 0.02
 goes at once. Each step of progress costs a send for every reader, too."""
 
 
-class Appender:
+async def write(stream: Stream, journal: Partial, size: int, moved: Callable[[], None]) -> None:
+    """Append what the stream gives to the journal of an image of `size` bytes, until the stream ends.
+
+    What the journal has already is passed over when the stream begins before it. Raises Broken, Changed, Corrupt (more
+    bytes than there should be), and what the journal raises.
+    """
+    restarted = stream.offset < journal.position
+    digest = journal.digest().hexdigest()
+    pieces = _skip(stream.pieces, journal.position, digest) if restarted else stream.pieces
+    received = journal.position
+    writer = JournalWriter(journal, stream.validator, moved)
+    try:
+        async for piece in pieces:
+            received += len(piece)
+            if received > size:
+                raise Corrupt(f"{size} bytes", "more")
+            await writer.put(piece)
+    except Broken as cut:
+        if restarted and received == journal.position:  # all that work for no further byte: not for long
+            raise Broken(str(cut), definitive_after=4) from cut
+        raise
+    finally:
+        await writer.finish()
+
+
+async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
+    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
+
+    What ends before that is no answer: Broken.
+    """
+    skipped = hashlib.sha256()
+    async for piece in pieces:
+        head, tail = piece[:count], piece[count:]
+        if head:
+            skipped.update(head)
+            count -= len(head)
+            if not count and skipped.hexdigest() != digest:
+                raise Changed("upstream starts over with other bytes than before", ours_is_wrong=True)
+        if tail:
+            yield tail
+    if count:
+        raise Broken("what came in the image's place ends before what we hold")
+
+
+class JournalWriter:
     """Hands pieces to the journal in batches: each is what came while the one before was written and digested.
 
     So a slow line's bytes reach readers at once, and a fast line's in few large steps.

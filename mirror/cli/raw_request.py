@@ -1,6 +1,6 @@
-"""One bare request without any credential, step by step, so that it can be told which step fails.
+"""Makes one request without any credential, step by step, so that the failing step is known.
 
-The mirror's own requests go through aiohttp, which says less of what it met on the way.
+The mirror's own requests use aiohttp, which reports less about what went wrong.
 """
 
 import re
@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from mirror import __version__
@@ -17,19 +17,19 @@ from mirror.upstream.connection import trusting
 from mirror.upstream.proxies import Proxy
 
 STEP = 5.0
-"""Seconds for one step: a name, a connection, a handshake, an answer."""
+"""Seconds that one step may take: a connection, a handshake, an answer."""
 
 MOST = 32 << 10
-"""Bytes of an answer that are looked at."""
+"""The most bytes of an answer that are read."""
 
 _STATUS = re.compile(rb"HTTP/\d\.\d (\d{3})[ \r]")
 
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """What came back: the `status` of an HTTP answer, its headers by names in lower case; or what else it was, `raw`.
+    """An answer: its `status`, None if it is not HTTP, its headers by names in lower case, its first bytes, `raw`.
 
-    `at` is the middle of asking and hearing, in seconds since the epoch.
+    `at` is the middle between request and answer, in seconds since 1970.
     """
 
     status: int | None
@@ -39,23 +39,23 @@ class RawAnswer:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether a pps-mirror said so."""
+        """Whether a pps-mirror gave the answer."""
         return self.headers.get("server") == "pps-mirror"
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name, without repetitions. Blocks. Raises OSError."""
+    """Return the addresses of a name, each once. Blocks. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
-def connect(address: str, port: int) -> socket.socket:
-    """Connect. Raises OSError."""
-    return socket.create_connection((address, port), timeout=STEP)
+def connect(address: str, port: int, seconds: float = STEP) -> socket.socket:
+    """Connect to an address. Raises OSError."""
+    return socket.create_connection((address, port), timeout=seconds)
 
 
 def to_proxy(proxy: Proxy, config: Upstream) -> socket.socket:
-    """Connect to a proxy, by TLS if it wants that. Raises OSError, of which ssl.SSLError is one, and ConfigError."""
+    """Connect to a proxy, with TLS if its URL is https. Raises OSError, such as ssl.SSLError, and ConfigError."""
     host, port = str(proxy.url.raw_host), int(proxy.url.port or 80)
     connection = connect(host, port)
     if proxy.url.scheme != "https":
@@ -64,14 +64,14 @@ def to_proxy(proxy: Proxy, config: Upstream) -> socket.socket:
 
 
 def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> RawAnswer:
-    """Ask a proxy for a connection to `host`; what it answers."""
+    """Ask a proxy for a tunnel to `host`. Returns its answer."""
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     own = {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
     return ask(connection, "CONNECT", place, place, own)
 
 
 def wrapped(connection: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
-    """Shake hands; the connection is closed when that fails. Raises OSError."""
+    """Make a TLS handshake; closes the connection when that fails. Raises OSError."""
     try:
         return context.wrap_socket(connection, server_hostname=host)
     except BaseException:
@@ -80,26 +80,47 @@ def wrapped(connection: socket.socket, context: ssl.SSLContext, host: str) -> ss
 
 
 def trusting_anybody() -> ssl.SSLContext:
-    """For looking at who is there: nothing is told to them."""
+    """Make a context that trusts any certificate, for finding out who answers; no secret may be sent over it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
+def health(host: str, port: int, *, tls: bool, seconds: float = STEP) -> RawAnswer | None:
+    """Request `/healthz` from a port of this machine, with `seconds` for each step. Returns None without an answer."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    if port == 0:
+        return None
+    try:
+        connection = connect(target, port, seconds)
+        if tls:
+            connection = wrapped(connection, trusting_anybody(), target)
+        with closing(connection):
+            return ask(connection, "GET", "/healthz", f"localhost:{port}", seconds=seconds)
+    except OSError:
+        return None
+
+
 def ask(
-    connection: socket.socket, method: str, target: str, host: str, headers: Mapping[str, str] | None = None
+    connection: socket.socket,
+    method: str,
+    target: str,
+    host: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    seconds: float = STEP,
 ) -> RawAnswer:
-    """Send one request and hear the headers of its answer, for `STEP` seconds at most. Raises OSError."""
+    """Send one request and read the headers of its answer, in so many `seconds`. Raises OSError."""
     given = {"Host": host, "User-Agent": f"pps-mirror/{__version__}", "Accept-Encoding": "identity"} | dict(
         headers or {}
     )
     if method != "CONNECT":
         given["Connection"] = "close"
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
-    began, deadline = time.time(), time.monotonic() + STEP
-    connection.settimeout(STEP)
+    began, deadline = time.time(), time.monotonic() + seconds
+    connection.settimeout(seconds)
     raw = b""
-    with suppress(ConnectionError):  # what came before counts
+    with suppress(ConnectionError):  # the bytes before it count
         connection.sendall("\r\n".join(lines).encode("ascii"))
         while b"\r\n\r\n" not in raw and len(raw) < MOST:
             connection.settimeout(max(0.01, deadline - time.monotonic()))

@@ -1,0 +1,36 @@
+"""What the library gives a request: a body to send, and how it was found."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mirror.images.fill import Fill
+from mirror.model.cache_status import CacheStatus
+from mirror.store.base import Body, Remote
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A body to send, how it was found, and the fill when there is one."""
+
+    body: Body
+    status: CacheStatus
+    fill: Fill | None = None
+
+    @asynccontextmanager
+    async def attached(self) -> AsyncIterator[None]:
+        """Be one of the fill's clients within the context, and the reader of the body."""
+        if self.fill is not None:
+            self.fill.clients += 1
+        try:
+            yield
+        finally:
+            if self.fill is not None:
+                self.fill.clients -= 1
+            if isinstance(self.body, Remote):
+                await self.body.close()
+
+    async def answered(self) -> None:
+        """Wait until bytes are clearly coming. Raises FillFailed."""
+        if self.fill is not None and self.body is self.fill:
+            await self.fill.answered()

@@ -1,0 +1,87 @@
+"""Commands in a tenth of the time: forked from a process that has imported them, else as real as any.
+
+Only a real command shows what depends on how the interpreter starts and ends, on its arguments as the machine's
+others see them, and on variables that the interpreter or the loader reads.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+multiprocessing.get_context("forkserver").set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
+
+_READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_")
+"""How variables begin that are read before any of our code runs."""
+
+
+def fork(
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    output: Path,
+    errors: Path,
+    cwd: Path | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> "Forked":
+    """Run `pps-mirror` with these arguments in a process of its own, once it has called `prepare`.
+
+    What it says is appended to the files `output` and `errors`.
+    """
+    changed = {name for name, value in environ.items() if os.environ.get(name) != value}
+    assert not [name for name in changed if name.startswith(_READ_AT_START)], "only a command obeys these"
+    process = Forked(target=_run, args=(arguments, dict(environ), output, errors, cwd, prepare))
+    process.start()
+    return process
+
+
+class Forked(ForkServerProcess):
+    """A process that was forked, with the methods of one that was started by a command: see `processes.Process`."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """See `Process`."""
+        return self.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See `Process`."""
+        self.join(timeout)
+        if self.exitcode is None:
+            raise subprocess.TimeoutExpired("pps-mirror, forked", timeout or 0.0)
+        return self.exitcode
+
+    def send_signal(self, sig: int) -> None:
+        """See `Process`."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+
+def _run(
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    output: Path,
+    errors: Path,
+    cwd: Path | None,
+    prepare: Callable[[], None] | None,
+) -> None:
+    """Become the command."""
+    for descriptor, path in ((1, output), (2, errors)):
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(environ)
+    time.tzset()
+    tempfile.tempdir = None
+    if cwd is not None:
+        os.chdir(cwd)
+    if prepare is not None:
+        prepare()
+    from mirror.cli import main as cli
+
+    sys.exit(cli.main(arguments))
