@@ -1,8 +1,7 @@
-"""A circuit breaker: spares a server that is away, and finds out with one question at a time whether it is back.
+"""Sparing a server that is away: one finds out whether it is back, all others are told at once what is known.
 
-While the server answers, every caller may ask. After a failure no caller may until it is time to try again; then one
-may, and its outcome counts for all. The breaker knows no server, task or error: callers tell it what came of a
-question.
+While it answers everybody asks. After a failure nobody does until it is time to try again; then one does, and what
+becomes of that counts for all. It knows no server, no task and no error: who asks says what came of it.
 """
 
 import math
@@ -15,7 +14,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question that is being asked: its `kind`, when it `began`, and whether it is the `trial` for all callers."""
+    """Something that is being asked: of which `kind`, since when, and whether it is the one by which all find out."""
 
     kind: str
     began: float
@@ -23,9 +22,9 @@ class Question:
 
 
 class Breaker(Generic[E]):
-    """The state of one server; `E` is the type of what says why it is away.
+    """What is known of one server; `E` is what says why it is away.
 
-    `pause` returns how many seconds nobody may ask after a failure that took so many seconds; `clock` counts seconds.
+    `pause` gives how many seconds after a failure nobody asks, by how many it took to fail; `clock` counts seconds.
     """
 
     def __init__(self, clock: Callable[[], float], pause: Callable[[float], float]) -> None:
@@ -39,16 +38,16 @@ class Breaker(Generic[E]):
 
     @property
     def away(self) -> E | None:
-        """Why no caller may ask; None while the server answers."""
+        """Why nobody is to ask; None while the server answers."""
         return self._away
 
     @property
     def wait(self) -> float:
-        """Seconds until the next trial."""
+        """Seconds until one may try."""
         return max(0.0, self._until - self._clock())
 
     def ask(self, kind: str = "") -> Question | None:
-        """Begin a question. Returns None when it may not be asked: `away` says why.
+        """Begin a question; None when it is not to be asked: `away` says why.
 
         Every question ends in one of `answered`, `failed` and `dropped`.
         """
@@ -60,7 +59,7 @@ class Breaker(Generic[E]):
         return self._trial
 
     def answered(self, question: Question) -> bool:
-        """Note that the server answered. Returns whether it was away until now."""
+        """The server answered; whether it was away until now."""
         self._heard[question.kind] = self._clock()
         # That another kind of question, asked before, is answered now does not show that this one would be.
         back = self._away is not None and (question.trial or question.kind == self._kind)
@@ -70,7 +69,7 @@ class Breaker(Generic[E]):
         return back
 
     def failed(self, question: Question, error: E) -> bool:
-        """Note that it did not. Returns whether it is away now: not if it has answered such a question since."""
+        """It did not; whether it is away from now on. It is not if it answered such a question since this was asked."""
         opens = self._away is None and self._heard.get(question.kind, -math.inf) < question.began
         if opens:
             self._kind = question.kind
@@ -81,6 +80,6 @@ class Breaker(Generic[E]):
         return opens
 
     def dropped(self, question: Question) -> None:
-        """Note that no caller waits for the answer any more, so another one may try."""
+        """Nobody waits for the answer any more, so nothing is known: somebody else may try."""
         if self._trial is question:
             self._trial = None

@@ -1,4 +1,4 @@
-"""Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.overview`.
+"""One definition of every metric that a process counts. What is looked up instead is in `mirror.admin.overview`.
 
 Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
 `mirror.admin.worker_report` adds up what its processes counted.
@@ -28,7 +28,7 @@ _FILL = (1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600
 
 
 class Metrics:
-    """The metrics of one process. Attributes are metrics of prometheus-client, in the registry of that name."""
+    """What one process counts. Attributes are metrics of prometheus-client, in the registry of that name."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

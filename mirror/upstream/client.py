@@ -1,4 +1,4 @@
-"""Asks upstream for metadata, for the image from an offset, and for the few requests that are passed through.
+"""Asking upstream: metadata, the image from an offset, and the few requests that are passed through.
 
 A client's `Authorization` goes to the upstream origin and to nothing that a redirect leads to. URLs are secrets as soon
 as they carry a query, so messages and logs name hosts only.
@@ -65,9 +65,9 @@ class Forwarded:
 class Upstream:
     """One DataRobot installation (or another mirror). Open with `async with`.
 
-    `name` is that of the mirror that asks, by which loops are found (`mirror.upstream.loop_detection`); a process that
-    serves nobody has none. `image` is the path of the image, with its metadata below it; only a mirror has another path
-    than DataRobot's.
+    `name` is that of the mirror which asks, by which loops are found (`mirror.upstream.loop_detection`); who serves
+    nobody has none. `image` is the path of the image, below which its metadata is: another one than DataRobot's at a
+    mirror only.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Upstream:
             response.close()
 
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
-        """Request the image. Returns the answer at the end of the redirects, and whether there were any."""
+        """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
         url = self._url(self._image, "")
         response = await self._line.send("GET", url, {**headers, **self._identity(caller)})
         hop = 0
@@ -218,9 +218,9 @@ class Upstream:
     async def _send(
         self, what: str, method: str, url: URL, headers: Mapping[str, str], seconds: float
     ) -> aiohttp.ClientResponse:
-        """Ask within `seconds`, and once more if a connection that was kept open turns out to have ended.
+        """Ask within `seconds`; again when a connection that was kept from an earlier request turns out to have ended.
 
-        Not for the image: a URL that it redirects to may be good for one request only.
+        Not for the image: what it redirects to may be good for one request.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
@@ -241,7 +241,7 @@ class Upstream:
                     return response
 
     def _identity(self, caller: Caller) -> dict[str, str]:
-        """Return the headers for upstream itself only: the credential, and through which mirrors the request came."""
+        """What only upstream itself is told: who asks, and by which mirrors the request came."""
         headers = {"X-Request-ID": caller.request_id}
         if way := loop.onward(caller.came_by, self._name):
             headers[loop.HEADER] = way
@@ -258,7 +258,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ImageResponse:
-    """The answer at the end of the redirects: its `host`, and whether a redirect led there, or back to upstream."""
+    """The answer at the end of the redirects: from `host`, whether one led there, and if so to upstream itself."""
 
     answer: aiohttp.ClientResponse
     host: str
@@ -267,7 +267,7 @@ class ImageResponse:
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
-    """Return upstream's own refusal, with the headers that a client acts on and the seconds that it asked to wait.
+    """Upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
 
     Raises BadUpstream when its body cannot be decoded.
     """
@@ -276,7 +276,7 @@ def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: i
 
 
 def failure(status: int, retry_after: int | None) -> MirrorError:
-    """Return the error for a status that is neither a success nor a refusal; `retry_after` is in seconds."""
+    """What an answer of upstream means that is neither one nor a refusal; `retry_after` seconds it asked for."""
     if status == 508:
         return LoopDetected(
             "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "

@@ -1,8 +1,8 @@
 """The connections to upstream and to where it redirects, directly or through a proxy.
 
-Through a proxy, https goes in a tunnel (CONNECT). Plain http can be read by the proxy, as by anybody on the way, and an
-answer of the proxy's own looks like upstream's, except a 407. A proxy's credential goes to the proxy only. Nothing is
-taken from the environment here, and ~/.netrc is not read.
+Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and what it
+answers there by itself looks like upstream's, but for a 407. A proxy's credential goes to the proxy only. Nothing is
+taken from the environment here: a ~/.netrc stays unread.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy, forbidde
 
 
 class NoAnswer(aiohttp.ClientConnectionError):
-    """The connection ended before an answer's header came; it is unknown whether upstream saw the request."""
+    """The connection ended before an answer's header came: whether the request was seen, nobody knows."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ _MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
 
 
 class Connections:
-    """The connections of one upstream at `base`. `policy` judges the addresses that redirects lead to."""
+    """Open it, send, close it. Upstream is at `base`; `policy` judges the addresses that redirects lead to."""
 
     def __init__(self, config: UpstreamConfig, base: URL, proxies: Proxies, policy: RedirectPolicy) -> None:
         self._config = config
@@ -174,7 +174,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 @asynccontextmanager
 async def _connecting(way: Way) -> AsyncIterator[None]:
-    """Raise the same error for every timeout that ends before there is a connection."""
+    """Let who runs out of time before there is a connection say so, whichever of the timeouts it was."""
     try:
         yield
     except TimeoutError as error:
@@ -182,7 +182,7 @@ async def _connecting(way: Way) -> AsyncIterator[None]:
 
 
 def _watched() -> aiohttp.TraceConfig:
-    """Record in a request's `Way` how it goes."""
+    """Tell a request's `Way`."""
     watched = aiohttp.TraceConfig()
 
     async def connected(_session: object, context: SimpleNamespace, _parameters: object) -> None:
@@ -219,7 +219,7 @@ def reason(error: BaseException) -> str:
 
 
 def _blame(proxy: Proxy, url: URL, error: Exception) -> ProxyFailed | None:
-    """Return what the proxy did wrong; None if it was not the proxy."""
+    """Say what the proxy did wrong; None when it was somebody else."""
     match error:
         case aiohttp.ClientHttpProxyError():
             return proxy.refused(error.status, str(url.raw_host))

@@ -1,4 +1,4 @@
-"""One image at upstream as a source of bytes: judges every answer of upstream and its redirect targets."""
+"""One image as a source of bytes: what upstream and its redirect targets may answer, and what each answer means."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,21 +16,21 @@ from mirror.upstream.proxies import ProxyFailed
 from mirror.upstream.statuses import passes, retry_after
 
 TRIES = 4
-"""How often in a row a redirect target may answer 4xx before that is final; each try has a fresh URL.
+"""How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
 
-The same holds for a proxy that refuses and for a certificate that is not trusted."""
+So for a proxy that refuses and a certificate that is not trusted."""
 
 _LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
 _PAGES = re.compile(
     r"(text|image|audio|video|font|multipart|message)/[!-~]+|application/([!-~]+\+)?(json|xml|(x-)?javascript)"
 )
-"""Media types of pages that a filter or a portal puts in the image's place. An archive may have any other, or none."""
+"""Media types of what a filter or a portal puts in the image's place. An archive may come as any other, or without."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 class ImageSource:
-    """The `Source` of one image at upstream. It asks with the credential of `caller`, and has spare ones."""
+    """The `Source` of one image at upstream. `callers` are those whose credential may be used, the best first."""
 
     def __init__(self, upstream: Upstream, metadata: ImageMetadata, caller: Caller) -> None:
         self._upstream = upstream

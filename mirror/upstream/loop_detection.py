@@ -1,8 +1,8 @@
-"""Finds loops of mirrors by RFC 8586: a request to upstream says through which mirrors it came.
+"""Loops of mirrors, as RFC 8586 finds them: a request toward upstream says by which caches it has come.
 
-Each mirror adds a name of its own to `CDN-Loop`, and refuses a request that has this name already. A mirror behind a
-mirror is no loop. A client that forges the header shuts out only itself. The header goes to upstream, never to where
-that redirects; if a proxy or a load balancer removes it, loops are not found.
+Each mirror adds a name of its own to `CDN-Loop`, and refuses what comes with that name: it has been here already. A
+mirror behind a mirror is no loop. Who forges the header shuts out nobody but himself. It goes to upstream only, never
+to where that redirects; a proxy or a load balancer that takes it away takes the protection away with it.
 """
 
 import re
@@ -26,7 +26,7 @@ def new_name() -> str:
 
 
 def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
-    """Return the header's list of mirrors through which a request came; empty for a client's own request.
+    """Read by which caches a request has come, as the header says it; empty for a client's.
 
     Raises LoopDetected when `name` is among them, BadRequest for a header that cannot be passed on.
     """
@@ -42,5 +42,5 @@ def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
 
 
 def onward(came_by: str, name: str | None) -> str:
-    """Return the header of a request to upstream; empty when no mirror serves it."""
+    """The header of a request toward upstream; empty for one that comes by no mirror."""
     return ", ".join(each for each in (came_by, name) if each)

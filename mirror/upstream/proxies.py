@@ -1,4 +1,4 @@
-"""Chooses the proxy for a request to upstream: that of `upstream.proxy`, else the environment's, or none.
+"""Which proxy a request toward upstream goes through: that of `upstream.proxy`, else the environment's, or none.
 
 A proxy's user and password are sent to that proxy only; nothing here shows them.
 """
@@ -21,7 +21,7 @@ _PORT = re.compile(r"([^:\[\]]*|\[[^\[\]]*\]):(\d{1,5})")  # an address with col
 class ProxyFailed(Exception):
     """A proxy is not there, or does not do what it was asked to.
 
-    If it `refused`, it will refuse again until somebody changes something.
+    When it `refused`, it will again, until somebody changes something.
     """
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
@@ -29,7 +29,7 @@ class ProxyFailed(Exception):
         self.refused = refused
 
     def told(self) -> MirrorError:
-        """Return the error that a client gets."""
+        """What a client is told."""
         return BadUpstream(str(self)) if self.refused else Unavailable(str(self))
 
 
@@ -48,11 +48,11 @@ class Proxy:
         return f"the proxy {self.url} ({self.source})"
 
     def failed(self, reason: str) -> ProxyFailed:
-        """Return the error that the proxy cannot be used now."""
+        """Say that it cannot be used now."""
         return ProxyFailed(f"the proxy ({self.source}) {reason}")
 
     def refused(self, status: int, host: str) -> ProxyFailed:
-        """Return the error that it answered a request for a connection to `host` with `status`."""
+        """Say that it answered a request for a connection to `host` with `status`."""
         reason = f"the proxy ({self.source}) answered {status} when asked for {host}"
         if status in {401, 407}:  # tinyproxy answers 401 to a wrong password
             reason += ": it wants a user and password, or others than those in its URL"
@@ -63,7 +63,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxy for each scheme, and the hosts that are asked directly. `Proxies()` has no proxy."""
+    """The proxy for each scheme, and for which hosts there is none. `Proxies()` is none for any."""
 
     http: Proxy | None = None
     https: Proxy | None = None
@@ -87,17 +87,17 @@ class Proxies:
         )
 
     def for_url(self, url: URL) -> Proxy | None:
-        """Return the proxy for this http or https URL; None when it is asked directly."""
+        """Return the proxy that must be asked for this http or https URL; None when it is asked directly."""
         proxy = self.https if url.scheme == "https" else self.http
         return None if proxy is None or excepted(url.raw_host or "", self.no_proxy, url.port) else proxy
 
 
 def excepted(host: str, no_proxy: str, port: int | None = None) -> bool:
-    """Return whether `no_proxy`, with commas or blanks between its entries, matches `host`, as curl reads it.
+    """Whether `no_proxy`, with commas or blanks between its entries, has `host`, as curl reads it.
 
-    A name matches itself and all names below it, whether it begins with a dot or not. An address matches itself, and a
-    network such as 10.0.0.0/8 its addresses; names are not looked up. `*` matches everything. Beyond curl, an entry
-    that ends with `:` and a port matches that port only.
+    A name has itself and all that ends with a dot and it, whether it begins with a dot or not; an address has itself, a
+    network such as 10.0.0.0/8 its addresses; names are not looked up. `*` has everything. Beyond curl, an entry that
+    ends with `:` and a port has that port only.
     """
     entries = [entry for entry in _of_port(no_proxy.replace(",", " ").lower().split(), port) if entry]
     if "*" in entries:
@@ -111,7 +111,7 @@ def excepted(host: str, no_proxy: str, port: int | None = None) -> bool:
 
 
 def _of_port(entries: Sequence[str], port: int | None) -> Iterator[str]:
-    """Return the entries for this port, without their ports."""
+    """The entries without their ports, but for those of other ports."""
     for entry in entries:
         ended = _PORT.fullmatch(entry)
         if ended is None:

@@ -1,7 +1,7 @@
-"""Limits how fast images come from upstream, for all fills of all processes of a mirror: one leaky bucket.
+"""How fast images may come from upstream, among all fills of all processes of a mirror: one leaky bucket.
 
-Its state is a few numbers in memory that the processes share. A fill that took more than the bucket holds waits before
-it takes again. While it waits nothing is read, and TCP slows upstream down.
+Its state is a few numbers in memory that the processes share, and what they take is added up there. A fill that took
+more than the bucket holds waits before it takes again; meanwhile nothing is read, and TCP slows upstream down.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ LOOK = 0.25
 """Seconds that a fill sleeps at most before it looks whether the rate has changed."""
 
 _STATE = struct.Struct("ddd")
-"""When it was drained last (CLOCK_MONOTONIC, the same in all processes), bytes in it, bytes per second or 0."""
+"""When it was looked at last (CLOCK_MONOTONIC, the same in all processes), bytes in it, bytes per second or 0."""
 
 
 class Throttle:
-    """The bucket. `descriptor` is that of another process's bucket, to share it; without one, it is a new bucket."""
+    """The bucket. `descriptor` is that of another process's, which it is to share; without one it is a new one."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -40,13 +40,13 @@ class Throttle:
         self._state = mmap.mmap(descriptor, _STATE.size)
 
     def limit(self, rate: int | None) -> None:
-        """Limit it to this many bytes per second, for all processes that share it; None: no limit."""
+        """From now on this many bytes per second, for all who share it; None: as many as come."""
         with self._locked():
             _, level, _ = self._drained()
             _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))
 
     async def pass_on(self, piece: bytes) -> AsyncIterator[bytes]:
-        """Yield a received piece at the limited rate: in small steps on a thin line, so that no reader starves."""
+        """Give what was received as it may come: in small steps on a thin line, or readers would starve in between."""
         start = 0
         while start < len(piece):
             _, _, rate = _STATE.unpack_from(self._state)
@@ -57,14 +57,14 @@ class Throttle:
             start = stop
 
     async def take(self, size: int) -> None:
-        """Count `size` bytes, and return when more may be taken."""
+        """Count `size` bytes; return when there may be more."""
         wait = self._put(size)
         while wait > 0:
             await asyncio.sleep(min(wait, LOOK))
             wait = self._put(0)
 
     def _put(self, size: int) -> float:
-        """Put bytes into the bucket. Returns the seconds until it has room for more."""
+        """Put bytes into the bucket; seconds until it has room for more."""
         with self._locked():
             now, level, rate = self._drained()
             if not rate:
@@ -73,7 +73,7 @@ class Throttle:
             return (level + size) / rate - BURST_SECONDS
 
     def _drained(self) -> tuple[float, float, float]:
-        """Return the state as it is now."""
+        """The state as it is now."""
         then, level, rate = _STATE.unpack_from(self._state)
         now = time.monotonic()
         return now, max(0.0, level - (now - then) * rate), rate

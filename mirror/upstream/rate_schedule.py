@@ -1,4 +1,4 @@
-"""Sets the throttle to the rate that holds at this time of the day."""
+"""Set the throttle to the rate that holds at this time of the day."""
 
 import asyncio
 import logging
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The rates of a day: that of the first open one of `windows`, else `otherwise`; None: no limit."""
+    """How fast a line may be used: as the first of `windows` says that is open, else at `otherwise`; None: at will."""
 
     windows: Sequence[RateWindow] = ()
     otherwise: int | None = None
 
     def at(self, moment: datetime, zone: tzinfo | None = None) -> int | None:
-        """Return the rate at that time, in bytes per second."""
+        """Bytes per second."""
         for each in self.windows:
             if schedule.is_open(each.window, moment, zone):
                 return each.rate
@@ -35,7 +35,7 @@ class Rates:
 
 
 class RateSchedule:
-    """Keeps `throttle` at the rate of this time of the day."""
+    """What `throttle` is set to."""
 
     def __init__(self, throttle: Throttle, config: Upstream, now: Callable[[], datetime] | None = None) -> None:
         self._throttle = throttle
@@ -45,13 +45,13 @@ class RateSchedule:
         self.take_up(config)
 
     def take_up(self, config: Upstream) -> None:
-        """Take up another `max_rate` and other `rates`."""
+        """From now on `max_rate` and `rates` are these."""
         self._rates = Rates(config.rates, config.max_rate)
         self._look()
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Change the rate as the day goes by, while the context lasts."""
+        """Change the rate meanwhile as the day goes by."""
         keeping = asyncio.create_task(self._keep(), name="pace")
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a status of upstream or of a redirect target means: one table for metadata, the image, resumes and `get`."""
+"""What a status of upstream's or of a redirect target's means: one table for metadata, the image, resumes and `get`."""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ TABLE = (
 
 
 def meaning(status: int) -> Meaning:
-    """Look the status up. One that is not in the table means what the first of its class means (section 15)."""
+    """Look the status up; one that is not in the table means what the first of its class does (section 15)."""
     return TABLE.get(status) or (Meaning.PASSES if status >= 500 else Meaning.FINAL)
 
 
 def passes(status: int) -> bool:
-    """Return whether the same request may succeed another time."""
+    """Whether the same request may be answered another time."""
     return meaning(status) is Meaning.PASSES
 
 
