@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# The oldest Python that README promises; the pins are resolved by it, and hold for every newer one: constraints.txt for
-# what the mirror runs on, constraints-dev.txt for what tests, documents and releases need besides.
+# The oldest Python that README promises; constraints.txt is resolved by it, and holds for every newer one.
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
@@ -66,6 +65,7 @@ docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask 
 release: $(VENV)/dev.ok     ## build and try out what is handed out, then cut the CHANGELOG; pushes nothing
 	@$(BIN)/python -m tools.release
 
+# What the mirror runs on comes first, so that no tool for tests, documents or releases holds it back.
 pins:                       ## constraints.txt and constraints-dev.txt anew: the newest versions that the oldest Python takes
 	@$(PYTHON) -c '$(VERSION); sys.exit(version != wanted)' || { echo "The pins are resolved by the oldest Python that is promised, $(OLDEST), as on Debian 12; there: make pins PYTHON=/usr/bin/python3" >&2; exit 2; }
 	@rm -rf build/pins
