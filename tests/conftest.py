@@ -1,11 +1,16 @@
-"""What holds for all tests. The fixtures they share are in tests/support/fixtures.py."""
+"""What holds for all tests. The fixtures they share are in tests/support."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.support.fixtures", "tests.support.s3.fixtures"]
+pytest_plugins = [
+    "tests.support.fixtures",
+    "tests.support.s3.fixtures",
+    "tests.support.s3.replicas",
+    "tests.support.s3.with_image",
+]
 
 _FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
 

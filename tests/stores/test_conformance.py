@@ -20,7 +20,7 @@ from mirror.store.disk.verification import Verdict
 from mirror.store.s3 import coordinator as coordinator
 from mirror.store.s3 import lease, parts, source, upload
 from mirror.store.s3 import store as s3_store
-from tests.stores.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
+from tests.support.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import TestBucket, make_bucket
 from tests.support.s3.server import S3Server
 from tests.support.scripted import Opening, metadata_of

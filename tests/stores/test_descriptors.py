@@ -20,7 +20,7 @@ from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
-from tests.property.test_machine import HOLDBACK, METADATA, SIZES, Fate, ScriptedUpstream
+from tests.support.scripted_upstream import HOLDBACK, METADATA, SIZES, Fate, ScriptedUpstream
 
 
 @pytest.fixture

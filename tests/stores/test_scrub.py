@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from mirror.images.scrub import Scrubber
-from tests.stores.test_disk import put
-from tests.support.scripted import disk_store
+from tests.support.scripted import disk_store, put
 
 
 async def test_an_image_that_cannot_be_verified_now_keeps_no_other_waiting(tmp_path: Path) -> None:

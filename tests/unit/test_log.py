@@ -17,6 +17,7 @@ import mirror
 from mirror.admin.recent_events import Events
 from mirror.common.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
 from mirror.common.metrics import Metrics
+from tests.support.documents import listed
 
 SOURCE = Path(mirror.__file__).parent
 PAGE = SOURCE.parent / "docs" / "logs.md"
@@ -251,14 +252,6 @@ def calls(*names: str) -> Iterator[tuple[str, ast.Call]]:
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if called in names:
                     yield f"{path.relative_to(SOURCE.parent)}:{node.lineno}", node
-
-
-def listed() -> set[str]:
-    """The names that docs/logs.md has in its last table."""
-    rows = re.findall(r"^\| (`.*?`) \|", PAGE.read_text().partition("## What happens, by name")[2], re.MULTILINE)
-    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if name != "event.action"]
-    assert len(names) == len(set(names)), "a name is listed twice"
-    return set(names)
 
 
 def patterns(node: ast.expr) -> Iterator[str]:
