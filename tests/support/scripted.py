@@ -12,6 +12,7 @@ from pathlib import Path
 from mirror.images.retention import evictable
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Broken, NoSource, Stream
+from mirror.store.base import Transfer
 from mirror.store.disk.partial_file import PartialFile
 from mirror.store.disk.store import DiskStore
 
