@@ -72,6 +72,7 @@ docs: $(VENV)/dev.ok        ## build/site, this documentation as pages that ask 
 release: $(VENV)/dev.ok     ## build and try out what is handed out, then cut the CHANGELOG; pushes nothing
 	@$(BIN)/python -m tools.release
 
+# What the mirror runs on comes first, so that no tool for tests, documents or releases holds it back.
 pins:                       ## constraints.txt and constraints-dev.txt anew: the newest versions that the oldest Python takes
 	@$(PYTHON) -c '$(VERSION); sys.exit(version != wanted)' || { echo "The pins are resolved by the oldest Python that is promised, $(OLDEST), as on Debian 12; there: make pins PYTHON=/usr/bin/python3" >&2; exit 2; }
 	@rm -rf build/pins

@@ -1,11 +1,20 @@
-"""What holds for all tests. The fixtures they share are in tests/support/fixtures.py."""
+"""What holds for all tests. The fixtures they share are in tests/support."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-pytest_plugins = ["tests.support.fixtures", "tests.support.s3.fixtures"]
+pytest_plugins = [
+    "tests.support.fixtures",
+    "tests.support.s3.fixtures",
+    "tests.support.s3.replicas",
+    "tests.support.s3.with_image",
+]
+
+hypothesis.settings.register_profile("tests", deadline=None)  # how fast a machine is, is no property
+hypothesis.settings.load_profile("tests")
 
 _FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
 

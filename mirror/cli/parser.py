@@ -230,10 +230,7 @@ def _duration(text: str) -> float:
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options that may stand before or after the command.
-
-    After it they have no default, so that they override only when they are given.
-    """
+    """Add what is understood before and after the command; suppressed there, so that it overrides only if given."""
     parser.add_argument(
         "-c",
         "--config",

@@ -21,7 +21,7 @@ _FILL = (1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600
 
 
 class Metrics:
-    """The metrics of one process. Attributes are metrics of prometheus-client, in the registry of that name."""
+    """What one process counts. Attributes are metrics of prometheus-client, in the registry of that name."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

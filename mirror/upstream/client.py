@@ -1,4 +1,4 @@
-"""Asks upstream for metadata, for the image from an offset, and for the few requests that are passed through.
+"""Asking upstream: metadata, the image from an offset, and the few requests that are passed through.
 
 A client's `Authorization` goes to the upstream origin and to nothing that a redirect leads to. URLs are secrets as soon
 as they carry a query, so messages and logs name hosts only.

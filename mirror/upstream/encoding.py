@@ -1,4 +1,4 @@
-"""Decodes small answers that come compressed although nobody asked for that. An image is never decoded."""
+"""Bodies that come compressed although nobody asked for that: small answers are decoded, an image never is."""
 
 import zlib
 from collections.abc import Mapping

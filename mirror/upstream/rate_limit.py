@@ -1,4 +1,4 @@
-"""Limits how fast images come from upstream, for all fills of all processes of a mirror: one leaky bucket.
+"""How fast images may come from upstream, among all fills of all processes of a mirror: one leaky bucket.
 
 Its state is a few numbers in memory that the processes share, and what they take is added up there. A fill that took
 more than the bucket holds waits before it takes again; meanwhile nothing is read, and TCP slows upstream down.

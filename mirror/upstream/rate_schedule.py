@@ -1,4 +1,4 @@
-"""Sets the throttle to the rate that holds at this time of the day."""
+"""Set the throttle to the rate that holds at this time of the day."""
 
 import asyncio
 import logging
@@ -51,7 +51,7 @@ class RateSchedule:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Change the rate as the day goes by, while the context lasts."""
+        """Change the rate meanwhile as the day goes by."""
         keeping = asyncio.create_task(self._keep(), name="pace")
         try:
             yield

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle.signatures import NAMESPACE
-from tests.support.air_gap import Site, put, sum_again
+from tests.support.air_gap import Site, allowed, key_of, put, sum_again
 from tests.support.commands import COMMAND, environment, one_line
 from tests.support.needs import needs
 from tests.support.processes import eventually
@@ -220,20 +220,6 @@ def test_other_metadata_of_an_image_that_is_stored_does_not_make_it_current(
 
 
 # Its signature
-
-
-def key_of(directory: Path, name: str) -> Path:
-    """A new key without a passphrase."""
-    keygen = needs("ssh-keygen", "apt-get install openssh-client")
-    subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)], check=True)
-    return directory / name
-
-
-def allowed(directory: Path, key: Path, principal: str = "alice@example.com", options: str = "") -> Path:
-    """A file that allows one key."""
-    path = directory / "allowed_signers"
-    path.write_text(f"{principal} {options} {key.with_name(key.name + '.pub').read_text()}")
-    return path
 
 
 def sign(bundle: Path, key: Path, namespace: str = NAMESPACE) -> None:

@@ -1,9 +1,7 @@
 """Guarantee 9: memory depends neither on the image's size nor on clients that read slowly or not at all."""
 
-import hashlib
 import re
 import socket
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
-from tests.support.downloads import fetch
+from tests.support.downloads import digest_of, fetch
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, MirrorProcess
 
@@ -85,10 +83,3 @@ def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little(
         assert simulator.image_sha256("first") not in {each.result() for each in slow}
         assert simulator.counters().store_gets <= 4
         assert peak_memory(mirror) < limit
-
-
-def digest_of(command: list[str]) -> str:
-    """The SHA-256 of what a command writes."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        return hashlib.file_digest(process.stdout, "sha256").hexdigest()  # type: ignore[arg-type] # a pipe will do

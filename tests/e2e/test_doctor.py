@@ -29,7 +29,7 @@ from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.certificates import certificate
 from tests.support.circles import circle, relay
-from tests.support.commands import run_forked
+from tests.support.commands import clean_environment, run_forked
 from tests.support.fixtures import Ask, Canary
 from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
@@ -54,15 +54,6 @@ class Report:
 
     def failed(self) -> list[str]:
         return [each["check"] for each in self.findings if not each["ok"]]
-
-
-def clean_environment() -> dict[str, str]:
-    """As on a host, wherever the tests run."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PPS_MIRROR", "DATAROBOT", "KUBERNETES")) and not name.lower().endswith("_proxy")
-    } | {"container": ""}
 
 
 class Doctor:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import Simulator
-from tests.e2e.test_doctor import clean_environment
+from tests.support.commands import clean_environment
 from tests.support.needs import needs
 from tests.support.other_user import UID, command_as
 from tests.support.processes import MirrorProcess

@@ -16,10 +16,10 @@ import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
 from tests.support.admin import actions_of
+from tests.support.documents import listed
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import SIZE, Ask, FreshMirror
 from tests.support.processes import MirrorProcess, eventually
-from tests.unit.test_log import listed
 
 pytestmark = pytest.mark.real_command
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.e2e.test_command_line_clients import Shell
-from tests.e2e.test_s3 import HIT, OBJECT, Make, get, make
 from tests.support.downloads import AUTHORIZED, Download, fetch
 from tests.support.fixtures import Canary
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
+from tests.support.s3.with_image import HIT, OBJECT, Make, get
+from tests.support.shell import Shell
 
 MIB = 1 << 20
 SIZE = 12 * MIB
@@ -26,8 +26,6 @@ HELD = 64 << 10
 LONG = 4 * MIB
 THIN = 256 << 10
 """Bytes per second: a fill would take the better part of a minute."""
-
-__all__ = ["make"]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +58,10 @@ def part(mirror: ForkedMirror, wanted: str) -> Download:
 
 
 def test_a_range_does_not_wait_for_a_fill_that_has_not_come_there(
-    make: Make, shell: Shell, simulator: Simulator, front: Front
+    mirror_on: Make, shell: Shell, simulator: Simulator, front: Front
 ) -> None:
     front.rate = THIN
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         for start, stop in ((8 * MIB, 8 * MIB + 100_000), (SIZE - HELD - 10, SIZE - HELD)):
             assert shell.curl("-r", f"{start}-{stop - 1}", "-o", "it", mirror.image_url).status == 0
             assert shell.read("it") == simulator.read("first")[start:stop]
@@ -79,10 +77,10 @@ def test_a_range_does_not_wait_for_a_fill_that_has_not_come_there(
 
 
 def test_the_last_bytes_of_a_range_wait_until_the_fill_has_found_the_object_right(
-    make: Make, simulator: Simulator, front: Front
+    mirror_on: Make, simulator: Simulator, front: Front
 ) -> None:
     front.rate = THIN
-    with make(local_copy=True) as mirror, ThreadPoolExecutor(1) as pool:
+    with mirror_on(local_copy=True) as mirror, ThreadPoolExecutor(1) as pool:
         with part(mirror, f"bytes={SIZE - HELD - 1000}-") as download:
             assert download.read(1000) == simulator.read("first")[-HELD - 1000 : -HELD]
             rest = pool.submit(download.read, 1)
@@ -102,10 +100,10 @@ def test_the_last_bytes_of_a_range_wait_until_the_fill_has_found_the_object_righ
 
 
 def test_a_range_of_an_object_with_other_bytes_never_gets_its_last_ones(
-    make: Make, simulator: Simulator, bucket: TestBucket, front: Front
+    mirror_on: Make, simulator: Simulator, bucket: TestBucket, front: Front
 ) -> None:
     image_hash = simulator.image_sha256("first")
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         bucket.write(f"images/{image_hash}", b"x" * 100 + simulator.read("first")[100:])
         front.rate = THIN
         with part(mirror, f"bytes={SIZE - HELD - 1000}-") as download:
@@ -131,10 +129,10 @@ DEEDS: dict[str, Callable[[TestBucket, str], None]] = {"replaced": replaced, "de
 
 @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
 def test_a_range_ends_in_a_reset_when_the_object_is_another_one_in_the_middle(
-    make: Make, simulator: Simulator, bucket: TestBucket, front: Front, deed: Callable[[TestBucket, str], None]
+    mirror_on: Make, simulator: Simulator, bucket: TestBucket, front: Front, deed: Callable[[TestBucket, str], None]
 ) -> None:
     start = 4 * MIB
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         front.rate = THIN
         # Both are cut, and cannot go on before it is done.
         front.trouble(Trouble("GET", OBJECT, times=2, cut_after=MIB), Trouble("GET", OBJECT, close=True))
@@ -150,10 +148,10 @@ def test_a_range_ends_in_a_reset_when_the_object_is_another_one_in_the_middle(
 
 
 def test_aria2c_with_four_connections_gets_it_right(
-    make: Make, shell: Shell, simulator: Simulator, front: Front
+    mirror_on: Make, shell: Shell, simulator: Simulator, front: Front
 ) -> None:
     front.rate = MIB
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         ended = shell.aria2c("--quiet", mirror.image_url)
         assert ended.status == 0, ended
         (name,) = [path.name for path in shell.directory.iterdir()]
@@ -166,9 +164,9 @@ def test_aria2c_with_four_connections_gets_it_right(
 
 
 def test_a_range_waits_for_the_fill_as_before_when_the_bucket_does_not_give_it(
-    make: Make, simulator: Simulator, front: Front
+    mirror_on: Make, simulator: Simulator, front: Front
 ) -> None:
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         front.rate = 8 * MIB
         with Download(mirror.image_url, headers=AUTHORIZED) as whole:
             whole.read(1)
@@ -180,8 +178,8 @@ def test_a_range_waits_for_the_fill_as_before_when_the_bucket_does_not_give_it(
             assert whole.ended == "complete"
 
 
-def test_fifty_ranges_ahead_of_a_fill_take_little_memory(make: Make, simulator: Simulator, front: Front) -> None:
-    with make(local_copy=True) as mirror:
+def test_fifty_ranges_ahead_of_a_fill_take_little_memory(mirror_on: Make, simulator: Simulator, front: Front) -> None:
+    with mirror_on(local_copy=True) as mirror:
         front.rate = MIB
         fetching = part(mirror, "bytes=0-0")
         with closing(fetching), ThreadPoolExecutor(50) as pool:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, Simulator
-from tests.e2e.test_air_gap_attacks import allowed, key_of
-from tests.support.air_gap import Site, put
+from tests.support.air_gap import Site, allowed, key_of, put
 from tests.support.commands import COMMAND, environment, one_line
 from tests.support.needs import needs
 

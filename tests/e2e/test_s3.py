@@ -5,7 +5,7 @@ import functools
 import hashlib
 import http.client
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +16,7 @@ from datarobot.client import Client
 from datarobot.rest import RESTClientObject
 
 from mirror.simulator.client import TOKEN, ImageSpec, Simulator
-from tests.e2e.test_bounded_memory import digest_of
-from tests.e2e.test_command_line_clients import Ended, Shell
-from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.downloads import digest_of, fetch
 from tests.support.fixtures import Canary
 from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
@@ -26,14 +24,12 @@ from tests.support.processes import MirrorProcess, eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
 from tests.support.s3.server import S3Server
+from tests.support.s3.with_image import HIT, OBJECT, Make, get
+from tests.support.shell import Ended, Shell
 
 MIB = 1 << 20
 SIZE = 12 * MIB
-HIT = "pps-mirror; hit"
-OBJECT = "/images/[0-9a-f]{64}$"
 NAME = "datarobot-portable-prediction-api-first.tar.gz"
-
-Make = Callable[..., ForkedMirror]
 
 
 @pytest.fixture(scope="module")
@@ -45,36 +41,6 @@ def shared_simulator() -> Iterator[Simulator]:
     ]
     with Simulator.start(images) as simulator:
         yield simulator
-
-
-@pytest.fixture
-def make(tmp_path: Path, bucket: TestBucket, front: Front, simulator: Simulator) -> Make:
-    """Mirrors with empty disks over the bucket, which has the image; `s3` is for [store.s3]."""
-    image_hash = simulator.image_sha256("first")
-    bucket.write(f"images/{image_hash}.json", simulator.metadata_body("first"))
-    bucket.write(f"images/{image_hash}", simulator.read("first"))
-    made = 0
-
-    def make(
-        *, upstream: str | None = None, environ: Mapping[str, str] | None = None, auth: str = "upstream", **s3: object
-    ) -> ForkedMirror:
-        nonlocal made
-        made += 1
-        section = {"bucket": bucket.name, "endpoint_url": front.endpoint_url, "local_copy": False, **s3}
-        return ForkedMirror(
-            tmp_path / f"mirror-{made}",
-            simulator.api_url if upstream is None else upstream,
-            {"store.s3": section, "auth": {"mode": auth}, "upstream": {"metadata_ttl": "0s"}},
-            {**bucket.server.environ, **(environ or {})},
-        )
-
-    return make
-
-
-def get(mirror: MirrorProcess, method: str = "GET", **headers: str) -> Download:
-    sent = AUTHORIZED | {name.replace("_", "-"): value for name, value in headers.items()}
-    with Download(mirror.image_url, method, sent) as download:
-        return download.read_all()
 
 
 def image_headers(simulator: Simulator) -> dict[str, str]:
@@ -99,9 +65,11 @@ def on_disk(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def test_a_hit_from_the_bucket_is_like_one_from_disk_and_leaves_nothing_there(make: Make, simulator: Simulator) -> None:
+def test_a_hit_from_the_bucket_is_like_one_from_disk_and_leaves_nothing_there(
+    mirror_on: Make, simulator: Simulator
+) -> None:
     image, etag = simulator.read("first"), f'"{simulator.image_sha256("first")}"'
-    with make() as mirror:
+    with mirror_on() as mirror:
         for verified in (False, True):
             for wanted, part in (
                 ("bytes=100-199", image[100:200]),
@@ -132,9 +100,9 @@ def test_a_hit_from_the_bucket_is_like_one_from_disk_and_leaves_nothing_there(ma
 
 
 def test_a_line_to_the_bucket_that_breaks_is_gone_on_with_and_the_client_does_not_notice(
-    make: Make, front: Front, simulator: Simulator
+    mirror_on: Make, front: Front, simulator: Simulator
 ) -> None:
-    with make() as mirror:
+    with mirror_on() as mirror:
         front.trouble(
             Trouble("GET", OBJECT, times=1, cut_after=3 * MIB), Trouble("GET", OBJECT, times=1, cut_after=2 * MIB)
         )
@@ -145,7 +113,7 @@ def test_a_line_to_the_bucket_that_breaks_is_gone_on_with_and_the_client_does_no
 
 
 def test_fifty_downloads_from_the_bucket_stay_below_150_mib(
-    make: Make, bucket: TestBucket, s3_server: S3Server, tmp_path: Path
+    mirror_on: Make, bucket: TestBucket, s3_server: S3Server, tmp_path: Path
 ) -> None:
     size = 64 * MIB
     with Simulator.start([ImageSpec("large", size=size)]) as simulator:
@@ -153,7 +121,7 @@ def test_fifty_downloads_from_the_bucket_stay_below_150_mib(
         bucket.write(f"images/{sha256}.json", simulator.metadata_body("large"))
         bucket.write(f"images/{sha256}", simulator.read("large"))
         with (
-            make(upstream=simulator.api_url, endpoint_url=s3_server.endpoint_url) as mirror,
+            mirror_on(upstream=simulator.api_url, endpoint_url=s3_server.endpoint_url) as mirror,
             ThreadPoolExecutor(50) as pool,
         ):
             curl = needs("curl", "apt-get install curl")
@@ -170,9 +138,9 @@ def test_fifty_downloads_from_the_bucket_stay_below_150_mib(
 
 
 def test_an_empty_disk_is_filled_from_the_bucket_and_upstreams_image_is_not_asked_for(
-    make: Make, bucket: TestBucket, simulator: Simulator
+    mirror_on: Make, bucket: TestBucket, simulator: Simulator
 ) -> None:
-    with make(local_copy=True) as mirror:
+    with mirror_on(local_copy=True) as mirror:
         for _ in range(2):
             outcome = fetch(mirror.image_url)
             assert (outcome.sha256, outcome.cache_status) == (simulator.image_sha256("first"), HIT)
@@ -211,8 +179,10 @@ def is_in(bucket: TestBucket, image_hash: str) -> bool:
 
 
 @pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
-def test_without_upstream_what_is_in_the_bucket_is_served(make: Make, simulator: Simulator, local_copy: bool) -> None:
-    with make(upstream="", auth="open", local_copy=local_copy) as mirror:
+def test_without_upstream_what_is_in_the_bucket_is_served(
+    mirror_on: Make, simulator: Simulator, local_copy: bool
+) -> None:
+    with mirror_on(upstream="", auth="open", local_copy=local_copy) as mirror:
         for _ in range(2):
             outcome = fetch(mirror.image_url, headers={})
             assert (outcome.status, outcome.cache_status) == (200, HIT)
@@ -223,9 +193,9 @@ def test_without_upstream_what_is_in_the_bucket_is_served(make: Make, simulator:
 
 
 @pytest.fixture
-def redirecting(make: Make, s3_server: S3Server) -> Iterator[ForkedMirror]:
+def redirecting(mirror_on: Make, s3_server: S3Server) -> Iterator[ForkedMirror]:
     """A mirror that sends clients to the server's own address, not to the one that it asks itself."""
-    with make(serve="redirect", public_endpoint_url=s3_server.endpoint_url) as mirror:
+    with mirror_on(serve="redirect", public_endpoint_url=s3_server.endpoint_url) as mirror:
         yield mirror
 
 
@@ -284,15 +254,15 @@ def test_a_miss_is_streamed_and_the_next_client_redirected(
     eventually(lambda: get(redirecting).status == 302, what="a redirect")
 
 
-def test_the_url_expires(make: Make, canary: Canary) -> None:
-    with make(serve="redirect", presign_ttl="1s") as mirror:
+def test_the_url_expires(mirror_on: Make, canary: Canary) -> None:
+    with mirror_on(serve="redirect", presign_ttl="1s") as mirror:
         url = location(mirror, canary)
         assert status_of(url) == 200
         eventually(lambda: status_of(url) == 403, what="its end")
 
 
-def test_a_bucket_that_fails_redirects_nobody(make: Make, front: Front, simulator: Simulator) -> None:
-    with make(serve="redirect") as mirror:
+def test_a_bucket_that_fails_redirects_nobody(mirror_on: Make, front: Front, simulator: Simulator) -> None:
+    with mirror_on(serve="redirect") as mirror:
         front.trouble(Trouble(status=403, code="ExpiredToken"))
         outcome = fetch(mirror.image_url)
         assert (outcome.status, outcome.cache_status) == (200, "pps-mirror; fwd=bypass")
@@ -307,9 +277,9 @@ def shell(tmp_path: Path, canary: Canary) -> Shell:
 
 
 def test_curl_wget_and_aria2c_follow_and_save_it_under_its_name(
-    make: Make, shell: Shell, simulator: Simulator, front: Front
+    mirror_on: Make, shell: Shell, simulator: Simulator, front: Front
 ) -> None:
-    with make(serve="redirect") as mirror:
+    with mirror_on(serve="redirect") as mirror:
         programs: dict[str, Callable[[], Ended]] = {
             "curl": lambda: shell.curl("-L", "-OJ", mirror.image_url),
             "wget": lambda: shell.wget("--quiet", "--content-disposition", mirror.image_url),
@@ -331,11 +301,13 @@ def test_curl_wget_and_aria2c_follow_and_save_it_under_its_name(
 @pytest.mark.filterwarnings("ignore:Using an empty collection for 'allowed_methods':FutureWarning")
 @pytest.mark.filterwarnings("ignore:Client version is ahead of server version:UserWarning")
 def test_the_official_client_follows_and_keeps_its_token_to_itself(
-    make: Make, simulator: Simulator, front: Front, monkeypatch: pytest.MonkeyPatch
+    mirror_on: Make, simulator: Simulator, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     # The port of the mirror and that of the bucket differ in name as well: else `requests` takes them for one host.
-    with make(serve="redirect", public_endpoint_url=front.endpoint_url.replace("127.0.0.1", "localhost")) as mirror:
+    with mirror_on(
+        serve="redirect", public_endpoint_url=front.endpoint_url.replace("127.0.0.1", "localhost")
+    ) as mirror:
         connected: RESTClientObject = Client(token=TOKEN, endpoint=f"{mirror.url}/api/v2")
         with closing(connected) as client:
             with client.get("mlops/portablePredictionServerImage/", stream=True) as answer:
@@ -346,11 +318,11 @@ def test_the_official_client_follows_and_keeps_its_token_to_itself(
 
 
 def test_everything_goes_over_https_with_a_private_ca(
-    make: Make, s3_server: S3Server, shell: Shell, simulator: Simulator
+    mirror_on: Make, s3_server: S3Server, shell: Shell, simulator: Simulator
 ) -> None:
     environ = {"AWS_CA_BUNDLE": str(s3_server.ca_file)}
     https = s3_server.https_endpoint_url
-    with make(serve="redirect", endpoint_url=https, environ=environ) as mirror:
+    with mirror_on(serve="redirect", endpoint_url=https, environ=environ) as mirror:
         assert shell.curl("-L", "--cacert", str(s3_server.ca_file), "-o", "it", mirror.image_url).status == 0
         assert shell.read("it") == simulator.read("first")
         simulator.roll_over("second")
@@ -359,13 +331,13 @@ def test_everything_goes_over_https_with_a_private_ca(
             simulator.image_sha256("second"),
             "pps-mirror; fwd=miss; stored",
         )
-    with make(endpoint_url=https) as mirror:
+    with mirror_on(endpoint_url=https) as mirror:
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("second")
         assert "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA" in mirror.log()
 
 
-def test_the_log_names_no_session_token(make: Make, canary: Canary, simulator: Simulator) -> None:
+def test_the_log_names_no_session_token(mirror_on: Make, canary: Canary, simulator: Simulator) -> None:
     canary.hide(session := "a-session-token-that-nobody-knows")
-    with make(environ={"AWS_SESSION_TOKEN": session}) as mirror:
+    with mirror_on(environ={"AWS_SESSION_TOKEN": session}) as mirror:
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
         assert "cannot be used" in mirror.log()

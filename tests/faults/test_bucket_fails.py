@@ -1,13 +1,9 @@
 """Guarantee 8 with a bucket: whatever is wrong with it, clients get the right bytes or a reset, and it is said why."""
 
-import hashlib
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +13,11 @@ from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Download, Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
-from tests.support.s3.fixtures import TestBucket, make_bucket, make_server
+from tests.support.s3.fixtures import make_bucket, make_server
 from tests.support.s3.front import Front, Trouble
+from tests.support.s3.replicas import BYPASS, CONSTANTS, HIT, MIB, SIZE, STORED, WELL, Replicas, health, mend
 from tests.support.s3.server import S3Server, credentials
 from tests.support.s3.weed import Weed
-
-MIB = 1 << 20
-SIZE = 12 * MIB
-CONSTANTS = {
-    "mirror.store.s3.outage:SPARED": 1.0,
-    "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.maintenance:FIRST": 0.5,
-    "mirror.store.s3.maintenance:INTERVAL": 0.5,
-}
-
-HIT = "pps-mirror; hit"
-STORED = "pps-mirror; fwd=miss; stored"
-BYPASS = "pps-mirror; fwd=bypass"
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
@@ -45,98 +29,9 @@ def shared_simulator() -> Iterator[Simulator]:
         yield simulator
 
 
-@dataclass(frozen=True, slots=True)
-class Replicas:
-    """Makes mirrors with empty disks over one bucket, reached through the front, or else at `endpoint`."""
-
-    directory: Path
-    front: Front
-    bucket: TestBucket
-    simulator: Simulator
-
-    def make(
-        self,
-        name: str = "mirror",
-        *,
-        local_copy: bool,
-        upstream: bool = True,
-        endpoint: str | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> ForkedMirror:
-        """Make one, not started."""
-        sections: dict[str, dict[str, object]] = {
-            "upstream": {"metadata_ttl": "0s"},
-            "auth": {} if upstream else {"mode": "open"},
-            "store.s3": {
-                "bucket": self.bucket.name,
-                "endpoint_url": endpoint or self.front.endpoint_url,
-                "local_copy": local_copy,
-            },
-        }
-        mirror = ForkedMirror(
-            self.directory / name,
-            self.simulator.api_url if upstream else "",
-            sections,
-            environ or self.bucket.server.environ,
-        )
-        mirror.constants = CONSTANTS
-        return mirror
-
-    @property
-    def image(self) -> str:
-        """The name of the current image's object."""
-        return f"images/{self.simulator.image_sha256('first')}"
-
-    def arrived(self) -> bool:
-        """Whether the image is in the bucket, and right."""
-        image = self.bucket.read(self.image)
-        return image is not None and hashlib.sha256(image).hexdigest() == self.simulator.image_sha256("first")
-
-    def assert_right(self, outcome: Outcome, *cache_status: str) -> None:
-        """The client got the image, and was told that it came that way."""
-        assert (outcome.status, outcome.ended) == (200, "complete")
-        assert outcome.sha256 == self.simulator.image_sha256("first")
-        assert not cache_status or outcome.cache_status in cache_status
-
-
-@pytest.fixture
-def replicas(tmp_path: Path, front: Front, bucket: TestBucket, simulator: Simulator) -> Replicas:
-    return Replicas(tmp_path, front, bucket, simulator)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What `/readyz` says."""
-
-    status: int
-    reasons: str
-    degraded: str
-
-
-def health(mirror: ForkedMirror) -> Health:
-    """Ask as an orchestrator does, who is not patient."""
-    try:
-        with urllib.request.urlopen(f"{mirror.admin_url}/readyz", timeout=5) as answer:
-            status, said = answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        status, said = error.code, json.load(error)
-    assert said["ready"] == (status == 200)
-    return Health(status, "; ".join(said["reasons"]), "; ".join(said["degraded"]))
-
-
-WELL = Health(200, "", "")
-
-
 def always(status: int, code: str) -> Callable[[Front], None]:
     """The front answers every request so."""
     return lambda front: front.trouble(Trouble(status=status, code=code))
-
-
-def mend(front: Front) -> None:
-    """End whatever is wrong with it."""
-    front.clear()
-    front.refuse()
-    front.listen()
 
 
 CAUSES: Mapping[str, tuple[Callable[[Front], None], str]] = {

@@ -11,24 +11,12 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import TOKEN, ImageSpec, Simulator
-from tests.faults.test_bucket_fails import (
-    BYPASS,
-    CONSTANTS,
-    HIT,
-    MIB,
-    STORED,
-    WELL,
-    Replicas,
-    health,
-    mend,
-    replicas,
-    shared_simulator,
-)
 from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
+from tests.support.s3.replicas import BYPASS, CONSTANTS, HIT, MIB, SIZE, STORED, WELL, Replicas, health, mend
 
 OBJECT = "/images/[0-9a-f]{64}$"
 
@@ -42,8 +30,6 @@ QUICK = {
 REMEMBERING = {**QUICK, "mirror.store.s3.store:REMEMBERED": 1000.0}
 """What the bucket said of an object once is believed: it goes within that time."""
 
-__all__ = ["replicas", "shared_simulator"]
-
 AWAY: Mapping[str, Callable[[Front], None]] = {
     "hangs": lambda front: front.trouble(Trouble(stall=True)),
     "hangs at bytes": lambda front: front.trouble(Trouble("GET", OBJECT, stall=True)),
@@ -52,6 +38,13 @@ AWAY: Mapping[str, Callable[[Front], None]] = {
     "refuses bytes": lambda front: front.trouble(Trouble("GET", OBJECT, status=403, code="AccessDenied")),
 }
 goes = pytest.mark.parametrize("go", AWAY.values(), ids=AWAY)
+
+
+@pytest.fixture(scope="module")
+def shared_simulator() -> Iterator[Simulator]:
+    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
+    with Simulator.start(images) as simulator:
+        yield simulator
 
 
 @contextmanager

@@ -82,6 +82,7 @@ def served(mirror: MirrorProcess) -> bool:
 def test_each_worker_has_its_own_descriptors(tmp_path: Path, simulator: Simulator) -> None:
     with limited(tmp_path, simulator, LIMIT, workers=2) as mirror, ExitStack() as stack:
         crowd(mirror, stack, 4 * LIMIT)
+        eventually(lambda: not any(served(mirror) for _ in range(6)), what="a crowd at each of them")
         assert ask_admin(mirror, "GET", "/healthz").status == 200
         stack.close()
         eventually(lambda: served(mirror), what="room again, when the crowd has left")

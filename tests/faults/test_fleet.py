@@ -23,10 +23,10 @@ from tests.support.s3.server import S3Server
 PART = 5 << 20
 SIZE = 24 << 20
 RATE = 12e6
-CRAWL = 2e5
-"""Bytes per second of a line that all but stands still."""
-
 """Bytes a second of upstream's line."""
+
+CRAWL = 5e4
+"""Bytes a second of a line that all but stands still."""
 
 LEASE = 3.0
 """Seconds that a lease lives here; servers tell times in whole seconds."""

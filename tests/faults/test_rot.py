@@ -16,6 +16,7 @@ from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Outcome, fetch
 from tests.support.fixtures import FreshMirror
 from tests.support.processes import MirrorProcess, eventually
+from tests.support.rot import assert_right, flip, image_file, quarantined
 
 SIZE = 6 << 20
 
@@ -33,30 +34,6 @@ def mirror(fresh_mirror: FreshMirror, simulator: Simulator) -> MirrorProcess:
     assert_right(fetch(mirror.image_url), simulator)
     simulator.reset_log()
     return mirror
-
-
-def assert_right(outcome: Outcome, simulator: Simulator, name: str = "first") -> None:
-    assert (outcome.status, outcome.ended, outcome.sha256) == (200, "complete", simulator.image_sha256(name))
-
-
-def image_file(mirror: MirrorProcess, simulator: Simulator, name: str = "first") -> Path:
-    return mirror.store / "images" / simulator.image_sha256(name) / "image"
-
-
-def quarantined(mirror: MirrorProcess) -> list[Path]:
-    return sorted((mirror.store / "quarantine").iterdir())
-
-
-def flip(path: Path, offset: int, *, hidden: bool) -> None:
-    """Change one bit; `hidden` as a disk does it, without a trace in the file's times."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-    after = before.st_mtime_ns + (0 if hidden else 1_000_000)
-    os.utime(path, ns=(before.st_atime_ns, after))
 
 
 def lay_out(store: Path, simulator: Simulator, name: str, content: bytes | None = None) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.faults.test_rot import assert_right, flip, image_file, quarantined
-from tests.faults.test_unnamed import ordinary_mirror
 from tests.support.admin import CHANGING, ask_admin
 from tests.support.certificates import certificate
 from tests.support.commands import COMMAND, environment, run
 from tests.support.downloads import AUTHORIZED, Download, fetch
 from tests.support.fixtures import FreshMirror, Sections
 from tests.support.processes import MirrorProcess, eventually
+from tests.support.rights import ordinary_mirror
+from tests.support.rot import assert_right, flip, image_file, quarantined
 
 MIB = 1 << 20
 SIZE = 24 * MIB

@@ -1,9 +1,7 @@
 """Guarantee 8: a store that is full, read-only, failing or gone turns the mirror into a verifying pass-through."""
 
-import json
 import shutil
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
-from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
+from tests.support.admin import degraded
+from tests.support.downloads import AUTHORIZED, BYPASS, Download, at_once, fetch
 from tests.support.fixtures import Sections
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
@@ -20,8 +19,6 @@ from tests.support.small_disk import SmallDisk
 MIB = 1 << 20
 SIZE = 24 * MIB
 """Three times what the mirror keeps in memory of an image that it passes through."""
-
-BYPASS = "pps-mirror; fwd=bypass"
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +41,6 @@ def mirror_on(disk: SmallDisk, simulator: Simulator, sections: Sections | None =
         simulator.api_url,
         {"store": store, "upstream": {"metadata_ttl": "0s"}} | dict(sections or {}),
     )
-
-
-def degraded(mirror: MirrorProcess) -> list[str]:
-    """What it has to do without, as the admin listener says."""
-    with urllib.request.urlopen(f"{mirror.admin_url}/readyz", timeout=10) as answer:
-        said = json.load(answer)
-    assert said["ready"]
-    return list(said["degraded"])
 
 
 def test_a_disk_too_small_for_the_image_passes_it_through_once_for_all_and_recovers_without_a_restart(

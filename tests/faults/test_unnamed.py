@@ -3,21 +3,22 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
-from tests.faults.test_store_fails import BYPASS, degraded
+from tests.support.admin import degraded
 from tests.support.by_hand import lay_out
 from tests.support.commands import COMMAND, environment, run
-from tests.support.downloads import AUTHORIZED, Download, at_once, fetch
+from tests.support.downloads import AUTHORIZED, BYPASS, Download, at_once, fetch
 from tests.support.fixtures import SIZE, Sections
 from tests.support.forked import ForkedMirror
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
+from tests.support.rights import ordinary_mirror, repair
 from tests.support.small_disk import SmallDisk
 
 MIB = 1 << 20
@@ -40,29 +41,6 @@ def owner(images: Path) -> None:
 def read_only_mount(images: Path) -> None:
     subprocess.run([needs("mount", "apt-get install mount", root=True), "--bind", images, images], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", images], check=True)
-
-
-def repair(images: Path) -> None:
-    """Take each of these back."""
-    if os.geteuid() == 0:
-        subprocess.run(["umount", "--lazy", "--quiet", images], check=False)
-        os.chown(images, 0, 0)
-    images.chmod(0o755)
-
-
-@contextmanager
-def ordinary_mirror(directory: Path, simulator: Simulator, sections: Sections | None = None) -> Iterator[MirrorProcess]:
-    """A mirror that the rights of files hold for, whoever runs the tests."""
-    mirror = MirrorProcess(directory, simulator.api_url, sections)
-    if os.geteuid() == 0:
-        dropped = "-dac_override,-dac_read_search,-fowner"
-        setpriv = needs("setpriv", "apt-get install util-linux", root=True)
-        mirror.through = [setpriv, f"--bounding-set={dropped}", f"--inh-caps={dropped}"]
-    with mirror:
-        try:
-            yield mirror
-        finally:
-            repair(mirror.store / "images")
 
 
 @pytest.mark.parametrize("cause", [mode, shut, owner, read_only_mount])

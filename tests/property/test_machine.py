@@ -7,23 +7,19 @@ removed by hand; partials are torn or altered while the mirror is down. What mus
 
 import asyncio
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import aiohttp
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from multidict import CIMultiDict
 
 from mirror.images import retry as patience
 from mirror.images.library import Library
@@ -32,50 +28,12 @@ from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk import partial_file
 from mirror.store.disk.store import DiskStore
-from mirror.upstream.client import ImageResponse, Upstream
-from mirror.upstream.rate_limit import Throttle
-from tests.support.scripted import metadata_of
+from mirror.upstream.client import Upstream
+from tests.support.scripted_upstream import HOLDBACK, IMAGES, METADATA, SIZES, Fate, ScriptedUpstream
 
-HOLDBACK = 2000
-PIECE = 1500
 PROCESSES = 2
 PATIENCE = 30.0
 """Seconds within which everything must come to rest: far more than it takes."""
-
-SIZES = (20_000, 20_000, 9_000, 100)
-"""Bytes of the images: two of one size, and one that is smaller than what is held back."""
-
-IMAGES = [random.Random(number).randbytes(size) for number, size in enumerate(SIZES)]
-METADATA = [metadata_of(image) for image in IMAGES]
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What becomes of one request for the image; as it stands, nothing. `after` counts body bytes."""
-
-    after: int | None = None
-    then: str = "cut"  # or "end" (cleanly), "hang" (until released)
-    drop: bool = False
-    status: int | None = None
-    redirected: bool = True
-    ranges: bool = True
-    etag: str = "right"  # or "none", "weak", "other"
-    shift: int = 0
-    total: int = 0
-    wrong_byte: int | None = None
-
-    @property
-    def lies(self) -> bool:
-        """Whether a fill may fail of it; what only breaks is no excuse."""
-        lasting = self.status is not None and self.status < 500 and self.status != 429
-        return (
-            lasting
-            or not self.ranges
-            or self.etag != "right"
-            or bool(self.shift or self.total)
-            or self.wrong_byte is not None
-            or (self.after is not None and self.then == "end")
-        )
 
 
 cuts = st.builds(Fate, after=st.integers(0, max(SIZES)), then=st.sampled_from(["cut", "cut", "hang"]))
@@ -110,102 +68,6 @@ class Client:
     def right(self) -> bytes:
         """What it should have by now."""
         return IMAGES[self.number][self.start : self.start + len(self.received)]
-
-
-class _Content:
-    """The body of an answer, as `aiohttp.StreamReader` gives it."""
-
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def iter_any(self) -> AsyncIterator[bytes]:
-        return self._pieces
-
-    async def read(self, _most: int) -> bytes:
-        return b"{}"
-
-
-@dataclass
-class _Answer:
-    status: int
-    headers: CIMultiDict[str]
-    content_length: int | None
-    content: _Content
-
-
-class ScriptedUpstream:
-    """Has one image at a time, as DataRobot does, and does to each request what the next fate says."""
-
-    def __init__(self) -> None:
-        self.current = 0
-        self.fates: list[Fate] = []
-        self.blamed: set[int] = set()
-        self.tainted: set[int] = set()
-        self.filling: list[int] = []
-        self.throttle = Throttle()
-        self._gate = asyncio.Event()
-
-    def release(self) -> None:
-        """Let go on what hangs now."""
-        self._gate.set()
-        self._gate = asyncio.Event()
-
-    @asynccontextmanager
-    async def image(self, caller: Caller, headers: dict[str, str]) -> AsyncIterator[ImageResponse]:
-        """See `Upstream.image`; the caller's id says which image it thinks that it will get."""
-        wanted = int(caller.request_id)
-        assert wanted not in self.filling, "two transfers of one image at once"
-        self.filling.append(wanted)
-        fate = self.fates.pop(0) if self.fates else Fate()
-        try:
-            await asyncio.sleep(0)
-            if fate.lies or self.current != wanted:  # it may have rolled over while the request was on its way
-                self.blamed.add(wanted)
-            if fate.drop:
-                raise aiohttp.ServerDisconnectedError
-            answer = cast("aiohttp.ClientResponse", self._answer(fate, wanted, headers))
-            yield ImageResponse(answer, "store.example", redirected=fate.redirected)
-        finally:
-            self.filling.remove(wanted)
-
-    def _answer(self, fate: Fate, wanted: int, headers: dict[str, str]) -> _Answer:
-        image = IMAGES[self.current]
-        etag = {"right": f'"{self.current}"', "weak": f'W/"{self.current}"', "other": '"other"'}.get(fate.etag)
-        answer = CIMultiDict({"ETag": etag} if etag else {})
-        if fate.status is not None:
-            return _Answer(fate.status, answer, 2, _Content(_nothing()))
-        asked = headers.get("Range")
-        if asked is None or not fate.ranges or headers.get("If-Range") not in {None, f'"{self.current}"'}:
-            return _Answer(200, answer, len(image), _Content(self._pieces(fate, wanted, image, 0)))
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(image):
-            answer["Content-Range"] = f"bytes */{len(image)}"
-            return _Answer(416, answer, 2, _Content(_nothing()))
-        start = min(max(0, start + fate.shift), len(image) - 1)
-        answer["Content-Range"] = f"bytes {start}-{len(image) - 1}/{len(image) + fate.total}"
-        return _Answer(206, answer, len(image) - start, _Content(self._pieces(fate, wanted, image, start)))
-
-    async def _pieces(self, fate: Fate, wanted: int, image: bytes, start: int) -> AsyncIterator[bytes]:
-        stop = len(image) if fate.after is None else min(len(image), start + fate.after)
-        for first in range(start, stop, PIECE):
-            piece = bytearray(image[first : min(stop, first + PIECE)])
-            if fate.wrong_byte is not None and first <= fate.wrong_byte < first + len(piece):
-                piece[fate.wrong_byte - first] ^= 1
-            if piece != IMAGES[wanted][first : first + len(piece)]:
-                self.tainted.add(wanted)
-            await asyncio.sleep(0)
-            yield bytes(piece)
-        if fate.after is None or fate.then == "end":
-            return
-        if fate.then == "hang":
-            await self._gate.wait()
-        raise aiohttp.ClientPayloadError
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    nothing: tuple[bytes, ...] = ()
-    for piece in nothing:
-        yield piece
 
 
 class Machine(RuleBasedStateMachine):

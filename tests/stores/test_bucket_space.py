@@ -19,7 +19,7 @@ from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.lease_holders import Processes
 from mirror.store.s3.space import BucketSpace
-from tests.stores.kinds import PART, Kind, Replica, image_of, read
+from tests.support.kinds import PART, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import make_bucket
 from tests.support.s3.server import S3Server
 from tests.support.scripted import Opening, metadata_of

@@ -18,7 +18,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.disk.verification import Verdict
 from mirror.store.s3 import coordinator, lease, lease_keeper, leftovers, parts
-from tests.stores.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
+from tests.support.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import TestBucket, make_bucket
 from tests.support.s3.server import S3Server
 from tests.support.scripted import Opening, metadata_of

@@ -13,10 +13,9 @@ import pytest
 from mirror.common.files import write_durably
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import NoSource
-from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable, Transfer
-from mirror.store.disk.partial_file import PartialFile
+from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable
 from mirror.store.disk.store import DiskStore
-from tests.support.scripted import disk_store, metadata_of
+from tests.support.scripted import begin, disk_store, metadata_of, put
 
 IMAGE = bytes(range(256)) * 5000
 METADATA = metadata_of(IMAGE)
@@ -28,24 +27,8 @@ async def store(tmp_path: Path) -> AsyncIterator[DiskStore]:
         yield store
 
 
-async def begin(store: DiskStore, metadata: ImageMetadata = METADATA) -> PartialFile:
-    begun = await store.begin(metadata, NoSource())
-    assert isinstance(begun, Transfer)
-    assert isinstance(begun.journal, PartialFile)
-    return begun.journal
-
-
-async def put(store: DiskStore, image: bytes = IMAGE) -> ImageMetadata:
-    metadata = metadata_of(image)
-    journal = await begin(store, metadata)
-    await journal.append([image])
-    await journal.publish()
-    await journal.close()
-    return metadata
-
-
 async def test_what_was_appended_is_published_whole(store: DiskStore, tmp_path: Path) -> None:
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     for first in range(0, len(IMAGE), 99_999):
         await journal.append([IMAGE[first : first + 50_000], IMAGE[first + 50_000 : first + 99_999]])
     assert (await store.open(METADATA.hash)) is None
@@ -60,7 +43,7 @@ async def test_what_was_appended_is_published_whole(store: DiskStore, tmp_path: 
 
 @pytest.mark.parametrize("wrong", [IMAGE[:-1], IMAGE[:-1] + b"x", b""])
 async def test_nothing_wrong_gets_a_name(store: DiskStore, tmp_path: Path, wrong: bytes) -> None:
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     await journal.append([wrong])
     with pytest.raises(Corrupt, match=METADATA.hash):
         await journal.publish()
@@ -73,11 +56,11 @@ async def test_nothing_wrong_gets_a_name(store: DiskStore, tmp_path: Path, wrong
 
 
 async def test_a_journal_is_taken_up_with_its_validator_after_a_crash(store: DiskStore) -> None:
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     await journal.append([IMAGE[:1000]])
     await journal.remember('"v1"')
     await journal.close()
-    again = await begin(store)
+    again = await begin(store, METADATA)
     assert (again.position, again.validator) == (0, '"v1"')
     while await again.recover():
         pass
@@ -89,9 +72,9 @@ async def test_a_journal_is_taken_up_with_its_validator_after_a_crash(store: Dis
 
 
 async def test_one_journal_has_one_appender_and_others_follow_it(store: DiskStore) -> None:
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     await journal.append([IMAGE[:1000]])
-    follower = await begin(store)
+    follower = await begin(store, METADATA)
     assert (journal.ours, follower.ours, follower.position) == (True, False, 1000)
     await journal.append([IMAGE[1000:3000]])
     assert await follower.recover()
@@ -107,7 +90,7 @@ async def test_one_journal_has_one_appender_and_others_follow_it(store: DiskStor
 
 
 async def test_who_follows_takes_over_and_digests_what_is_there_when_the_appender_is_gone(store: DiskStore) -> None:
-    journal, follower, other = await begin(store), await begin(store), await begin(store)
+    journal, follower, other = await begin(store, METADATA), await begin(store, METADATA), await begin(store, METADATA)
     await journal.append([IMAGE[:3000]])
     await journal.remember('"v1"')
     await journal.close()
@@ -126,7 +109,7 @@ async def test_who_follows_takes_over_and_digests_what_is_there_when_the_appende
 
 @pytest.mark.parametrize("how", ["quarantined", "discarded", "begun anew", "cut off"])
 async def test_who_follows_learns_that_what_it_read_is_gone(store: DiskStore, how: str) -> None:
-    journal, follower = await begin(store), await begin(store)
+    journal, follower = await begin(store, METADATA), await begin(store, METADATA)
     await journal.append([IMAGE[:3000]])
     assert await follower.recover()
     if how == "quarantined":
@@ -135,7 +118,7 @@ async def test_who_follows_learns_that_what_it_read_is_gone(store: DiskStore, ho
         os.ftruncate(journal.file.fd, 2000)
     else:
         await journal.discard()
-    again = await begin(store) if how == "begun anew" else None
+    again = await begin(store, METADATA) if how == "begun anew" else None
     with pytest.raises(Lost):
         await follower.recover()
     for each in (journal, follower, again):
@@ -146,7 +129,7 @@ async def test_who_follows_learns_that_what_it_read_is_gone(store: DiskStore, ho
 async def test_an_image_that_another_process_has_stored_meanwhile_is_not_begun_again(
     store: DiskStore, tmp_path: Path
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     assert isinstance(await store.begin(METADATA, NoSource()), StoredImage)
     assert not list((tmp_path / "partial").iterdir())
 
@@ -161,7 +144,7 @@ async def test_an_image_without_room_is_refused_before_a_byte(tmp_path: Path) ->
 async def test_a_damaged_image_counts_as_not_there_and_can_be_stored_anew(
     store: DiskStore, tmp_path: Path, damage: str
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     directory = tmp_path / "images" / METADATA.hash
     match damage:
         case "shorter":
@@ -175,7 +158,7 @@ async def test_a_damaged_image_counts_as_not_there_and_can_be_stored_anew(
         case _:
             (directory / "metadata.json").write_bytes(b"{")
     assert await store.open(METADATA.hash) is None
-    await put(store)
+    await put(store, IMAGE)
     image = await store.open(METADATA.hash)
     assert image is not None
     assert image.file.read(0, len(IMAGE)) == IMAGE
@@ -197,7 +180,7 @@ async def adopted(store: DiskStore, metadata: ImageMetadata = METADATA) -> int:
 async def test_a_file_that_is_not_the_one_that_was_verified_is_a_partial_until_it_is_verified_again(
     store: DiskStore, tmp_path: Path, change: str
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     directory = tmp_path / "images" / METADATA.hash
     file = (directory / "image").stat()
     match change:
@@ -221,9 +204,9 @@ async def test_a_file_that_is_not_the_one_that_was_verified_is_a_partial_until_i
 
 
 async def test_an_image_that_is_being_verified_anew_is_listed_all_the_while(store: DiskStore, tmp_path: Path) -> None:
-    await put(store)
+    await put(store, IMAGE)
     (tmp_path / "images" / METADATA.hash / "verified").write_text("{")
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     assert [info.metadata for info in await store.list()] == [METADATA]
     await journal.close()
 
@@ -231,9 +214,9 @@ async def test_an_image_that_is_being_verified_anew_is_listed_all_the_while(stor
 async def test_an_image_whose_verification_was_interrupted_is_not_cleared_away_and_is_taken_up_again(
     store: DiskStore, tmp_path: Path
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     os.utime(tmp_path / "images" / METADATA.hash / "image", (1, 1))
-    await (await begin(store)).close()
+    await (await begin(store, METADATA)).close()
     await store.prepare()
     assert not (await store.collect(dry_run=False)).removals
     assert [info.metadata for info in await store.list()] == [METADATA]
@@ -251,7 +234,7 @@ async def test_wrong_bytes_laid_out_by_hand_never_become_an_image(store: DiskSto
 
 
 async def test_a_truncated_image_is_continued_from_its_end(store: DiskStore, tmp_path: Path) -> None:
-    await put(store)
+    await put(store, IMAGE)
     os.truncate(tmp_path / "images" / METADATA.hash / "image", 4000)
     assert await store.list() == []
     assert await adopted(store) == 4000
@@ -262,7 +245,7 @@ async def test_a_truncated_image_is_continued_from_its_end(store: DiskStore, tmp
 async def test_a_stored_file_that_is_too_long_or_of_less_use_than_the_partial_is_set_aside(
     store: DiskStore, tmp_path: Path, stored: int, partial: int
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     os.truncate(tmp_path / "images" / METADATA.hash / "image", stored)
     (tmp_path / "partial" / METADATA.hash).write_bytes(IMAGE[:partial])
     assert await adopted(store) == partial
@@ -272,7 +255,7 @@ async def test_a_stored_file_that_is_too_long_or_of_less_use_than_the_partial_is
 
 async def test_a_file_that_is_verified_anew_needs_no_room(tmp_path: Path) -> None:
     async with disk_store(tmp_path) as store:
-        await put(store)
+        await put(store, IMAGE)
     (tmp_path / "images" / METADATA.hash / "verified").unlink()
     async with disk_store(tmp_path, min_free=1 << 60) as store:
         assert await adopted(store) == len(IMAGE)
@@ -366,7 +349,7 @@ async def test_a_start_removes_partials_that_nobody_has_added_to_for_a_week_and_
 async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(
     store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     await journal.append([IMAGE[:1000]])
     real = os.pwritev
 
@@ -388,7 +371,7 @@ async def test_a_failing_write_moves_nothing_and_leaves_the_journal_whole(
 async def test_a_short_write_is_completed(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda fd, pieces, offset: real(fd, [b"".join(pieces)[:1500]], offset))
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     await journal.append([IMAGE[:1000], IMAGE[1000:2000], IMAGE[2000:3000]])
     monkeypatch.undo()
     assert journal.file.read(0, 5000) == IMAGE[:3000]
@@ -398,7 +381,7 @@ async def test_a_short_write_is_completed(store: DiskStore, monkeypatch: pytest.
 
 
 async def test_a_stored_file_is_opened_once_for_all_and_closed_when_nobody_reads(store: DiskStore) -> None:
-    await put(store)
+    await put(store, IMAGE)
     one = await store.open(METADATA.hash)
     other = await store.open(METADATA.hash)
     assert one is not None
@@ -467,7 +450,7 @@ async def test_a_partial_that_another_process_puts_away_while_we_open_it_is_no_f
         return there
 
     monkeypatch.setattr(Path, "exists", exists_a_last_time)
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     assert journal.ours
     await journal.close()
 
@@ -475,7 +458,7 @@ async def test_a_partial_that_another_process_puts_away_while_we_open_it_is_no_f
 async def test_an_altered_image_that_is_removed_while_we_look_at_it_is_fetched(
     store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await put(store)
+    await put(store, IMAGE)
     image = tmp_path / "images" / METADATA.hash / "image"
     image.write_bytes(IMAGE[::-1])
     rename = Path.rename
@@ -486,6 +469,6 @@ async def test_an_altered_image_that_is_removed_while_we_look_at_it_is_fetched(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", too_late)
-    journal = await begin(store)
+    journal = await begin(store, METADATA)
     assert (journal.ours, journal.position) == (True, 0)
     await journal.close()

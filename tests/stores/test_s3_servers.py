@@ -10,9 +10,10 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.message import Message
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import botocore.auth
@@ -25,6 +26,8 @@ from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.byte_range import Span
 from mirror.store.s3.capabilities import find_out
 from mirror.store.s3.errors import BucketFailed
+from mirror.store.s3.lease import Lease, LeaseNote
+from mirror.store.s3.lease_holders import Processes
 from mirror.store.s3.objects import ConditionFailed, NotSupported, ObjectGone
 from tests.support.s3.fixtures import KIND, SERVERS, TestBucket, make_bucket
 from tests.support.s3.server import S3Server, credentials
@@ -500,3 +503,18 @@ def site(around: TestBucket, code: Bucket, monkeypatch: pytest.MonkeyPatch) -> S
 @pytest.mark.parametrize("deed", EXPECTED, ids=lambda deed: deed.__name__.replace("_", " "))
 async def test_a_server_does_what_is_known_of_it(site: Site, deed: Deed) -> None:
     assert await deed(site) == EXPECTED[deed]
+
+
+@pytest.mark.leases
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_lease_is_removed_also_when_the_answer_to_its_last_renewal_was_not_waited_for(
+    site: Site, tmp_path: Path
+) -> None:
+    lease = Lease(site.bucket, "0" * 64, Processes(tmp_path))
+    note = LeaseNote("ab12", 1, 1, ("ab12",))
+    assert await lease.take(note, None)
+    held = await lease.look()
+    assert held is not None
+    await site.bucket.put(f"leases/{'0' * 64}", replace(note, position=0).encode(), if_etag=held.etag)
+    await lease.remove()
+    assert await lease.look() is None

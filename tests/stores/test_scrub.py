@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mirror.common.metrics import Metrics
 from mirror.images.scrub import Scrubber
-from tests.stores.test_disk import put
-from tests.support.scripted import disk_store
+from tests.support.scripted import disk_store, put
 
 
 def count(metrics: Metrics, name: str, **labels: str) -> float:

@@ -13,7 +13,7 @@ from mirror.model.source import Source
 from mirror.store.base import StoredImage, Transfer
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
-from tests.property.test_machine import HOLDBACK, METADATA, ScriptedUpstream
+from tests.support.scripted_upstream import HOLDBACK, METADATA, ScriptedUpstream
 
 
 class SlowStore(DiskStore):

@@ -10,27 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mirror.model.metadata import ImageMetadata
 from mirror.model.source import NoSource
-from mirror.store.base import StoreUnavailable, Transfer
-from mirror.store.disk.partial_file import PartialFile, lock
+from mirror.store.base import StoreUnavailable
+from mirror.store.disk.partial_file import lock
 from mirror.store.disk.removal import Kind
 from mirror.store.disk.store import DiskStore
 from mirror.store.read_locks import is_read
-from tests.support.scripted import disk_store, metadata_of
+from tests.support.scripted import begin, disk_store, metadata_of
 
 SIZE = 100_000
 
 
 def image(name: str, size: int = SIZE) -> bytes:
     return (name * size)[:size].encode()
-
-
-async def begin(store: DiskStore, metadata: ImageMetadata) -> PartialFile:
-    begun = await store.begin(metadata, NoSource())
-    assert isinstance(begun, Transfer)
-    assert isinstance(begun.journal, PartialFile)
-    return begun.journal
 
 
 async def put(store: DiskStore, name: str, *, served: int | None = None) -> str:

@@ -9,8 +9,7 @@ import pytest
 
 from mirror.store.disk.store import DiskStore
 from mirror.store.disk.verification import STEP, Verdict
-from tests.stores.test_disk import put
-from tests.support.scripted import disk_store
+from tests.support.scripted import disk_store, put
 
 IMAGE = os.urandom(STEP + 4097)
 

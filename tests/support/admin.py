@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -66,3 +67,11 @@ def pushed(mirror: MirrorProcess) -> Iterator[Iterator[Any]]:
         assert answer.status == 200
         assert answer.headers["Content-Type"] == "text/event-stream"
         yield (json.loads(line[6:]) for line in answer if line.startswith(b"data: "))
+
+
+def degraded(mirror: MirrorProcess) -> list[str]:
+    """What it has to do without, as the admin listener says."""
+    with urllib.request.urlopen(f"{mirror.admin_url}/readyz", timeout=10) as answer:
+        said = json.load(answer)
+    assert said["ready"]
+    return list(said["degraded"])

@@ -9,6 +9,7 @@ from typing import Any
 from mirror.store.disk.verified_marker import Identity, trust
 from tests.support.by_hand import lay_out
 from tests.support.commands import run
+from tests.support.needs import needs
 
 
 class Site:
@@ -53,3 +54,17 @@ def sum_again(bundle: Path, extra: Mapping[str, str] | None = None) -> None:
     sums = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in names}
     lines = [f"{digest} *{name}\n" for name, digest in [*sums.items(), *(extra or {}).items()]]
     (bundle / "SHA256SUMS").write_text("".join(lines))
+
+
+def key_of(directory: Path, name: str) -> Path:
+    """A new key without a passphrase."""
+    keygen = needs("ssh-keygen", "apt-get install openssh-client")
+    subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)], check=True)
+    return directory / name
+
+
+def allowed(directory: Path, key: Path, principal: str = "alice@example.com", options: str = "") -> Path:
+    """A file that allows one key."""
+    path = directory / "allowed_signers"
+    path.write_text(f"{principal} {options} {key.with_name(key.name + '.pub').read_text()}")
+    return path

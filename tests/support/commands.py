@@ -70,3 +70,12 @@ def one_line(text: str) -> str:
     assert text.count("\n") == 1, text
     assert text.startswith("pps-mirror: ")
     return text
+
+
+def clean_environment() -> dict[str, str]:
+    """As on a host, wherever the tests run."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PPS_MIRROR", "DATAROBOT", "KUBERNETES")) and not name.lower().endswith("_proxy")
+    } | {"container": ""}

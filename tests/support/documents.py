@@ -70,3 +70,15 @@ class Document:
                 header = cells
             elif set(column) <= set(header) and not set(cells) <= {"---"}:
                 yield [cells[header.index(name)] for name in column]
+
+
+def listed() -> set[str]:
+    """The names that docs/logs.md has in its last table."""
+    rows = re.findall(
+        r"^\| (`.*?`) \|",
+        (ROOT / "docs" / "logs.md").read_text().partition("## What happens, by name")[2],
+        re.MULTILINE,
+    )
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if name != "event.action"]
+    assert len(names) == len(set(names)), "a name is listed twice"
+    return set(names)

@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -133,3 +134,13 @@ def at_once(count: int, what: Callable[[], Outcome]) -> list[Outcome]:
 
     with ThreadPoolExecutor(count) as pool:
         return [future.result() for future in [pool.submit(one) for _ in range(count)]]
+
+
+BYPASS = "pps-mirror; fwd=bypass"
+
+
+def digest_of(command: list[str]) -> str:
+    """The SHA-256 of what a command writes."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        return hashlib.file_digest(process.stdout, "sha256").hexdigest()  # type: ignore[arg-type] # a pipe will do

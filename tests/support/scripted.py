@@ -11,7 +11,9 @@ from pathlib import Path
 
 from mirror.images.retention import evictable
 from mirror.model.metadata import ImageMetadata
-from mirror.model.source import Broken, Stream
+from mirror.model.source import Broken, NoSource, Stream
+from mirror.store.base import Transfer
+from mirror.store.disk.partial_file import PartialFile
 from mirror.store.disk.store import DiskStore
 
 
@@ -92,3 +94,21 @@ async def disk_store(
         store = DiskStore(root, min_free=min_free, max_size=max_size, retention=retention, pool=pool)
         await store.prepare()
         yield store
+
+
+async def begin(store: DiskStore, metadata: ImageMetadata) -> PartialFile:
+    """Begin to receive an image that is not stored."""
+    begun = await store.begin(metadata, NoSource())
+    assert isinstance(begun, Transfer)
+    assert isinstance(begun.journal, PartialFile)
+    return begun.journal
+
+
+async def put(store: DiskStore, image: bytes) -> ImageMetadata:
+    """Store an image."""
+    metadata = metadata_of(image)
+    journal = await begin(store, metadata)
+    await journal.append([image])
+    await journal.publish()
+    await journal.close()
+    return metadata

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import mirror
 from mirror.admin.recent_events import Events
 from mirror.common.log import REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Output, access, event, set_up
+from tests.support.documents import listed
 
 SOURCE = Path(mirror.__file__).parent
 PAGE = SOURCE.parent / "docs" / "logs.md"
@@ -250,14 +251,6 @@ def calls(*names: str) -> Iterator[tuple[str, ast.Call]]:
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if called in names:
                     yield f"{path.relative_to(SOURCE.parent)}:{node.lineno}", node
-
-
-def listed() -> set[str]:
-    """The names that docs/logs.md has in its last table."""
-    rows = re.findall(r"^\| (`.*?`) \|", PAGE.read_text().partition("## What happens, by name")[2], re.MULTILINE)
-    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if name != "event.action"]
-    assert len(names) == len(set(names)), "a name is listed twice"
-    return set(names)
 
 
 def patterns(node: ast.expr) -> Iterator[str]:

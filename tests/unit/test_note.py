@@ -7,7 +7,7 @@ import pytest
 
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
-from tests.unit.test_metadata import GOOD
+from tests.support.metadata import GOOD
 
 RAW = json.dumps(GOOD).encode()
 METADATA = ImageMetadata.parse(RAW)

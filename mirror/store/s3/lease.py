@@ -8,6 +8,7 @@ holder that lost it and does not know yet does no harm.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -108,6 +109,7 @@ class Lease:
         self._processes = processes
         self._name = f"leases/{image_hash}"
         self._etag: str | None = None
+        self._fill: str | None = None
 
     async def look(self) -> Held | None:
         """Return who has the lease; None when nobody has it. Raises BucketFailed."""
@@ -121,6 +123,7 @@ class Lease:
     async def take(self, note: LeaseNote, over: Held | None) -> bool:
         """Take the lease that is not there, or is as it was found `over`; False when another was first."""
         note = replace(note, holder=await self._processes.ours())
+        self._fill = note.fill
         try:
             if over is None:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_absent=True)
@@ -140,9 +143,7 @@ class Lease:
         try:
             self._etag = await self._bucket.put(self._name, data, if_etag=self._etag)
         except ConditionFailed:
-            # A write whose answer was lost, or not waited for, is ours all the same.
-            held = await self.look()
-            if held is None or held.note is None or held.note.fill != note.fill:
+            if (held := await self._ours()) is None:
                 self._etag = None
                 raise LeaseLost from None
             await self._renew_over(held, data)
@@ -156,14 +157,22 @@ class Lease:
             self._etag = None
             raise LeaseLost from None
 
+    async def _ours(self) -> Held | None:
+        """The lease, if it is ours: a write whose answer was lost, or not waited for, is ours all the same."""
+        held = await self.look()
+        return held if held is not None and held.note is not None and held.note.fill == self._fill else None
+
     async def remove(self) -> None:
         """Take it away, if we have it: there is nothing to fetch any more. Raises BucketFailed."""
-        if self._etag is not None:
-            etag, self._etag = self._etag, None
-            try:
-                await self._bucket.delete(self._name, if_etag=etag)
-            except ConditionFailed:
-                return
+        if self._etag is None:
+            return
+        etag, self._etag = self._etag, None
+        try:
+            await self._bucket.delete(self._name, if_etag=etag)
+        except ConditionFailed:
+            if held := await self._ours():
+                with suppress(ConditionFailed):
+                    await self._bucket.delete(self._name, if_etag=held.etag)
 
 
 def _expand(runs: Sequence[Sequence[object]]) -> tuple[str, ...]:
