@@ -54,9 +54,9 @@ async def test_who_wants_another_image_does_not_wait_for_one_that_a_store_is_slo
             store.let.set()
             found = [(await task).status for task in slow]
             assert sorted(found, key=lambda each: each.value) == [
+                CacheStatus.COLLAPSED,
+                CacheStatus.COLLAPSED,
                 CacheStatus.STORED,
-                CacheStatus.COLLAPSED,
-                CacheStatus.COLLAPSED,
             ]
             assert store.asked == 1, "those who want the same image begin it once"
         finally:
