@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 pytest_plugins = [
@@ -11,6 +12,9 @@ pytest_plugins = [
     "tests.support.s3.replicas",
     "tests.support.s3.with_image",
 ]
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is shows nothing
+hypothesis.settings.load_profile("any machine")
 
 _FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
 
