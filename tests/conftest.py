@@ -13,8 +13,8 @@ pytest_plugins = [
     "tests.support.s3.with_image",
 ]
 
-hypothesis.settings.register_profile("tests", deadline=None)  # how fast a machine is, is no property
-hypothesis.settings.load_profile("tests")
+hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is shows nothing
+hypothesis.settings.load_profile("any machine")
 
 _FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
 

@@ -62,7 +62,7 @@ def test_a_bucket_that_fails_is_done_without_until_it_is_well(
         eventually(lambda: words in health(mirror).degraded, what="word of it")
         replicas.assert_right(fetch(mirror.image_url), STORED if local_copy else BYPASS)
         if local_copy:
-            eventually(lambda: "cannot get its name in the bucket" in mirror.log(), what="the end of the upload")
+            eventually(lambda: "bucket.unpublished" in mirror.actions(), what="the end of the upload")
         said = len(loud(mirror))
         for _ in range(3):
             replicas.assert_right(fetch(mirror.image_url), HIT if local_copy else BYPASS)
@@ -295,7 +295,7 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(lambda: words in health(mirror).degraded, what="word of it")
-        assert mirror.log().count("cannot be brought into the bucket now") == 1
+        assert mirror.actions().count("upload.paused") == 1
         (upload,) = unfinished()
         asked = len(front.asked("POST", "uploadId="))
         eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
@@ -303,7 +303,7 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
         assert words in health(mirror).degraded
 
         replicas.bucket.client.abort_upload(replicas.bucket.name, upload)
-        eventually(lambda: "cannot get its name in the bucket" in mirror.log(), what="an end to attempts")
+        eventually(lambda: "bucket.unpublished" in mirror.actions(), what="an end to attempts")
         front.clear()
         eventually(
             lambda: fetch(mirror.image_url).cache_status == HIT and replicas.arrived(), what="the image's arrival"
@@ -321,10 +321,10 @@ def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(re
             front.trouble(Trouble("HEAD", "/images/[0-9a-f]{64}$", status=500, code="InternalError"))
             download.read_all()
         eventually(replicas.arrived)
-        eventually(lambda: "cannot be brought into the bucket now" in mirror.log(), what="word of it")
+        eventually(lambda: "upload.paused" in mirror.actions(), what="word of it")
         front.clear()
         eventually(lambda: replicas.bucket.names("parts/") == replicas.bucket.names("leases/") == [], what="an end")
-        assert "cannot get its name" not in mirror.log()
+        assert "bucket.unpublished" not in mirror.actions()
         eventually(lambda: health(mirror) == WELL, what="recovery")
 
 

@@ -103,7 +103,7 @@ class Fleet:
         holders: list[ForkedMirror] = []
 
         def found() -> bool:
-            holders[:] = [mirror for mirror in self.mirrors if "is fetched here for all replicas" in mirror.log()]
+            holders[:] = [mirror for mirror in self.mirrors if "lease.taken" in mirror.actions()]
             return bool(holders)
 
         eventually(found, what="a fetch by one of them")
@@ -119,7 +119,7 @@ class Fleet:
 
         def is_there() -> bool:
             alive = [mirror for mirror in self.mirrors if mirror not in dead]
-            found[:] = [mirror for mirror in alive if "is fetched here for all replicas" in mirror.log()]
+            found[:] = [mirror for mirror in alive if "lease.taken" in mirror.actions()]
             return bool(found) or f"images/{self.simulator.image_sha256('first')}" in self.bucket.names("images/")
 
         eventually(is_there, what="a fetch by one of those that are left")
@@ -277,7 +277,7 @@ def test_a_holder_that_froze_does_no_harm_when_it_wakes_up(
         eventually(arrived(fleet, 0.2))
         holder.freeze()
         others = [mirror for mirror in fleet.mirrors if mirror is not holder]
-        eventually(lambda: any("is fetched here for all" in mirror.log() for mirror in others), what="a take-over")
+        eventually(lambda: any("lease.taken" in mirror.actions() for mirror in others), what="a take-over")
         holder.thaw()
         assert_right(simulator, outcomes)
         assert fleet.fetches() <= 2
@@ -380,7 +380,7 @@ def test_replicas_that_went_alone_come_together_again_when_the_bucket_is_back(
         eventually(arrived(fleet, 0.2))
         own_server.kill()
         simulator.set_rate(CRAWL)  # as long as it takes, which is this machine's affair
-        eventually(lambda: any("without regard to other replicas" in mirror.log() for mirror in fleet.mirrors))
+        eventually(lambda: any("lease.skipped" in mirror.actions() for mirror in fleet.mirrors))
         own_server.start()
         eventually(
             lambda: sum(each.ended is None for each in simulator.log("store")) == 1, 60, "one fetch for all again"

@@ -331,7 +331,7 @@ def test_a_store_without_room_for_the_new_image_goes_on_with_the_last_one_and_fe
 ) -> None:
     mirror = started(WHEN_STORED, store={"max_size": "5MiB"})
     pending(mirror, simulator)
-    eventually(lambda: "cannot be brought here now" in mirror.log())
+    eventually(lambda: "fill.not_begun" in mirror.actions())
     for _ in range(3):
         assert hit(mirror, simulator, "first")
     assert simulator.counters().store_gets == 1
@@ -359,7 +359,7 @@ def test_what_pull_brings_is_shown_at_once(started: Started, simulator: Simulato
     environ = {"DATAROBOT_API_TOKEN": TOKEN}
     assert run_forked("pull", "-c", mirror.config_file, environ=environ).returncode == 0
     eventually(lambda: hit(mirror, simulator, "second"))
-    assert "upstream has a new image" not in mirror.log()
+    assert "image.announced" not in mirror.actions()
 
 
 def test_the_background_fill_uses_the_mirrors_own_token_when_it_has_one(
@@ -425,7 +425,7 @@ def test_the_image_that_clients_get_is_not_evicted_for_the_new_one(started: Star
     assert hit(mirror, simulator, "first")
     simulator.roll_over("second")
     assert shown(mirror) == simulator.image_sha256("first")
-    eventually(lambda: "cannot be brought here now" in mirror.log())
+    eventually(lambda: "fill.not_begun" in mirror.actions())
     assert hit(mirror, simulator, "first")
     assert_right(mirror, simulator, "first", "third")
 

@@ -52,12 +52,12 @@ def test_a_disk_too_small_for_the_image_passes_it_through_once_for_all_and_recov
         assert {outcome.cache_status for outcome in outcomes} == {BYPASS}
         assert simulator.counters().store_gets == 1
         assert not list((disk.path / "store" / "images").iterdir())
-        assert mirror.log().count("images are passed through and not stored") == 1
+        assert mirror.actions().count("store.failing") == 1
         assert "store.min_free" in degraded(mirror)[0]
         disk.remount("size=64m")
         assert fetch(mirror.image_url).cache_status == "pps-mirror; fwd=miss; stored"
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
-        assert mirror.log().count("the store takes images again") == 1
+        assert mirror.actions().count("store.recovered") == 1
         assert degraded(mirror) == []
 
 

@@ -174,6 +174,11 @@ class MirrorProcess:
         """Everything it has said so far."""
         return self.log_file.read_text()
 
+    def actions(self) -> list[str]:
+        """What has happened so far, by the names that its log has for machines; the log must be JSON."""
+        lines = [json.loads(line) for line in self.log().splitlines()]
+        return [line["event.action"] for line in lines if "event.action" in line]
+
     def alive(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
