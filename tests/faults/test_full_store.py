@@ -1,6 +1,8 @@
 """A store with bounds: what a running mirror evicts for a new image, and what it never does."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -35,9 +37,20 @@ def stored(mirror: MirrorProcess, simulator: Simulator) -> set[str]:
 
 
 def get(mirror: MirrorProcess, simulator: Simulator, name: str) -> None:
-    """Make it the current image and download it."""
+    """Make it the current image and download it, until the mirror has let go of it: what is in use is not evicted."""
     simulator.roll_over(name)
     assert fetch(mirror.image_url).sha256 == simulator.image_sha256(name)
+    eventually(lambda: not is_open(mirror, simulator.image_sha256(name)), what="an end to its use")
+
+
+def is_open(mirror: MirrorProcess, image_hash: str) -> bool:
+    """Whether the mirror has a file of that image open, stored or partial."""
+    assert mirror.process is not None
+    opened = []
+    for descriptor in Path(f"/proc/{mirror.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            opened.append(str(descriptor.readlink()))
+    return any(name.startswith(str(mirror.store)) and image_hash in name for name in opened)
 
 
 def served_at(mirror: MirrorProcess, simulator: Simulator, name: str) -> float:
