@@ -94,12 +94,12 @@ class ImageSource:
     def _check_whole(self, response: ImageResponse, offset: int) -> None:
         """Judge, by its length and media type, an answer that claims to be the whole image.
 
-            | length | type | what it is |
-            | --- | --- | --- |
-            | the image's | any | the image, as far as can be told |
-            | none | an archive's, an unknown one, none | maybe the image; see UNVOUCHED |
-            | another | an archive's, an unknown one, none | another image: Changed |
-            | none, or another | a page's | a page in the image's place: Broken |
+        | length | type | what it is |
+        | --- | --- | --- |
+        | the image's | any | the image, as far as can be told |
+        | none | an archive's, an unknown one, none | maybe the image; see UNVOUCHED |
+        | another | an archive's, an unknown one, none | another image: Changed |
+        | none, or another | a page's | a page in the image's place: Broken |
 
         A page in answer to a resume counts as a broken line; a page in answer to the first request is reported soon.
         """
