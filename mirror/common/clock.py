@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _DIGITS = 4
-"""Digits of a second: with these, a time of day that was written and read again is the same to the last digit."""
+"""Digits of a second: with this many, a time of day that was written and read again is exactly the same."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 

@@ -23,7 +23,8 @@ access = logging.getLogger("mirror.access")
 
 REPEATS = 20
 REPEATS_SECONDS = 60.0
-"""How often one and the same message may come within that time; what is beyond is counted and said with the next."""
+"""How often the same message may come within that time; any more are counted, and the count is logged with the next
+one."""
 
 KINDS = 1000
 """Messages that are watched for repeats at a time, at most."""
@@ -102,7 +103,7 @@ class Verbosity:
         logging.getLogger(__name__).warning("SIGUSR1: the log %s", said, extra=event("log.toggled"))
 
     def say_the_rest(self) -> None:
-        """Write what is held back still."""
+        """Write what is still held back."""
         self.output.close()
 
     def _write(self, level: int) -> None:
@@ -130,7 +131,7 @@ def harmless(text: str) -> str:
 
 @dataclass(slots=True)
 class _Lately:
-    """How often a message came, until when that counts, and its last record that was held back."""
+    """How often a message came, when that count ends, and its last record that was held back."""
 
     until: float
     count: int = 0
@@ -173,7 +174,7 @@ class Output(logging.StreamHandler[TextIO]):
             self._put(record)
 
     def close(self) -> None:
-        """Write what is held back still."""
+        """Write what is still held back."""
         with self.lock or nullcontext():
             self._forget(float("inf"))
         super().close()

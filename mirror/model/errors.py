@@ -76,7 +76,7 @@ class LoopDetected(BadUpstream):
 
 
 class Unavailable(MirrorError):
-    """Upstream or the store is not there and nothing can be served meanwhile."""
+    """Upstream or the store is unavailable, and nothing can be served in the meantime."""
 
     status = 503
 
