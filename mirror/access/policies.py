@@ -115,7 +115,7 @@ class OpenAccess:
         return caller
 
     async def load(self) -> None:
-        """Nothing to take up."""
+        """Do nothing: there is nothing to load."""
 
     async def prepare(self, config: Config) -> Ready:
         """Nothing to get ready."""

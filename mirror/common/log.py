@@ -86,7 +86,7 @@ class Verbosity:
         self.take_up(level, format_)
 
     def take_up(self, level: str, format_: str) -> None:
-        """Take up what the configuration says now."""
+        """Apply what the configuration says now."""
         terminal = self.output.stream.isatty()
         as_json = format_ == "json" or (format_ == "auto" and not terminal)
         coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -181,7 +181,7 @@ class Output(logging.StreamHandler[TextIO]):
 
     @property
     def lines(self) -> LogWriter | None:
-        """What writes finished lines of JSON, for whoever makes them without a record; None when there must be one."""
+        """What takes finished lines of JSON from code that makes no record; None when a record is needed."""
         return self._writer if isinstance(self.formatter, JsonFormatter) else None
 
     def _put(self, record: logging.LogRecord) -> None:

@@ -28,7 +28,7 @@ PIECE = select.PIPE_BUF
 processes write to."""
 
 END_SECONDS = 3.0
-"""Seconds that the end may take when lines wait and nobody reads them."""
+"""The most seconds that closing may take when lines wait and are not read."""
 
 
 class LogWriter:

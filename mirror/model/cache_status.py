@@ -39,7 +39,7 @@ class CacheStatus(Enum):
 
     @property
     def is_hit(self) -> bool:
-        """Whether the answer cost no request to upstream."""
+        """Whether upstream had to send nothing for this answer alone."""
         return self in {CacheStatus.HIT, CacheStatus.STALE, CacheStatus.COLLAPSED}
 
 

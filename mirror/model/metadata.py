@@ -64,7 +64,7 @@ class _Wire(BaseModel):
 
 
 class UnusableMetadata(BadUpstream):
-    """What should be an image's metadata is not: `reason` says in what way, whoever it came from."""
+    """Something that should be an image's metadata is not; `reason` says why, wherever it came from."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"upstream's image metadata is unusable: {reason}")

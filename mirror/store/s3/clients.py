@@ -238,7 +238,7 @@ async def _ask(made: _Made, operation: str, parameters: dict[str, Any]) -> Any:
 
 
 def _identity(path: str) -> tuple[object, ...]:
-    """Which file that is. One that cannot be seen is said by the client that is made with it."""
+    """Return which file that is. If it cannot be seen, the client that is made with it reports that."""
     try:
         stat = Path(path).stat()
     except OSError:
