@@ -27,7 +27,7 @@ class SharedNotes:
     """At most `slots` notes of up to `longest` bytes, each good for `lasting` seconds after it was written.
 
     `descriptor` is that of another process's notes, which are to be shared; without one they are new. It is closed when
-    nobody uses them any more.
+    they are no longer used.
     """
 
     def __init__(

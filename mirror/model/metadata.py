@@ -1,7 +1,7 @@
 """Upstream's metadata of an image: parsed, validated, with its raw bytes.
 
 The raw body is what clients get, byte for byte; the parsed fields are what the mirror itself relies on. Other
-fields may be missing, and unknown ones are kept, because the body is never written anew.
+fields may be missing, and unknown ones are kept, because the body is never rewritten.
 """
 
 import codecs
