@@ -1,4 +1,4 @@
-"""Who may read: policies, and the decisions that are remembered.
+"""Decides who may read: policies, and the decisions that are remembered.
 
-Never keeps a credential, only keyed hashes of it. May import `images` and all folders below it.
+A credential is never kept, only its keyed hash. May import `images` and all folders below it.
 """

@@ -38,7 +38,7 @@ REMEMBERED = 10_000
 """Credentials remembered at most, of each kind of decision."""
 
 SAVE_STEP = 60.0
-"""Seconds by which an acceptance on the disk may be older than the one in memory."""
+"""Seconds by which an acceptance on the disk may lag behind the one in memory."""
 
 
 _NEVER = float("-inf")

@@ -1,4 +1,4 @@
-"""The policies of who may read: upstream decides by answering the caller's metadata call, a list does, or all may.
+"""Decides who may read: upstream decides by answering the caller's metadata call, a list does, or everybody may.
 
 A decision of upstream is remembered under a keyed hash of the credential, never under the credential. Acceptances
 outlive a restart (see `mirror.access.decisions`), so that a site is still served while upstream is away.
@@ -28,7 +28,8 @@ from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
 log = logging.getLogger(__name__)
 
 STRANGERS = 16
-"""Credentials that upstream never accepted and that it may be asked about at once: a flood becomes a trickle there."""
+"""The most credentials, none of which upstream has ever accepted, that it is asked about at once. A flood of them
+becomes a trickle."""
 
 STRANGERS_WAITING = 1000
 STRANGER_SECONDS = 10.0
@@ -114,7 +115,7 @@ class OpenAccess:
         return caller
 
     async def load(self) -> None:
-        """Nothing to take up."""
+        """Do nothing: there is nothing to load."""
 
     async def prepare(self, config: Config) -> Ready:
         """Nothing to get ready."""
@@ -233,9 +234,9 @@ class UpstreamAccess:
         if heard is not None and self._clock.steady() - heard < self._ttl:
             return None
         if refusal := self._refused.get(name, caller.authorization):
-            raise refusal.with_traceback(None)  # or it would grow with each time it is raised
+            raise refusal.with_traceback(None)  # otherwise its traceback would grow each time it is raised
         asking = self._asking.get(name)
-        if asking is not None and caller.came_by:  # in a circle of mirrors, that one waits for what we answer here
+        if asking is not None and caller.came_by:  # in a circle of mirrors, that other request waits for our answer
             return await self._ask(name, caller)
         if asking is None:  # one question for all requests with this credential
             asking = asyncio.create_task(self._ask(name, caller), name="admit")
@@ -266,7 +267,7 @@ class UpstreamAccess:
     def _asked(self, name: str, asking: asyncio.Task[Current]) -> None:
         del self._asking[name]
         if not asking.cancelled():
-            asking.exception()  # seen, also when everybody who waited has left
+            asking.exception()  # mark it as retrieved, even if everybody who waited has left
 
     def credential_for_metadata(self, caller: Caller) -> Caller:
         """See `Access.credential_for_metadata`: what upstream tells a caller is the caller's own business."""

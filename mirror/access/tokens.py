@@ -1,7 +1,7 @@
-"""A site's own tokens: reads a file with lines `name:sha256-of-token`, and says whether a token is one of them.
+"""Reads a site's own tokens: a file with lines `name:sha256-of-token`.
 
-The tokens themselves are nowhere. No message quotes an entry, because somebody that mixed up the two has a token in the
-file.
+The tokens themselves are stored nowhere. No message quotes an entry, because a person who mixed up the two has put a
+token into the file.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What operators see of a mirror and may have it do: the overview, metrics of all workers, events, actions.
+"""Shows operators the state of a mirror and acts for them: the overview, metrics of all workers, events, actions.
 
-Never speaks HTTP. May import `wiring` and all folders below it.
+Nothing here speaks HTTP. May import `wiring` and all folders below it.
 """

@@ -1,6 +1,6 @@
 """Adds up what all processes of a mirror report: this one and its workers.
 
-What a worker counted stays when it has died.
+What a worker counted is kept after its death.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ class AllProcesses:
 
     @property
     def stuck(self) -> str | None:
-        """Why an upload of a worker is stuck; None when none is."""
+        """Return why an upload of a worker is stuck, or None."""
         return next((report.stuck for report in self._reports.values() if report.stuck is not None), None)
 
     @property

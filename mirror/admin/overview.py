@@ -1,4 +1,4 @@
-"""Finds out the `Status` of the whole mirror when somebody asks, and writes its metrics in Prometheus' format."""
+"""Finds out the `Status` of the whole mirror on request, and writes its metrics in Prometheus' format."""
 
 import asyncio
 import contextlib

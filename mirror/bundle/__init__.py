@@ -1,4 +1,4 @@
-"""Images that are carried across an air gap: written to media as bundles, found on them, checked, imported.
+"""Carries images across an air gap: writes them to media as bundles, and finds, checks and imports them.
 
-Never trusts a medium. May import `wiring` and all folders below it.
+A medium is never trusted. May import `wiring` and all folders below it.
 """

@@ -1,4 +1,4 @@
-"""`pps-mirror export`: write a stored image as a bundle (see `mirror.bundle.format`), to be carried across an air gap.
+"""`pps-mirror export`: writes a stored image as a bundle (see `mirror.bundle.format`), to be carried across an air gap.
 
 It reads the image from the store once and hashes it. Bytes that are on the medium already and agree are kept; the rest
 is written and read back. SHA256SUMS comes last: without it a bundle is not finished.
@@ -211,7 +211,7 @@ class _Export:
         if key is not None:
             written.append(self._small(layout.SIGNATURE, signatures.sign(sums, key)))
         elif not (is_plain(sums_path) and size_of(sums_path) == len(sums) and sums_path.read_bytes() == sums):
-            signature_path.unlink(missing_ok=True)  # else it is still good
+            signature_path.unlink(missing_ok=True)  # otherwise the signature is still good
         return [*written, self._small(layout.SUMS, sums)]
 
 

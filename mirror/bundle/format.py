@@ -1,4 +1,4 @@
-"""The bundle that crosses an air gap: a directory that a person can check, join and load with everyday tools.
+"""Defines the bundle that crosses an air gap: a directory that a person can check, join and load with everyday tools.
 
     <image>, or <image>.001, .002 and so on    the bytes, whole or in volumes
     metadata.json                              upstream's body

@@ -1,4 +1,4 @@
-"""`pps-mirror import`: bring an image that was carried here into the store, beside a running mirror or alone.
+"""`pps-mirror import`: brings an image that was carried here into the store, beside a running mirror or alone.
 
 The store is not touched before everything that will be read was checked. Then a fill reads it as it would read
 upstream, with the same locks, room, resuming and verification of the whole. So mirrors that share the store need not be

@@ -88,6 +88,6 @@ class Loader:
                 process.stdin.write(piece)
                 meter.show(packed.tell(), "loading")
         except BrokenPipeError:
-            return  # its exit status says why it wants no more
+            return  # its exit status says why it reads no more
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise MirrorError(f"the image has the right hash and is no good archive: {error}") from None

@@ -192,7 +192,7 @@ class _Demo:
         """Start eight downloads at once, and show them until they have ended."""
         before = await asyncio.to_thread(self._simulator.counters)
         began = time.monotonic()
-        connector = aiohttp.TCPConnector(limit=0, ssl=False)  # a demo's certificate may be anybody's
+        connector = aiohttp.TCPConnector(limit=0, ssl=False)  # a demo may use any certificate
         async with aiohttp.ClientSession(connector=connector, headers=self._headers, auto_decompress=False) as session:
             async with session.get(self._url + METADATA) as answer:
                 promised = json.loads(await answer.read())

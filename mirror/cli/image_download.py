@@ -89,7 +89,7 @@ class ImageDownload:
         self._resumes = 0
 
     async def run(self) -> ImageFile:
-        """Download the image; begin again with the new one if the current image changes meanwhile."""
+        """Download the image; begin again with the new one if another image becomes current."""
         clock = asyncio.get_running_loop().time
         began = clock()
         for attempt in range(1, ATTEMPTS + 1):

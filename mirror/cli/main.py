@@ -71,7 +71,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _complain(text: str, status: int) -> int:
     try:
         print(f"pps-mirror: {text}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
-    except OSError:  # nobody reads it, but the exit status tells as well
+    except OSError:  # it is not read, but the exit status says the same
         _give_up(sys.stderr)
     return status
 

@@ -50,7 +50,7 @@ class _Pull:
         self._caller = mirror.own.lend(Caller(None, "pps-mirror", who="pps-mirror pull"))
 
     async def run(self) -> None:
-        """Fetch the current image; begin again with the new one when upstream rolls over meanwhile."""
+        """Fetch the current image; begin again with the new one if upstream rolls over."""
         rollovers = 0
         while True:
             metadata = await self._current()

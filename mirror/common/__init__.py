@@ -1,4 +1,4 @@
-"""What every folder may use and what knows nothing of images: the log, metrics, units, files, clocks, limits.
+"""Helpers for every folder that know nothing of images: the log, metrics, units, files, clocks, limits.
 
-Never imports anything but `model`.
+They import nothing but `model`.
 """

@@ -1,7 +1,7 @@
-"""A circuit breaker: while a server is away, one caller finds out whether it is back, and all others fail at once.
+"""A circuit breaker: while a server is away, one request finds out whether it is back, and all others fail at once.
 
-While it answers everybody asks. After a failure nobody does until it is time to try again; then one does, and what
-becomes of that counts for all. It knows no server, no task and no error: the caller says what came of a question.
+While the server answers, every request is allowed. After a failure none is until it is time to try again; then one is,
+and its outcome counts for all. The breaker knows no server, no task and no error: the caller reports the outcome.
 """
 
 import math
@@ -14,7 +14,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question under way: of which `kind`, since when, and whether it is the `trial` whose outcome counts for all."""
+    """A request under way: its `kind`, when it began, and whether it is the `trial` whose outcome counts for all."""
 
     kind: str
     began: float
@@ -24,7 +24,8 @@ class Question:
 class Breaker(Generic[E]):
     """Tracks whether one server answers; `E` is the type of the reason why it does not.
 
-    `pause` gives how many seconds after a failure nobody asks, by how many it took to fail; `clock` counts seconds.
+    `pause` returns for how many seconds after a failure no request is made, given how many the failure took; `clock`
+    counts seconds.
     """
 
     def __init__(self, clock: Callable[[], float], pause: Callable[[float], float]) -> None:
@@ -38,18 +39,18 @@ class Breaker(Generic[E]):
 
     @property
     def away(self) -> E | None:
-        """Why nobody is to ask; None while the server answers."""
+        """The reason why no request may be made; None while the server answers."""
         return self._away
 
     @property
     def wait(self) -> float:
-        """Seconds until a trial may begin."""
+        """Return the seconds until a trial may begin."""
         return max(0.0, self._until - self._clock())
 
     def ask(self, kind: str = "") -> Question | None:
-        """Begin a question; None when it is not to be asked: `away` says why.
+        """Begin a request; return None when it must not be made: `away` says why.
 
-        Every question ends in one of `answered`, `failed` and `dropped`.
+        Every request ends in one of `answered`, `failed` and `dropped`.
         """
         if self._away is None:
             return Question(kind, self._clock())
@@ -59,9 +60,9 @@ class Breaker(Generic[E]):
         return self._trial
 
     def answered(self, question: Question) -> bool:
-        """The server answered; whether it was away until now."""
+        """Note that the server answered; return whether it was away until now."""
         self._heard[question.kind] = self._clock()
-        # That another kind of question, asked before, is answered now does not show that this one would be.
+        # An answer to another kind of request, made before, does not show that this kind would be answered.
         back = self._away is not None and (question.trial or question.kind == self._kind)
         if back:
             self._away = None
@@ -69,7 +70,10 @@ class Breaker(Generic[E]):
         return back
 
     def failed(self, question: Question, error: E) -> bool:
-        """It did not; whether it is away from now on. It is not if it answered such a question since this was asked."""
+        """Note that it did not answer; return whether it counts as away from now on.
+
+        It does not if it has answered a request of this kind since this one began.
+        """
         opens = self._away is None and self._heard.get(question.kind, -math.inf) < question.began
         if opens:
             self._kind = question.kind
@@ -80,6 +84,6 @@ class Breaker(Generic[E]):
         return opens
 
     def dropped(self, question: Question) -> None:
-        """Nobody waits for the answer any more, so nothing is known: somebody else may try."""
+        """Note that the answer is no longer waited for, so nothing is known: another request may try."""
         if self._trial is question:
             self._trial = None

@@ -1,4 +1,4 @@
-"""The two clocks: the time of day, which somebody may set, and a steady one, which nobody can.
+"""Provides two clocks: the time of day, which can be set, and a steady one, which cannot.
 
 Ages are measured by the steady clock. The time of day is for people, and for files that outlive a boot of the machine.
 A time of day in a file that is in the future was written by a wrong clock, or the clock has been set back since: it
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _DIGITS = 4
-"""Digits of a second: with these, a time of day that was written and read again is the same to the last digit."""
+"""Digits of a second: with this many, a time of day that was written and read again is exactly the same."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 

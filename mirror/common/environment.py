@@ -1,4 +1,4 @@
-"""The names of the environment variables that the mirror reads, apart so that help and version load no more."""
+"""The names of the environment variables that the mirror reads, in a module of their own so that help loads quickly."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Looks at hosts as they are written: is it an address, does it mean this machine. It looks nothing up."""
+"""Answers questions about hosts as they are written: is it an address, is it this machine. It resolves nothing."""
 
 import ipaddress
 

@@ -23,7 +23,8 @@ access = logging.getLogger("mirror.access")
 
 REPEATS = 20
 REPEATS_SECONDS = 60.0
-"""How often one and the same message may come within that time; what is beyond is counted and said with the next."""
+"""How often the same message may come within that time; any more are counted, and the count is logged with the next
+one."""
 
 KINDS = 1000
 """Messages that are watched for repeats at a time, at most."""
@@ -85,7 +86,7 @@ class Verbosity:
         self.take_up(level, format_)
 
     def take_up(self, level: str, format_: str) -> None:
-        """Take up what the configuration says now."""
+        """Apply what the configuration says now."""
         terminal = self.output.stream.isatty()
         as_json = format_ == "json" or (format_ == "auto" and not terminal)
         coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -102,7 +103,7 @@ class Verbosity:
         logging.getLogger(__name__).warning("SIGUSR1: the log %s", said, extra=event("log.toggled"))
 
     def say_the_rest(self) -> None:
-        """Write what is held back still."""
+        """Write what is still held back."""
         self.output.close()
 
     def _write(self, level: int) -> None:
@@ -130,7 +131,7 @@ def harmless(text: str) -> str:
 
 @dataclass(slots=True)
 class _Lately:
-    """How often a message came, until when that counts, and its last record that was held back."""
+    """How often a message came, when that count ends, and its last record that was held back."""
 
     until: float
     count: int = 0
@@ -173,14 +174,14 @@ class Output(logging.StreamHandler[TextIO]):
             self._put(record)
 
     def close(self) -> None:
-        """Write what is held back still."""
+        """Write what is still held back."""
         with self.lock or nullcontext():
             self._forget(float("inf"))
         super().close()
 
     @property
     def lines(self) -> LogWriter | None:
-        """What writes finished lines of JSON, for whoever makes them without a record; None when there must be one."""
+        """What takes finished lines of JSON from code that makes no record; None when a record is needed."""
         return self._writer if isinstance(self.formatter, JsonFormatter) else None
 
     def _put(self, record: logging.LogRecord) -> None:

@@ -1,7 +1,7 @@
-"""Writes lines of the log in a thread of its own, so that a slow reader of the log keeps nobody waiting.
+"""Writes lines of the log in a thread of its own, so that a slow reader of the log delays nothing.
 
 Lines wait in memory, within a bound. A line that has no room, or cannot be written, is counted and dropped. For callers
-nothing here may block or fail: neither at a pipe that nobody reads, nor at a closed one, nor on a full disk. Several
+nothing here may block or fail: neither at a pipe that is not read, nor at a closed one, nor on a full disk. Several
 lines are written at a time, because waking a thread and calling the kernel cost more than making a line.
 """
 
@@ -28,7 +28,7 @@ PIECE = select.PIPE_BUF
 processes write to."""
 
 END_SECONDS = 3.0
-"""Seconds that the end may take when lines wait and nobody reads them."""
+"""The most seconds that closing may take when lines wait and are not read."""
 
 
 class LogWriter:
@@ -143,7 +143,7 @@ class LogWriter:
             while rest:
                 try:
                     size = os.write(self._descriptor, rest)
-                except BlockingIOError:  # somebody else who has it open made it so
+                except BlockingIOError:  # another process that has it open made it non-blocking
                     select.select([], [self._descriptor], [])
                     continue
                 written += size

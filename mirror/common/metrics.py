@@ -60,9 +60,9 @@ class Metrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Have what alerts look at from the beginning, or nobody would see the first of them as an increase.
+        """Create what alerts look at with the value zero: otherwise the first of each would not show as an increase.
 
-        Where labels are an enum's of another folder, that folder begins with them (`mirror.images.library`).
+        Where labels are an enum of another folder, that folder creates them (`mirror.images.library`).
         """
         downloads = [each.label for each in OF_DOWNLOADS]
         expected: tuple[tuple[Counter, Iterable[tuple[str, ...]]], ...] = (
@@ -83,7 +83,7 @@ class Metrics:
 
     @contextmanager
     def asking(self, request: str) -> Iterator["Asked"]:
-        """Count one request to upstream: failed, unless it is said inside what the answer was."""
+        """Count one request to upstream: as failed, unless its outcome is reported within the context."""
         asked = Asked()
         began = time.monotonic()
         try:
@@ -95,7 +95,7 @@ class Metrics:
 
 
 class Asked:
-    """One request to upstream and what became of it."""
+    """One request to upstream and its outcome."""
 
     def __init__(self) -> None:
         self.outcome = "failed"

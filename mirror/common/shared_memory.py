@@ -1,4 +1,4 @@
-"""Notes that the processes of a mirror leave for one another: in memory that they share, found by name, for a while.
+"""Short-lived notes, found by name, that the processes of a mirror leave for one another in shared memory.
 
 All processes know what one of them has just learnt, and nothing of it reaches the disk. A name is kept as a keyed
 digest. Times are those of CLOCK_MONOTONIC, which is the same in all processes and which nobody can set.
@@ -27,7 +27,7 @@ class SharedNotes:
     """At most `slots` notes of up to `longest` bytes, each good for `lasting` seconds after it was written.
 
     `descriptor` is that of another process's notes, which are to be shared; without one they are new. It is closed when
-    nobody uses them any more.
+    they are no longer used.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SharedNotes:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep the other processes out; within one, all of this happens in the event loop."""
+        """Lock the other processes out; within one process, all of this happens in the event loop."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Tasks and threads that somebody has to wait for: those that outlive a call, and those that use what it will close."""
+"""Runs tasks and threads that must be waited for: those that outlive a call, and those that use what it will close."""
 
 import asyncio
 from collections.abc import Coroutine

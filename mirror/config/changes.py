@@ -53,7 +53,7 @@ class Changes:
 
     @classmethod
     def between(cls, running: Config, fresh: Config) -> "Changes":
-        """Take up as much of `fresh` as possible. Raises ConfigError when the result contradicts itself."""
+        """Apply as much of `fresh` as possible. Raises ConfigError when the result contradicts itself."""
         different = [key for key in KEYS if value_of(running, key) != value_of(fresh, key)]
         kept = [key for key in different if key in given(running) and key not in given(fresh)]
         restart = [key for key in different if key not in kept and _needs_restart(key, running, fresh)]

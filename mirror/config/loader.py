@@ -140,7 +140,7 @@ class _Given:
             node: Any = self.tree
             for section in sections:
                 node = node.setdefault(section, {}) if isinstance(node, dict) else None
-            if isinstance(node, dict):  # else validation says what is wrong with it
+            if isinstance(node, dict):  # otherwise validation says what is wrong with it
                 node[name] = environ[variable]
                 self.variables[key] = variable
 

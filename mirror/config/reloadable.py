@@ -1,7 +1,8 @@
-"""The parts of a mirror that take up another configuration while it runs, each in two steps.
+"""The parts of a mirror that can apply another configuration while it runs, each in two steps.
 
-First every part gets ready, which may fail and changes nothing. When all are ready, each one applies the configuration,
-which cannot fail. So a configuration holds as a whole or not at all. A part that can change is in `Mirror.parts`.
+First every part prepares itself, which may fail and changes nothing. When all are ready, each one applies the
+configuration, which cannot fail. So a configuration holds as a whole or not at all. A part that can change is in
+`Mirror.parts`.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What a request meets: the port, routes, conditionals and ranges, sending bytes, errors, the status page.
+"""Handles HTTP: the port, routes, conditionals and ranges, sending bytes, errors, the status page.
 
-Never knows where bytes lie. May import `admin` and all folders below it.
+Nothing here knows where bytes are stored. May import `admin` and all folders below it.
 """

@@ -68,7 +68,7 @@ class Acceptor:
             connection, _ = listening.accept()
         except OSError as error:
             if error.errno not in _EXHAUSTED:
-                return  # another process was quicker, or the client has left
+                return  # another process accepted it first, or the client has left
             if not self._exhausted:
                 log.error("no connection can be accepted: %s", error.strerror, extra=event("listener.exhausted"))
             self._exhausted = True

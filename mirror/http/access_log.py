@@ -16,10 +16,10 @@ from mirror.common.units import format_size
 from mirror.http.exchange import Exchange
 
 _PLAIN = re.compile(r"[!#-\[\]-~]*")
-"""What is the same in JSON, and has no space, so that nothing in it looks like an Authorization header."""
+"""What JSON leaves as it is, and has no space, so that nothing in it can be an Authorization header."""
 
 _URL = "://"
-"""What has one may have a credential, or a query."""
+"""A text that contains this may contain a credential, or a query."""
 
 
 class AccessLog:
@@ -31,7 +31,7 @@ class AccessLog:
         self._pid = os.getpid()
 
     def __call__(self, exchange: Exchange, seconds: float) -> None:
-        """Write the line of one."""
+        """Write the line of one exchange."""
         if not access.isEnabledFor(logging.INFO):
             return
         request, response, status = exchange.request, exchange.response, exchange.status

@@ -43,10 +43,7 @@ Answer = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
 
 class AdminApi:
-    """Answers the requests of the admin listener. `health` finds out how the mirror is.
-
-    Paths are understood with the page's prefix and without it, because a proxy may remove it.
-    """
+    """Answers the requests of the admin listener. `health` finds out whether the mirror can serve."""
 
     def __init__(
         self,
@@ -187,7 +184,7 @@ class AdminApi:
 
 
 class TooManyWatch(MirrorError):
-    """As many event streams are open as may be."""
+    """The maximum number of event streams is open."""
 
     status = 503
 

@@ -1,4 +1,4 @@
-"""Decides who may read from the admin listener, and who may change something through it.
+"""Decides which requests may read from the admin listener, and which may change something through it.
 
 It defends against three attackers: one on the network who lacks the token; a web page that an operator has open (it can
 send requests to this listener, but without a header of its own choice unless we allow that); and one who makes a host
@@ -35,7 +35,7 @@ class AdminAccess:
         self._host = host
         public = urlsplit(public_url or "")
         self._public_host = public.hostname
-        self._public_origin = str(URL(public_url).origin()) if public_url else None  # as browsers say it
+        self._public_origin = str(URL(public_url).origin()) if public_url else None  # as browsers send it
         self._from_elsewhere = not is_loopback(host) or (
             public.hostname is not None and not is_loopback(public.hostname)
         )
@@ -120,7 +120,7 @@ class AdminAccess:
             )
 
 
-_SCHEMES = ("http", "https")  # https: a proxy before us may speak it
+_SCHEMES = ("http", "https")  # https: a proxy in front of us may use it
 
 
 def _host_of(header: str) -> str | None:

@@ -16,7 +16,7 @@ BACKLOG = 1024
 """Connections that may wait to be accepted; the kernel allows 4096 (net.core.somaxconn)."""
 
 _LATER = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""Errors that may pass without anybody's help: another process ends, or an interface comes up."""
+"""Errors that may pass without anyone's help: another process ends, or an interface comes up."""
 
 _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """Errors for an address that this machine does not have."""

@@ -33,10 +33,10 @@ FIRST_BYTE = 30.0
 """Seconds that a client waits for an answer before it is told to come back; the fill goes on."""
 
 LEAST_WAIT = 5.0
-"""Seconds that it waits for upstream at least, when the store has taken most of those."""
+"""The least seconds that a client waits for upstream, even when the store has used up most of FIRST_BYTE."""
 
 PASSED_AT_ONCE = 16
-"""How many requests are passed through at once: anybody who reaches the mirror may send them."""
+"""How many requests are passed through at once: anyone who can reach the mirror may send them."""
 
 PASSED_SECONDS = 10.0
 """Seconds that the others wait for their turn."""
@@ -174,7 +174,7 @@ class ClientApi:
         selection = select(
             request.method, request.headers, etag=metadata.hash, modified=metadata.created, size=metadata.size
         )
-        if request.method == "HEAD":  # begins nothing
+        if request.method == "HEAD":  # HEAD begins no fill
             status = CacheStatus.HIT if await self._library.has(metadata.hash) else CacheStatus.MISS
             return bodiless(metadata, selection, status) or bodied(metadata, selection, status)[0]
         if answer := bodiless(metadata, selection, CacheStatus.HIT):

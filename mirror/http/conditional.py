@@ -1,6 +1,7 @@
-"""Which part of an image a request gets, if any: preconditions and ranges (RFC 9110 sections 13 and 14). Pure logic.
+"""Decides which part of an image a request gets, if any: preconditions and ranges (RFC 9110 sections 13 and 14).
 
-An image has one strong ETag (its hash) and a `Last-Modified` of whole seconds. HEAD has no ranges (section 14.2).
+This is pure logic. An image has one strong ETag (its hash) and a `Last-Modified` of whole seconds. HEAD has no ranges
+(section 14.2).
 """
 
 import re
@@ -86,7 +87,7 @@ def _number(text: str) -> int | None:
 
 
 def _range_holds(condition: str | None, etag: str, modified: datetime) -> bool:
-    """`If-Range` (section 13.1.5): a strong comparison of the tag, or exactly the date."""
+    """Return whether `If-Range` holds (section 13.1.5): a strong comparison of the tag, or exactly the date."""
     if condition is None:
         return True
     if '"' in condition:
@@ -109,5 +110,5 @@ def _tags(header: str) -> Iterator[tuple[bool, str]]:
 
 
 def _date(header: str | None) -> datetime | None:
-    """Read an HTTP date; None for none and for what is not one, which the RFC says to ignore."""
+    """Read an HTTP date; None when there is none or it is not one, which the RFC says to ignore."""
     return None if header is None else http_date.parse(header, datetime.now(UTC))

@@ -77,7 +77,7 @@ class HttpServer(PrivateServer):
     @contextmanager
     def answering(self, handler: web.RequestHandler) -> Iterator[None]:
         """Make `shutdown` wait for this connection until the kernel has the last byte of its answer."""
-        if handler in self._open:  # else it was lost while the handler was about to begin
+        if handler in self._open:  # otherwise it was lost while the handler was about to begin
             self._busy.add(handler)
         try:
             yield

@@ -83,11 +83,7 @@ class Exchange:
         await response.prepare(self.request)
 
     def _something_follows(self) -> bool:
-        """Whether the next bytes on the connection may be something else than a request.
-
-        No request needs a body here. If a proxy before us disagreed about where a body ends, its bytes could be read as
-        another client's request. So the connection is closed after such a request.
-        """
+        """Return whether the next bytes on the connection may be something other than a request."""
         request = self.request
         return (
             not self.speaks_http or request.body_exists or request.method == "CONNECT" or "Upgrade" in request.headers

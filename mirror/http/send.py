@@ -26,7 +26,7 @@ from mirror.store.shared_file import LOOK, SharedFile
 log = logging.getLogger(__name__)
 
 SLICE = 1 << 20
-"""Bytes that one download sends, at most, before it is the turn of others in its thread."""
+"""The most bytes that one download sends before other downloads in its thread get their turn."""
 
 TLS_SLICE = 256 << 10
 """Bytes of the largest slice over TLS."""
@@ -127,7 +127,7 @@ class Sender:
             if not file.resident(position, end):
                 await loop.run_in_executor(self._pool, file.load, position, end)
             await _sendfile(exchange, connection, file, position, end)
-            await asyncio.sleep(0)  # a client that takes all it gets must not keep the thread
+            await asyncio.sleep(0)  # a client that takes everything at once must not monopolise the thread
 
     async def _send_copied(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int

@@ -1,4 +1,4 @@
-"""The threads that send images. Each runs its own event loop."""
+"""Threads that send images. Each runs its own event loop."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""TCP options and states of a client's connection: timeouts, probes, whether it is lost, and the reset."""
+"""Sets TCP options of a client's connection and reads its state: timeouts, probes, lost connections, the reset."""
 
 import asyncio
 import socket

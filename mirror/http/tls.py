@@ -1,4 +1,4 @@
-"""TLS of the client listener: a certificate chain and its key, which can be replaced while connections run."""
+"""Provides TLS of the client listener: a certificate chain and its key, which can be replaced while connections run."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ class ServerTls:
 
         def apply() -> (
             None
-        ):  # after another context has taken both: a context that refuses the key keeps the certificate all the same
+        ):  # after another context has accepted both: one that refuses the key would keep the certificate all the same
             self._cert, self._key = renewed._cert, renewed._key
             self._use(self.context, *renewed._pair)
 

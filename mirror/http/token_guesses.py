@@ -1,8 +1,9 @@
 """Limits how often the admin token may be guessed, from each address and from all addresses together.
 
 A token is compared only while its address may be wrong once more, so that a client that hangs up early learns nothing.
-The same wrong token counts once: an open page with yesterday's token sends it again and again. A guesser slows down
-everybody at the same address, but nobody at another address who was right before. SIGHUP forgets everything.
+The same wrong token counts once: an open page with yesterday's token sends it again and again. A client that guesses
+slows down all clients at the same address, but none at another address that was right before. SIGHUP forgets
+everything.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ class Guesses:
     def __init__(self, metrics: Metrics, timer: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._timer = timer
-        self._key = secrets.token_bytes(16)  # wrong tokens are remembered hashed with it: they may be nearly right
+        self._key = secrets.token_bytes(16)  # wrong tokens are stored hashed with it, because they may be nearly right
         self.forget()
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""Knows which image is current: caches upstream's metadata, refreshes it once for all, serves it stale in an outage.
+"""Knows which image is current: caches upstream's metadata, refreshes it with one request, serves it in an outage.
 
 It knows nothing of who may read it; `mirror.access.policies` does. Whether upstream is away is known by
 `mirror.images.upstream_health`; what it said last is kept by `mirror.images.last_answer`.
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The current image's metadata and how it was come by."""
+    """The current image's metadata and how it was obtained."""
 
     metadata: ImageMetadata
     status: CacheStatus
@@ -41,8 +41,8 @@ class Current:
 class Catalog:
     """Caches upstream's current image. `ttl` and `stale_if_error` are in seconds; `note` is the last answer's file.
 
-    `rollover` says what clients get until a new image is stored; without it they get the new one at once. `shared` is
-    where the mirrors of a fleet tell one another what upstream said.
+    `rollover` decides what clients get until a new image is stored; without it they get the new one at once. `shared`
+    is where the mirrors of a fleet tell one another what upstream said.
     """
 
     def __init__(
@@ -66,19 +66,19 @@ class Catalog:
         self._clock = clock
         self._health = UpstreamHealth(lambda: time_of(clock, clock.steady()))
         self._last = LastAnswer(note, pool, clock, shared=shared, timeless=upstream is None)
-        self._confirmed = -math.inf  # when upstream last said to us what it said last to anybody
-        self._learnt = -math.inf  # when the question began whose answer that was
+        self._confirmed = -math.inf  # when upstream last told this process what it last told any process
+        self._learnt = -math.inf  # when the request began that gave the answer we have
         self._asking = asyncio.Lock()
 
     def take_up(self, config: UpstreamConfig) -> None:
-        """Use the `ttl` and `stale_if_error` of another configuration from now on."""
+        """Use this `ttl` and `stale_if_error` from now on."""
         self._ttl, self._stale_if_error = config.metadata_ttl, config.stale_if_error
         if self._rollover is not None:
             self._rollover.pause = config.metadata_ttl
 
     @property
     def upstream_state(self) -> UpstreamState:
-        """Return what is known of upstream, without asking it."""
+        """Return what is known of upstream, without a request."""
         return self._health.state
 
     async def last_answer(self) -> Note | None:
@@ -87,18 +87,18 @@ class Catalog:
         return None if self._last.metadata is None else Note(self._last.metadata, self._last.said_at)
 
     async def load(self) -> None:
-        """Take up the last known answer of an earlier process."""
+        """Load the last known answer of an earlier process."""
         await self._last.read()
         await self._last.read_shared()
         if self._rollover is not None:
             await self._rollover.load(self._last.metadata)
 
     def expire(self) -> None:
-        """Ask upstream anew at the next request: the last answer turned out to be outdated."""
+        """Ask upstream again at the next request: the last answer turned out to be outdated."""
         self._confirmed = -math.inf
 
     async def known_hash(self) -> str | None:
-        """Return the hash of what clients get that name no image, as far as is known, without asking anybody."""
+        """Return the hash of what clients get without naming an image, as far as is known, without a request."""
         known = self._last.metadata if self._upstream is not None else await self._named_here()
         if self._rollover is not None:
             return await self._rollover.shown_hash(known)
@@ -107,7 +107,7 @@ class Catalog:
     async def imported(self, metadata: ImageMetadata) -> bool:
         """Make an imported image the current one, if there is no upstream that says what is; return whether it is now.
 
-        It becomes that when the one that is named as current is older, or is not stored. Without a name the newest is.
+        It becomes current when the image named as current is older, or is not stored. If none is named, the newest is.
         """
         named = await self.last_answer()
         if self._upstream is None and named is not None and named.metadata.hash != metadata.hash:
@@ -128,9 +128,10 @@ class Catalog:
             return Current(named, CacheStatus.HIT)
         if fresh := self._fresh():
             return fresh
-        # A request that came by another mirror waits for no question under way: in a loop that waits for its answer.
+        # A request that came through another mirror does not wait for one under way: in a loop it would wait for
+        # itself.
         async with contextlib.nullcontext() if caller.came_by else self._asking:
-            if fresh := self._fresh():  # somebody asked while we waited
+            if fresh := self._fresh():  # another request got the answer while we waited
                 return fresh
             try:
                 return await self.fetch(caller)
@@ -138,27 +139,27 @@ class Catalog:
                 return await self.last_known(away)
 
     async def shown(self, current: Current, caller: Caller | None) -> Current:
-        """Return what clients get when upstream says that: the same, or the last image until the new one is stored.
+        """Return what clients get after this answer: its image, or the last one until the new one is stored.
 
-        The new one is brought here in the background, with the caller's credential; nothing is begun without a caller.
+        The new one is fetched in the background, with the caller's credential; without a caller no fetch begins.
         """
         if self._rollover is None:
             return current
         if self._upstream is None or current.status is CacheStatus.STALE:
             caller = None
-        newest = self._last.metadata or current.metadata  # which may have been learnt after `current`
+        newest = self._last.metadata or current.metadata  # which may be newer than `current`
         return replace(current, metadata=await self._rollover.show(newest, caller))
 
     async def fetch(self, caller: Caller) -> Current:
         """Ask upstream now, with the caller's credential. Raises UpstreamRefused (401, 403, 404) or Away.
 
-        An upstream that is away costs one question, however many clients ask (see `mirror.images.upstream_health`).
+        When upstream is away, it gets one request, however many clients ask (see `mirror.images.upstream_health`).
         """
         assert self._upstream is not None  # noqa: S101 - callers asked
         async with self._health.asking(waits=not caller.came_by) as question:  # as in `current`
             metadata = await self._upstream.metadata(caller)
         status = CacheStatus.MISS if self._last.metadata is None else CacheStatus.REFRESHED
-        if question.began > self._learnt:  # else a later question was answered sooner, maybe with a newer image
+        if question.began > self._learnt:  # otherwise a later request was answered sooner, maybe with a newer image
             self._learnt = question.began
             await self._learn(metadata)
         return Current(metadata, status)
@@ -185,8 +186,8 @@ class Catalog:
         await self._last.write(metadata)
 
     async def _named_here(self) -> ImageMetadata | None:
-        """Return what is current where no upstream says so: what the last note names, else the newest stored image."""
-        await self._last.read()  # an import may have written it since, here or at another mirror
+        """Return what is current where there is no upstream: what the last note names, else the newest image."""
+        await self._last.read()  # an import, here or at another mirror, may have written it since
         await self._last.read_shared_once_in(self._ttl)
         if self._last.metadata is not None:
             return self._last.metadata

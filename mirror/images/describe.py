@@ -1,4 +1,4 @@
-"""Describes images, verifications and removals as JSON: the same over HTTP and on the command line."""
+"""Describes images, verifications and removals as JSON, in the same form over HTTP and on the command line."""
 
 import json
 
@@ -8,7 +8,7 @@ from mirror.store.disk.verification import Verdict, Verified
 
 
 def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
-    """Return an image's metadata as upstream wrote it, and beside it what the mirror knows of the image."""
+    """Return an image's metadata as upstream wrote it, together with what the mirror knows of the image."""
     fields: dict[str, object] = json.loads(info.metadata.raw)
     return fields | {
         "storedAt": info.stored_at.isoformat(),
@@ -20,7 +20,7 @@ def describe(info: StoredInfo, *, current: bool) -> dict[str, object]:
 
 
 def describe_verified(verified: Verified) -> dict[str, object]:
-    """Return what became of one image's verification."""
+    """Return the result of verifying one image."""
     return {
         "hash": verified.image_hash,
         "place": verified.place,

@@ -1,10 +1,10 @@
-"""One fill reads a source, writes a journal, serves any number of readers, and ends with one verdict.
+"""A fill reads a source, writes a journal, serves any number of readers, and ends with one verdict.
 
-A fill belongs to the library, never to a request: readers come and go, and nothing they do moves it. Readers take bytes
-from the journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the
-source breaks the fill goes on from where it stopped; when the journal breaks it goes on in another one that stores
-nothing; when all is verified and only the name cannot be given, readers get what was verified; when the bytes are wrong
-every reader learns it, once.
+A fill belongs to the library, never to a request: readers come and go without affecting it. Readers take bytes from the
+journal only, up to `size - holdback` until the image is verified, durable and named; then to the end. When the source
+breaks, the fill resumes where it stopped. When the journal breaks, it continues in another one that stores nothing.
+When all is verified but the image cannot get its name, readers still get the verified bytes. When the bytes are wrong,
+every reader is told, once.
 """
 
 import asyncio
@@ -27,27 +27,29 @@ from mirror.store.shared_file import SharedFile
 log = logging.getLogger(__name__)
 
 OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a journal that leave what it has as good as it was; after others nobody reads from it any more."""
+"""Errors of a journal that leave its bytes as good as they were; after any other error they are not read any more."""
 
 Rescue = Callable[["Fill", OSError], Awaitable[Partial]]
-"""Gives the journal to go on with when a fill's fails, maybe the same. Raises StoreUnavailable when there is none.
+"""Returns the journal to continue with when a fill's journal fails, maybe the same one.
 
-After Unnamed there is nothing more to write: giving the same one means that clients are served without a stored image.
+Raises StoreUnavailable when there is none. After Unnamed there is nothing more to write: returning the same journal
+means that clients are served without a stored image.
 """
 
 
 async def no_rescue(fill: "Fill", error: OSError) -> Partial:
-    """Give up."""
+    """Give up: there is no other journal."""
     raise StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}") from error
 
 
 class Fill:
     """The transfer of one image into its `journal`, and the `Body` of the clients that read along.
 
-    While another process has the journal the fill follows. `holdback` in bytes; `retry` seconds without progress after
-    which it gives up. `resumes` counts how often the source was opened anew, and `resumed` is called each time.
-    `origin` is where bytes came from last; None as long as the source gave nothing. `clients` counts the downloads that
-    read along now. `nameless` says that the image cannot get its name: until the verdict that is a guess.
+    While another process has the journal, the fill follows that process. `holdback` is in bytes; `retry` is how many
+    seconds without progress it takes to give up. `resumes` counts how often the source was opened again, and `resumed`
+    is called each time. `origin` is where bytes came from last; None until the source has given any. `clients` counts
+    the downloads that are reading along. `nameless` says that the image cannot get its name: until the verdict that is
+    a guess.
     """
 
     def __init__(
@@ -94,11 +96,11 @@ class Fill:
 
     @property
     def passes_through(self) -> bool:
-        """Whether clients get the image and it is not stored, as far as that is known."""
+        """Whether clients get the image without its being stored, as far as that is known."""
         return self.nameless or isinstance(self._journal, MemoryWindow)
 
     def reaches(self, offset: int) -> bool:
-        """Whether a reader from `offset` can still read along: all that it wants is there, or to come."""
+        """Return whether a reader from `offset` can still read along: all that it wants is there or still to come."""
         return not isinstance(self._journal, MemoryWindow) or max(offset, self._in_file) >= self._journal.start
 
     async def available(self, offset: int) -> int:
@@ -125,10 +127,13 @@ class Fill:
                     piece = await reader.take(min(stop, own))
                     position += len(piece)
                     yield piece
-                    del piece  # 200 readers that wait would hold that much
+                    del piece  # 200 waiting readers would hold 200 of them
 
     async def answered(self) -> None:
-        """Wait until bytes are clearly coming: upstream answered, or a journal was taken up. Raises FillFailed."""
+        """Wait until it is clear that bytes will come: upstream answered, or a journal was resumed.
+
+        Raises FillFailed.
+        """
         while not self._answered and self.state is not State.PUBLISHED:
             self._limit()
             await self._wait(-1)
@@ -150,7 +155,7 @@ class Fill:
                 await self._put_away(self._journal.quarantine)
             elif self._journal.validator == UNVOUCHED or (isinstance(error, Changed) and error.ours_is_wrong):
                 await self._put_away(self._journal.discard)
-            elif isinstance(error, Changed):  # what we hold may still be right, and the hash decides
+            elif isinstance(error, Changed):  # the bytes that we have may still be right, and the hash decides
                 await self._put_away(self._doubt_validator)
             verdict = verdict_on(error)
         else:
@@ -158,14 +163,14 @@ class Fill:
         finally:
             try:
                 await self._journal.close()
-            finally:  # last of all, so that whoever hears it and asks again finds the way free
+            finally:  # last of all, so that a client that hears of it and asks again can begin a new fill
                 if verdict is None:
                     self._enter(State.PUBLISHED)
                 else:
                     self._fail(verdict)
 
     async def _went_well(self) -> bool:
-        """Bring the image into the journal; False when that failed and there is another one to go on with."""
+        """Bring the image into the journal; return False when that failed and another journal can continue."""
         try:
             await self._recover()
             if not self._journal.published:
@@ -180,7 +185,10 @@ class Fill:
         return True
 
     async def _publish(self) -> None:
-        """Have the image verified and named. Raises Corrupt, OSError; StoreUnavailable when only a name is of use."""
+        """Verify the image and give it its name.
+
+        Raises Corrupt, OSError; StoreUnavailable when only a name is missing.
+        """
         try:
             await self._journal.publish()
         except Unnamed as error:
@@ -190,8 +198,9 @@ class Fill:
             self.nameless = False
 
     async def _go_on(self, error: OSError) -> None:
-        """Take the next journal. Raises StoreUnavailable when there is none."""
-        if self.state is State.VERIFYING or self._rescued_at == self.position:  # bytes may be lost; or it did not help
+        """Continue with the next journal. Raises StoreUnavailable when there is none."""
+        # bytes may be lost; or the last rescue did not help
+        if self.state is State.VERIFYING or self._rescued_at == self.position:
             await no_rescue(self, error)
         self._rescued_at = self.position
         broken, self._journal = self._journal, await self._rescue(self, error)
@@ -201,7 +210,7 @@ class Fill:
             await broken.close()
 
     def _limit(self) -> int:
-        """How far readers may be sent now. Raises the verdict when it went against the fill."""
+        """Return how far readers may be sent now. Raises the verdict if the fill failed."""
         if self.failure is not None:
             raise self.failure.anew()
         if self.state is State.PUBLISHED:
@@ -217,7 +226,7 @@ class Fill:
             self._waiting.pop(waiter, None)
 
     def _moved(self, *, everybody: bool = False) -> None:
-        """Wake the readers whose byte is there, or all of them: on a verdict, or when they have to look elsewhere."""
+        """Wake the readers whose byte is there, or all: after a verdict, or when they have to read elsewhere."""
         limit = self.metadata.size if everybody or self.failure is not None else self._limit()
         for waiter in [waiter for waiter, offset in self._waiting.items() if offset < limit]:
             del self._waiting[waiter]
@@ -231,7 +240,7 @@ class Fill:
         self._moved()
 
     def _fail(self, verdict: FillFailed) -> None:
-        self.failure = verdict.anew()  # what it leads to would keep us, and our journal, in memory
+        self.failure = verdict.anew()  # its traceback would keep us, and our journal, in memory
         self._file = None
         self._enter(State.FAILED)
 
@@ -263,7 +272,7 @@ class Fill:
                     self._ended_neatly = isinstance(cut, Ended)
                 patience.count(cut)
                 if patience.hopeless:
-                    if isinstance(cut, Ended) and self._journal.validator == UNVOUCHED:  # a page, most likely
+                    if isinstance(cut, Ended) and self._journal.validator == UNVOUCHED:  # most likely a web page
                         raise Changed("upstream gave something short in the image's place", ours_is_wrong=True) from cut
                     reason = Reason.WRONG_BYTES if isinstance(cut, Ended) else Reason.REFUSED
                     raise FillFailed(reason, BadUpstream(f"upstream's image cannot be had: {cut}")) from cut
@@ -285,7 +294,7 @@ class Fill:
                 self._enter(State.RECEIVING)
 
     async def _receive(self) -> None:
-        """Open the source where the journal ends and append what it gives, until it ends. Raises Broken and others."""
+        """Open the source where the journal ends and append what it gives until it ends. Raises Broken and others."""
         vouched = self._journal.validator != UNVOUCHED
         begin, validator = (self.position, self._journal.validator) if vouched else (0, None)
         async with self._source.open(begin, validator) as stream:
@@ -295,7 +304,7 @@ class Fill:
             await write(stream, self._journal, self.metadata.size, self._moved)
 
     async def _doubt_validator(self) -> None:
-        """Let the next fill go on without it; from the beginning, when what came last may have been something short."""
+        """Make the next fill distrust the validator, and, if the last bytes may be of a short page, restart."""
         if self.position:
             await self._journal.remember(UNVOUCHED if self._ended_neatly else None)
 

@@ -1,4 +1,4 @@
-"""Reports how a fill began and what became of it: to the log, the metrics, and whoever counts wrong bytes."""
+"""Reports how a fill began and how it ended: to the log, to the metrics, and to what counts wrong bytes."""
 
 import logging
 from collections.abc import Callable
@@ -24,11 +24,12 @@ class FillReport:
         self._health = health
         self._wrong = wrong
         self._changed = changed
-        for outcome in OUTCOMES:  # from the beginning, or nobody would see the first of them as an increase
+        # all of them at zero from the start: otherwise the first of each would not show as an increase
+        for outcome in OUTCOMES:
             metrics.fills.labels(outcome)
 
     def began(self, fill: Fill, caller: Caller) -> None:
-        """The fill has begun, for that caller, or follows another process."""
+        """Report that the fill has begun, for that caller, or that it follows another process."""
         ours = fill.journal.ours
         log.info(
             "fill of %s (%s) %s",
@@ -39,7 +40,7 @@ class FillReport:
         )
 
     def ended(self, fill: Fill, seconds: float) -> None:
-        """The fill has its verdict, after so many seconds."""
+        """Report the fill's verdict, after that many seconds."""
         self._metrics.fills.labels(_outcome(fill)).inc()
         if fill.failure is None:
             self._went_well(fill, seconds)
@@ -78,14 +79,15 @@ class FillReport:
         )
         if reason is Reason.WRONG_BYTES:
             self._metrics.unverified.labels("fill").inc()
-            if fill.journal.ours and fill.origin is Origin.UPSTREAM:  # else they lay in the store, or another counts
+            # otherwise they were in the store, or another process counts them
+            if fill.journal.ours and fill.origin is Origin.UPSTREAM:
                 self._wrong.count(image_hash)
         if reason in {Reason.WRONG_BYTES, Reason.CHANGED}:
             self._changed()
 
 
 def _outcome(fill: Fill) -> str:
-    """What became of a fill, in one word for machines."""
+    """Return how the fill ended, in one word for machines."""
     if fill.failure is not None:
         return fill.failure.reason.outcome
     if fill.passes_through:

@@ -1,4 +1,4 @@
-"""Writes what a source gives into a journal: pieces come as they please, and are written best in few steps."""
+"""Writes what a source gives into a journal: pieces arrive in any size, and are best written in few steps."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ IN_FLIGHT = 2 << 20
 
 BATCH = 1 << 20
 GATHER = 0.02
-"""Bytes that go to the journal without waiting for more, and seconds that fewer may wait; what comes after a silence
-goes at once. Each step of progress costs a send for every reader, too."""
+"""Bytes that go to the journal without waiting for more, and seconds that fewer may wait; the first bytes after a pause
+go at once. Few steps, because each of them also costs a send for every reader."""
 
 
 async def write(stream: Stream, journal: Partial, size: int, moved: Callable[[], None]) -> None:
     """Append what the stream gives to the journal of an image of `size` bytes, until the stream ends.
 
-    What the journal has already is passed over when the stream begins before it. Raises Broken, Changed, Corrupt (more
-    bytes than there should be), and what the journal raises.
+    If the stream begins before the journal's end, what the journal already has is skipped. Raises Broken, Changed,
+    Corrupt (more bytes than there should be), and whatever the journal raises.
     """
     restarted = stream.offset < journal.position
     digest = journal.digest().hexdigest()
@@ -35,7 +35,8 @@ async def write(stream: Stream, journal: Partial, size: int, moved: Callable[[],
                 raise Corrupt(f"{size} bytes", "more")
             await writer.put(piece)
     except Broken as cut:
-        if restarted and received == journal.position:  # all that work for no further byte: not for long
+        # all that work without one further byte: this must not go on for long
+        if restarted and received == journal.position:
             raise Broken(str(cut), definitive_after=4) from cut
         raise
     finally:
@@ -43,9 +44,9 @@ async def write(stream: Stream, journal: Partial, size: int, moved: Callable[[],
 
 
 async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
-    """Pass over the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
+    """Skip the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
 
-    What ends before that is no answer: Broken.
+    Raises Broken when the stream ends before that.
     """
     skipped = hashlib.sha256()
     async for piece in pieces:
@@ -64,8 +65,8 @@ async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncI
 class JournalWriter:
     """Hands pieces to the journal in batches: each is what came while the one before was written and digested.
 
-    So a slow line's bytes reach readers at once, and a fast line's in few large steps.
-    `moved` is called when the journal has grown; `validator` is kept in it as soon as it has a byte.
+    So bytes of a slow line reach readers at once, and bytes of a fast line in a few large steps. `moved` is called when
+    the journal has grown; `validator` is kept in the journal as soon as it has a byte.
     """
 
     def __init__(self, journal: Partial, validator: str | None, moved: Callable[[], None]) -> None:
@@ -81,7 +82,7 @@ class JournalWriter:
         self._work: asyncio.Task[None] | None = None
 
     async def put(self, piece: bytes) -> None:
-        """Take one piece; waits while more than IN_FLIGHT bytes are pending. Raises what the journal raises."""
+        """Take one piece; wait while more than IN_FLIGHT bytes are pending. Raises what the journal raises."""
         self._pending.append(piece)
         self._size += len(piece)
         if self._work is None or self._work.done():

@@ -1,4 +1,4 @@
-"""Keeps what upstream said last, where it survives: in `current.json` on the disk, and among the mirrors of a fleet.
+"""Keeps what upstream said last, in `current.json` on the disk and in the note that a fleet shares.
 
 So a mirror that starts while upstream is away still knows what to serve.
 """
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 
 class SharedNote(Protocol):
-    """Where the mirrors of a fleet keep the last known answer for one another."""
+    """A place where the mirrors of a fleet keep the last known answer for one another."""
 
     async def read(self) -> Note | None:
         """Return what is there; None when there is nothing, or the place cannot be reached."""
 
     def write(self, note: Note) -> None:
-        """Put it there when that is possible, in the background."""
+        """Write it in the background, if that is possible."""
 
 
 class LastAnswer:
     """The `metadata` that upstream gave last, to any process of this store, and the moment when it was `said`.
 
-    `note` is the file, `shared` where a fleet keeps it, if there is one. With `timeless` there is no upstream: nothing
-    ages, and what a note says is current whenever it was written.
+    `note` is the file; `shared` is where a fleet keeps it, if there is a fleet. With `timeless` there is no upstream:
+    nothing gets stale, and what a note says is current whenever it was written.
     """
 
     def __init__(self, note: Path, pool: Executor, clock: Clock, *, shared: SharedNote | None, timeless: bool) -> None:
@@ -57,7 +57,7 @@ class LastAnswer:
         return time_of(self._clock, self.said)
 
     async def read(self) -> None:
-        """Read the file, and take over what it says if that is later than what we know."""
+        """Read the file, and use what it says if that is later than what we know."""
         note, trouble = None, None
         try:
             note = Note.parse(await self._blocking(self._note.read_bytes))
@@ -67,18 +67,18 @@ class LastAnswer:
             trouble = str(error)
         if note is not None and note.fetched_at is None:
             trouble = "it does not tell when upstream said so"
-        if trouble is not None and trouble != self._trouble:  # once, however often somebody asks
+        if trouble is not None and trouble != self._trouble:  # once, however often it is read
             log.warning("%s is left alone: %s", self._note, trouble, extra=event("note.ignored"))
         self._trouble = trouble
         self._believe(note)
 
     async def read_shared(self) -> None:
-        """Read what the fleet says, and take it over if that is later than what we know."""
+        """Read the fleet's note, and use what it says if that is later than what we know."""
         if self._shared is not None:
             self._believe(await self._shared.read())
 
     async def read_shared_once_in(self, seconds: float) -> None:
-        """Do so, unless that was done here in the last `seconds`."""
+        """Read the fleet's note unless this process has done so in the last `seconds`."""
         if self._clock.steady() - self._looked >= seconds:
             self._looked = self._clock.steady()
             await self.read_shared()
@@ -98,9 +98,9 @@ class LastAnswer:
             self._shared.write(note)
 
     def _believe(self, note: Note | None) -> None:
-        """Take over what a note says, if that is later than what we know.
+        """Use what a note says if that is later than what we know.
 
-        One of a time that is yet to come tells nothing of its age, so it never stands in for upstream.
+        A note from the future says nothing about its age, so it is never used in place of upstream's answer.
         """
         if note is None or note.fetched_at is None:
             return

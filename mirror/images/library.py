@@ -1,7 +1,8 @@
-"""Gives a request the body of an image: the stored one, a fill that is running, or a new fill.
+"""Gives a request the body of an image: the stored image, a running fill, or a new fill.
 
-Fills are tasks of the library, never of a request. For one hash there is at most one that stores what it receives. When
-the store fails, images are passed through windows in memory; a client that comes too late for one begins another.
+Fills are tasks of the library, never of a request. For each hash there is at most one fill that stores what it
+receives. When the store fails, images are passed through windows in memory; a client that comes too late for one window
+begins another.
 """
 
 import asyncio
@@ -36,10 +37,11 @@ from mirror.upstream.image_source import ImageSource
 log = logging.getLogger(__name__)
 
 READY = 20.0
-"""Seconds in which a store gives the first bytes of what it has, or the image is had another way: clients wait."""
+"""Seconds for a store to give the first bytes of what it has; after that the image comes another way, since clients
+wait."""
 
 AHEAD = 5.0
-"""The same for a place that is nearer than the fill that runs."""
+"""The same for a place that is nearer than the running fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class _Running:
 
 
 class Library:
-    """Finds images or begins to fetch them. `own` is the mirror's own credential, which goes before any client's.
+    """Finds images or begins to fetch them. `own` is the mirror's own credential, which is used before any client's.
 
     `changed` is called when upstream turned out to have another image than its metadata said. `wrong` is where the
     processes of a mirror count wrong bytes together.
@@ -86,12 +88,12 @@ class Library:
         self._report = FillReport(self._metrics, self._health, self._wrong, changed)
 
     def take_up(self, *, holdback: int, retry: float) -> None:
-        """Give these to fills that begin from now on."""
+        """Use these for fills that begin from now on."""
         self._holdback, self._retry = holdback, retry
 
     @property
     def store_state(self) -> StoreState:
-        """Return whether the store took an image when it was last asked to from here."""
+        """Return whether the store took an image the last time this process gave it one."""
         return self._health.state
 
     @property
@@ -100,7 +102,7 @@ class Library:
         return [(running.fill, running.began_at) for running in self._fills.values()]
 
     async def has(self, image_hash: str) -> bool:
-        """Whether that image is stored. A store that fails has none."""
+        """Return whether that image is stored; False when the store fails."""
         try:
             return await self._store.has(image_hash)
         except StoreUnavailable as error:
@@ -108,9 +110,9 @@ class Library:
             return False
 
     async def stored(self, image_hash: str, span: tuple[int, int] | None = None) -> Body | None:
-        """Return the stored image of that hash, with the first bytes of `span` at hand if it is given. Begins nothing.
+        """Return the stored image of that hash, or None. With `span`, its first bytes are fetched. No fill begins.
 
-        A store that fails, or does not give them in time, has none.
+        None also when the store fails, or does not give them in time.
         """
         try:
             async with asyncio.timeout(READY):
@@ -131,8 +133,8 @@ class Library:
         return await self._store.list()
 
     def serving(self, image_hash: str) -> None:
-        """Note that the image is served now, without making its client wait for that."""
-        if image_hash in self._fills:  # there is nothing to note it at yet
+        """Note that the image is being served now, without making its client wait for that."""
+        if image_hash in self._fills:  # it is not stored yet, so there is no place for the note
             self._read.add(image_hash)
         self._background.start(self._store.served(image_hash), f"served {image_hash}")
 
@@ -147,10 +149,10 @@ class Library:
     ) -> Opened:
         """Return the image's body for a reader from `start`; begin a fill when it is neither stored nor on its way.
 
-        With `stop` the bytes up to there will be read at once, so the first of them are looked for; a range that a fill
-        has not reached comes from where the fill's bytes do, if it can be had there. A fill may show the caller's
+        With `stop`, the bytes up to there will be read at once, so the first of them are fetched; a range that a fill
+        has not reached is read from where the fill's bytes come from, if possible. A fill may show the caller's
         credential to upstream. Raises NotFound (there is no upstream), BadUpstream (upstream's bytes were wrong too
-        often), StoreUnavailable (the store fails, and this image must not be passed through, or too much is already).
+        often), StoreUnavailable (the store fails, and this image must not be passed through, or too many already are).
         """
         span = None if stop is None else (start, stop)
         opened = await self._opened(metadata, caller, start, span, pass_through=pass_through)
@@ -170,7 +172,7 @@ class Library:
         if opened := await self._find(metadata, caller, start, span):
             return opened
         async with self._beginning.setdefault(metadata.hash, asyncio.Lock()):
-            if opened := await self._find(metadata, caller, start, span):  # somebody else began it while we waited
+            if opened := await self._find(metadata, caller, start, span):  # another request began it while we waited
                 return opened
             if self._upstream is None and not await self._holds(metadata.hash):
                 raise NotFound("this image is not in the mirror's store, and the mirror has no upstream to ask")
@@ -199,15 +201,15 @@ class Library:
         self._background.start(self._bring(metadata, caller), f"bring {metadata.hash}")
 
     def pause(self, fill: Fill) -> bool:
-        """Stop a fill; what it has stays, for the next one to go on from. False when it does not run any more."""
+        """Stop a fill; the next one resumes from what it has. Return False when it is no longer running."""
         running = self._fills.get(fill.metadata.hash)
         if running is None or running.fill is not fill:
             return False
-        del self._fills[fill.metadata.hash]  # from now on nobody joins it
+        del self._fills[fill.metadata.hash]  # from now on no client joins it
         return running.task.cancel()
 
     def renew(self) -> None:
-        """Let the fills that run use the mirror's own credential as it is now, when upstream refuses what it was."""
+        """Let running fills use the mirror's own credential as it is now, if upstream refuses the former one."""
         for running in self._fills.values():
             running.source.offer(self._own.lend(Caller(None, "pps-mirror")))
 
@@ -234,7 +236,7 @@ class Library:
         return None
 
     async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
-        """Return the bytes of `span`, which the fill has not reached, from where they lie; None if that is nowhere."""
+        """Return a body with `span`, which the fill has not reached, from where it is stored; None if nowhere."""
         try:
             async with asyncio.timeout(AHEAD):
                 image = await self._store.ahead(fill.metadata.hash, fill.ended)
@@ -247,7 +249,7 @@ class Library:
         return Opened(image, CacheStatus.HIT, fill)
 
     async def _holds(self, image_hash: str) -> bool:
-        """Whether the store has such an image, maybe one that has to be verified anew."""
+        """Return whether the store has such an image, maybe one that has to be verified again."""
         return any(info.metadata.hash == image_hash for info in await self._store.list())
 
     def _source(self, metadata: ImageMetadata, caller: Caller) -> ImageSource | NoSource:
@@ -282,7 +284,7 @@ class Library:
         return begun
 
     async def _readable(self, image_hash: str) -> None:
-        """Read a byte of a stored image, if it is there. Raises StoreUnavailable, Cut."""
+        """Read a byte of a stored image, if there is one. Raises StoreUnavailable, Cut."""
         image = await self._store.open(image_hash)
         if isinstance(image, Remote):
             try:
@@ -297,7 +299,7 @@ class Library:
             await fill.run()
         finally:
             running = self._fills.get(fill.metadata.hash)
-            if running is not None and running.fill is fill:  # else it was overtaken by one that others could join
+            if running is not None and running.fill is fill:  # otherwise a fill that others could join has replaced it
                 del self._fills[fill.metadata.hash]
             read = fill.metadata.hash in self._read
             self._read.discard(fill.metadata.hash)
@@ -308,7 +310,7 @@ class Library:
     def _refuse_doomed(self, image_hash: str) -> None:
         pause = self._wrong.pause(image_hash)
         if pause > 0:
-            self._changed()  # the next request asks whether there is another image by now
+            self._changed()  # the next request asks upstream whether there is another image by now
             raise BadUpstream(
                 f"upstream sent wrong bytes for this image {TIMES} times; the mirror asks again in "
                 f"{pause:.0f} s, or at once when upstream names another image",

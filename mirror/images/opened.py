@@ -1,4 +1,4 @@
-"""What the library gives a request: a body to send, and how it was found."""
+"""What the library gives to a request: a body to send, and how it was found."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from mirror.store.base import Body, Remote
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A body to send, how it was found, and the fill when there is one."""
+    """A body to send, how it was found, and the fill if there is one."""
 
     body: Body
     status: CacheStatus
@@ -19,7 +19,7 @@ class Opened:
 
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
-        """Be one of the fill's clients within the context, and the reader of the body."""
+        """Count as one of the fill's clients within the context, and as a reader of the body."""
         if self.fill is not None:
             self.fill.clients += 1
         try:
@@ -31,6 +31,6 @@ class Opened:
                 await self.body.close()
 
     async def answered(self) -> None:
-        """Wait until bytes are clearly coming. Raises FillFailed."""
+        """Wait until it is clear that bytes will come. Raises FillFailed."""
         if self.fill is not None and self.body is self.fill:
             await self.fill.answered()

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """Where a fill is. It ends as PUBLISHED or FAILED, once."""
+    """The states of a fill. It ends as PUBLISHED or FAILED, once."""
 
     FOLLOWING = "following"
     RECEIVING = "receiving"
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 
 class Reason(Enum):
-    """Why a fill failed: in words, and as its `outcome`, which is what metrics and the log's events call it."""
+    """Why a fill failed, in words; `outcome` is the name of that in metrics and in the log's events."""
 
     WRONG_BYTES = "wrong bytes", "wrong_bytes"
     CHANGED = "changed", "changed"
@@ -44,11 +44,11 @@ class Reason(Enum):
 
 
 OUTCOMES = ("published", "followed", "passed_through", *(reason.outcome for reason in Reason))
-"""What may become of a fill."""
+"""All the ways in which a fill may end."""
 
 
 class FillFailed(Exception):
-    """The verdict against a fill. `error` is what a client that has no byte yet is told.
+    """The verdict of a fill that failed. `error` is what a client is told that has not received a byte yet.
 
     `words` say what happened, without the advice to such a client.
     """
@@ -60,10 +60,7 @@ class FillFailed(Exception):
         self.words = words or error.message
 
     def anew(self) -> "FillFailed":
-        """Make the same verdict once more, for one more reader.
-
-        An exception that was raised keeps its frames alive, and with them the fill and its open file.
-        """
+        """Return a copy of the verdict, for one more reader."""
         error = type(self.error).__new__(type(self.error), *self.error.args)
         error.__dict__.update(self.error.__dict__)
         if (cause := self.error.__cause__) is not None:

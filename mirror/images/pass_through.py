@@ -1,4 +1,4 @@
-"""Passing an image through: what a fill goes on with when the store takes nothing, or fails in the midst of it."""
+"""Passes an image through: what a fill continues with when the store takes nothing, or fails halfway."""
 
 import hashlib
 import weakref
@@ -11,11 +11,11 @@ from mirror.store.base import BlobStore, Partial, StoreUnavailable, Transfer, Un
 from mirror.store.memory import MemoryWindow
 
 WINDOWS = 4
-"""Images passed through at a time, at most: each takes memory (see `mirror.store.memory.SIZE`)."""
+"""The most images passed through at a time: each takes memory (see `mirror.store.memory.SIZE`)."""
 
 
 class PassThrough:
-    """Gives windows in memory to fills that `store` has no room for; `health` learns how the store fails."""
+    """Gives windows in memory to fills that `store` has no room for; `health` is told how the store fails."""
 
     def __init__(self, store: BlobStore, health: StoreHealth) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class PassThrough:
         wanted = fill.metadata.size - journal.position
         if error.errno in OUT_OF_SPACE and await self._store.make_room(wanted):
             return journal
-        look = self._store.probe if journal.file is None else None  # it lies in a bucket
+        look = self._store.probe if journal.file is None else None  # it is in a bucket
         trouble = StoreUnavailable(f"the mirror's store fails: {error.strerror or type(error).__name__}")
         self._health.failed(trouble, look)
         return self._window(fill.metadata, journal.position, journal.digest())

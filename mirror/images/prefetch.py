@@ -1,7 +1,7 @@
-"""Fetches a new image before anybody asks for it: on an interval, in a window of the day, or when an operator says so.
+"""Fetches a new image before a client asks for it: at an interval, in a window of the day, or when an operator says so.
 
-A fill that was begun here and runs beyond its window is paused, and goes on from there in the next; not while a client
-of it waits, and not one that a client began or an operator asked for.
+A fill that began here and runs beyond its window is paused, and continues in the next window; but not while a client
+is waiting for it. A fill that a client began or an operator asked for is never paused.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ from mirror.model.errors import BadUpstream, MirrorError, NotFound, UpstreamRefu
 from mirror.model.status import Done, PrefetchState
 
 FIRST = 5.0
-"""Seconds within which it looks first after a start: not all mirrors of a site at once, when the power comes back."""
+"""Seconds after the start within which it first asks: not all mirrors of a site at once when the power comes back."""
 
 RETRY = 300.0
-"""Seconds after which a look that failed is repeated at the latest: a night may have one look only."""
+"""The most seconds before a failed attempt is repeated: a night may have only one attempt planned."""
 
 TICK = 1.0
-"""Seconds between two looks at the clock, which may be set, and at the fill that it may have to pause."""
+"""Seconds between two checks of the clock, which may be set, and of the fill that may have to be paused."""
 
 log = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Brings what is current into the store, with the mirror's `own` credential. `now` gives the time, aware."""
+    """Brings the current image into the store, with the mirror's `own` credential. `now` returns an aware datetime."""
 
     def __init__(
         self,
@@ -65,19 +65,19 @@ class Prefetcher:
         self._asking = asyncio.Lock()
 
     def take_up(self, config: Prefetch) -> None:
-        """Look as this says from now on; soon, if prefetching was off."""
+        """Use this schedule from now on; ask soon, if prefetching was off."""
         if config.enabled and not self._config.enabled:
             self._next_at = None
         self._config = config
 
     @property
     def state(self) -> PrefetchState:
-        """Return what it does now, in words."""
+        """Return what it is doing now, in words."""
         return PrefetchState(self._config.enabled, self._words(), self._next_at if self._config.enabled else None)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look for new images while the context lasts, as far as that is enabled."""
+        """Look for new images while the context lasts, if that is enabled."""
         running = asyncio.create_task(self._run(), name="prefetch")
         try:
             yield
@@ -86,13 +86,11 @@ class Prefetcher:
             await asyncio.gather(running, return_exceptions=True)
 
     async def fetch_now(self) -> Done:
-        """Fetch what is current if it is not stored, whatever the time; return what is done about it.
-
-        Raises MirrorError when upstream cannot be asked, or the store takes nothing.
-        """
+        """Fetch the current image if it is not stored, whatever the time; return what is done about it."""
         async with self._asking:
             done, _ = await self._bring("an operator")
-        self._begun = [fill for fill in self._begun if fill.metadata.hash != done.image]  # one that is wanted: no pause
+        # it is wanted, so it must not be paused
+        self._begun = [fill for fill in self._begun if fill.metadata.hash != done.image]
         return done
 
     async def _run(self) -> None:
@@ -136,7 +134,7 @@ class Prefetcher:
             self._begun.append(fill)
 
     async def _bring(self, who: str) -> tuple[Done, Fill | None]:
-        """Begin to fetch what is current unless it is stored; that, and the fill when it was begun here."""
+        """Begin to fetch the current image unless it is stored; return the image, and the fill if it began here."""
         caller = self._own.lend(Caller(None, "prefetch", who=who))
         try:
             current = await self._catalog.fetch(caller)
@@ -144,7 +142,7 @@ class Prefetcher:
             raise away.error from None
         except UpstreamRefused as refusal:
             raise _explained(refusal, caller) from None
-        await self._catalog.shown(current, None)  # so that it is said that there is a new one
+        await self._catalog.shown(current, None)  # so that the new image is reported
         metadata = current.metadata
         name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
         if await self._library.has(metadata.hash):
@@ -159,7 +157,7 @@ class Prefetcher:
         return Done(f"the current image {name} is being fetched", metadata.hash), opened.fill
 
     def _pause(self) -> None:
-        """Stop what was begun here unless a client waits for it."""
+        """Stop what began here unless a client is waiting for it."""
         self._settle()
         for fill in tuple(self._begun):
             if fill.clients or fill.state is State.VERIFYING or not self._library.pause(fill):
@@ -167,7 +165,7 @@ class Prefetcher:
             self._begun.remove(fill)
             self._paused = True
             at = f"{format_size(fill.position)} of {format_size(fill.metadata.size)}"
-            self._outcome = f"{fill.metadata.hash[:12]} was paused at {at}"  # maybe somebody has asked for it since
+            self._outcome = f"{fill.metadata.hash[:12]} was paused at {at}"  # a client may have asked for it since
             log.info(
                 "the window has ended: fill of %s is paused at %s",
                 fill.metadata.hash,
@@ -176,7 +174,7 @@ class Prefetcher:
             )
 
     def _settle(self) -> None:
-        """Say what became of the fills that have ended, once."""
+        """Report, once, how the ended fills ended."""
         for fill in tuple(self._begun):
             if fill.state in {State.PUBLISHED, State.FAILED}:
                 self._begun.remove(fill)
@@ -196,7 +194,7 @@ class Prefetcher:
 
 
 async def nothing_to_fetch() -> Done:
-    """Stand in for `Prefetcher.fetch_now` where there is no upstream."""
+    """Replace `Prefetcher.fetch_now` where there is no upstream."""
     raise NotFound("there is nothing to fetch from: set upstream.url, or import an image")
 
 

@@ -18,10 +18,10 @@ def evictable(
 ) -> Sequence[StoredInfo]:
     """Return the images that may be evicted, least recently served first.
 
-    One that was never served counts from when it was stored. Of those served at the same time the one stored first goes
-    first, then the one whose hash is less. Never a pinned one, the `current` one, one that is being `read`, or one of
-    the `keep` that were stored last. A time that is yet to come, from a clock that was wrong, counts as long ago: it
-    must not keep an image forever.
+    For an image that was never served, the time when it was stored counts. Ties go to the image that was stored first,
+    then to the smaller hash. Pinned images are never evicted, nor is the `current` one, one that is being `read`, or
+    one of the `keep` that were stored last. A time in the future, from a clock that was wrong, counts as long ago, so
+    that it does not keep an image forever.
     """
     present = now()
 

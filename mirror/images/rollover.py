@@ -1,8 +1,8 @@
-"""Gives clients a new image only when it is stored, with `rollover = "when_stored"`; until then they get the last one.
+"""Gives clients a new image only once it is stored, with `rollover = "when_stored"`; until then they get the last one.
 
-They switch when the new image is in the store, whoever brought it there; from then on nobody gets the old one. What
-they get is kept in `shown.json` whenever it changes, so that a restart in between, and every process of the store,
-goes on with it. Without that file the last image is the one that was current, else the newest stored one.
+They switch when the new image is in the store, whichever process brought it there; from then on no client gets the old
+one. What they get is written to `shown.json` whenever it changes, so that it survives a restart and every process of
+the store agrees. Without that file, the last image is the one that was current, or else the newest stored one.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class WhenStored:
-    """Chooses between upstream's newest image and the last that clients got; `note` is the file that names that one.
+    """Chooses between upstream's newest image and the last that clients got; the file `note` names the latter.
 
-    A new image that fails to come is brought again when `pause` seconds have gone by and somebody asks.
+    If fetching a new image fails, it is fetched again at the first request after `pause` seconds.
     """
 
     def __init__(self, store: BlobStore, *, bring: Bring, pause: float, note: Path, pool: Executor) -> None:
@@ -45,18 +45,18 @@ class WhenStored:
         self._tried: tuple[str, float] | None = None
 
     async def load(self, current: ImageMetadata | None) -> None:
-        """Take up what an earlier process showed, or what was `current` then if it showed that at once."""
+        """Load what an earlier process showed, or what was `current` then if it was shown at once."""
         self._shown = await self._read() or current
 
     async def show(self, newest: ImageMetadata, caller: Caller | None) -> ImageMetadata:
         """Return what clients get now. If that is not the newest, fetch the newest with the caller's credential.
 
-        The last image is shown no longer when the store does not have it any more, or fails.
+        The last image is no longer shown when the store has lost it, or fails.
         """
         if self._shown is not None and self._shown.hash == newest.hash:
             self._shown, self._pending = newest, None
             return newest
-        # Another process may have shown something since we did.
+        # Another process may have changed what is shown since we read it.
         last = self._shown if self._pending == newest.hash else await self._last()
         if last is None or last.hash == newest.hash:
             return await self._switch(newest, None)
@@ -80,7 +80,7 @@ class WhenStored:
         return last
 
     async def shown_hash(self, newest: ImageMetadata | None) -> str | None:
-        """Return the hash of what clients get, as far as is known, without beginning anything."""
+        """Return the hash of what clients get, as far as is known, without starting anything."""
         last = await self._last()
         if newest is None or (last is not None and not await self._has(newest) and await self._holds(last)):
             return last.hash if last else None
@@ -88,7 +88,7 @@ class WhenStored:
 
     async def _switch(self, newest: ImageMetadata, said: str | None) -> ImageMetadata:
         before, self._shown, self._pending = self._shown, newest, None
-        if said is not None and (before is None or before.hash != newest.hash):  # else another request was quicker
+        if said is not None and (before is None or before.hash != newest.hash):  # otherwise another request was quicker
             log.info("%s", said, extra=event("image.switched", image=newest.hash))
         await self._write()
         return newest
@@ -106,7 +106,7 @@ class WhenStored:
             return False
 
     async def _holds(self, metadata: ImageMetadata) -> bool:
-        """Whether the store has it, maybe as bytes that have to be verified anew."""
+        """Return whether the store has it, maybe as bytes that have to be verified again."""
         try:
             return await self._has(metadata) or any(
                 info.metadata.hash == metadata.hash for info in await self._store.list()

@@ -1,8 +1,8 @@
-"""Hashes stored images again while the mirror serves, so that rotten bytes are found before a client asks for them.
+"""Hashes stored images again while the mirror serves, to find rotten bytes before a client asks for them.
 
-Slow on purpose, and one image at a time among all processes of a store. Beside each image stands when it was last
-verified, so the work goes on after a restart with the one that has waited longest; one that was interrupted is begun
-again. A bad one is set aside, and fetched anew at the next request.
+It is slow on purpose, and one image at a time among all processes of a store. Each image's directory says when it was
+last verified, so after a restart the work continues with the one that has waited longest; one that was interrupted
+starts over. A bad image is set aside, and fetched again at the next request.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from mirror.store.disk.verification import Verdict
 log = logging.getLogger(__name__)
 
 RATE = 50e6
-"""Bytes per second: some percent of a core, and little for any disk."""
+"""Bytes per second: a few percent of a core, and little for any disk."""
 
 LOOK = 60.0
-"""Seconds between two looks for what is due, at most: somebody may have laid out an image by hand."""
+"""The most seconds between two checks for what is due: somebody may have placed an image by hand."""
 
 _NEVER = float("inf")
 
@@ -62,7 +62,7 @@ class Scrubber:
         while True:
             try:
                 pause = await self._scrub_next()
-            except MirrorError as error:  # of the store, which has logged it
+            except MirrorError as error:  # the store's own error, which it has logged
                 log.debug("scrubbing pauses: %s", error)
                 pause = LOOK
             except Exception:
@@ -71,7 +71,7 @@ class Scrubber:
             await asyncio.sleep(pause)
 
     async def _scrub_next(self) -> float:
-        """Verify the image that is due first; the seconds until there may be another one."""
+        """Verify the image that is due first; return the seconds until another may be due."""
         pause = min(LOOK, self.interval)
         lock = await self._store.scrubbing()
         if lock is None:
@@ -98,7 +98,7 @@ class Scrubber:
         return 0.0
 
     async def _scrub(self, image_hash: str) -> None:
-        self._tried[image_hash] = self._clock.steady()  # whatever comes of it: it must not keep the others waiting
+        self._tried[image_hash] = self._clock.steady()  # whatever the result: it must not keep the others waiting
         verified = await self._store.verify(image_hash, rate=self._rate)
         if verified.bad:
             self._metrics.scrubs.labels("bad").inc()

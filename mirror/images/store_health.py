@@ -1,4 +1,4 @@
-"""Tracks whether the store works: logs a failure once, and looks at the store until it is well again."""
+"""Tracks whether the store works: logs a failure once, and checks the store until it works again."""
 
 import asyncio
 import logging
@@ -10,21 +10,21 @@ from mirror.model.status import StoreState
 from mirror.store.base import Cut, StoreUnavailable
 
 LOOK_AGAIN = 5.0
-"""Seconds between two looks at whether a store that failed is well again."""
+"""Seconds between two checks whether a store that failed works again."""
 
 LOOK_SECONDS = 20.0
-"""How long such a look may take."""
+"""Seconds that such a check may take."""
 
 Look = Callable[[], Awaitable[object]]
-"""Finds out whether the store does again what it failed to do. Raises StoreUnavailable or Cut while it does not."""
+"""Checks whether the store works again. Raises StoreUnavailable or Cut while it does not."""
 
 log = logging.getLogger(__name__)
 
 
 class StoreHealth:
-    """Tracks how the store was when it was last used. `run` runs a task, by its name, until the mirror stops.
+    """Tracks whether the store worked when it was last used. `run` runs a task, by its name, until the mirror stops.
 
-    `nameless` says why a verified image could not get its name, from then on until one gets it.
+    `nameless` says why a verified image could not get its name; it is cleared when an image gets one.
     """
 
     def __init__(self, run: Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]) -> None:
@@ -36,7 +36,7 @@ class StoreHealth:
         self._watching: asyncio.Task[None] | None = None
 
     def failed(self, error: StoreUnavailable, look: Look | None = None, *, reading: bool = False) -> None:
-        """Note that the store failed: it counts as failing until it works again when used, or `look` raises nothing.
+        """Note that the store failed. It counts as failing until a use of it succeeds, or `look` raises nothing.
 
         `reading`: it failed to give what it has.
         """
@@ -53,7 +53,7 @@ class StoreHealth:
             self._watching = self._run(self._watch(), "watch the store")
 
     def name_failed(self, error: OSError) -> None:
-        """Note that the store took a verified image and could not give it its name."""
+        """Note that the store took a verified image but could not give it its name."""
         reason = error.strerror or "input/output error"
         self.nameless = StoreUnavailable(
             f"the mirror's store cannot give a verified image its name, below images/: {reason}"
@@ -61,7 +61,7 @@ class StoreHealth:
         self.failed(self.nameless)
 
     def was_read(self) -> None:
-        """Note that the store gave what it has. Whether it takes images as well, the next fill will show."""
+        """Note that the store could be read. Whether it also takes images, the next fill will show."""
         if self._unreadable:
             self._recovered("the store can be read again")
 

@@ -1,7 +1,7 @@
-"""Tracks whether upstream answers: an upstream that is away costs one question, however many clients ask.
+"""Tracks whether upstream answers: while upstream is away, it gets one request, however many clients ask.
 
-It is a circuit breaker (`mirror.common.circuit_breaker`) that understands upstream's answers, and keeps what operators
-see of it.
+It is a circuit breaker (`mirror.common.circuit_breaker`) that understands upstream's answers, and records what
+operators see of it.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from mirror.model.errors import BadUpstream, MirrorError, Unavailable, UpstreamR
 from mirror.model.status import UpstreamState
 
 HANGING = 1.0
-"""Seconds without an answer after which upstream counts as hanging, and is spared while it does."""
+"""Seconds without an answer after which upstream counts as hanging; while it does, it gets no more requests."""
 
 log = logging.getLogger(__name__)
 
 
 class Away(Exception):
-    """Upstream gave no usable answer; `error` is what a client is told when nothing else can be done."""
+    """Upstream gave no usable answer; `error` is what a client is told if nothing else can be done."""
 
     def __init__(self, error: MirrorError) -> None:
         super().__init__(str(error))
@@ -33,7 +33,7 @@ class Away(Exception):
 
 
 class UpstreamHealth:
-    """Tracks whether upstream answers. `now` gives the time of day, `clock` counts seconds."""
+    """Tracks whether upstream answers. `now` returns the time of day, `clock` counts seconds."""
 
     def __init__(self, now: Callable[[], datetime], clock: Callable[[], float] = time.monotonic) -> None:
         self.state = UpstreamState(None)
@@ -41,14 +41,14 @@ class UpstreamHealth:
         self._clock = clock
         self._breaker: Breaker[MirrorError] = Breaker(clock, _pause)
         self._heard = -math.inf
-        self._first: asyncio.Event | None = None  # set when the question that was asked first has ended
+        self._first: asyncio.Event | None = None  # set when the request that went first has ended
 
     @asynccontextmanager
     async def asking(self, *, waits: bool) -> AsyncIterator[Question]:
         """Ask upstream within the context. Raises Away when it is known to be away, or gives no usable answer.
 
-        When it has not been heard for a while, one question goes first; those that may do so wait for its end. An
-        upstream that hung is not asked again for as long as it took to find out; one that failed at once may be.
+        When there has been no answer for a while, one request goes first; those that may wait do so until it ends. An
+        upstream that hung is not asked again for as long as it took to find that out; one that failed at once may be.
         """
         silent = self._clock() - self._heard > HANGING
         if waits and silent and self._first is not None and self._breaker.away is None:
@@ -90,5 +90,5 @@ class UpstreamHealth:
 
 
 def _pause(took: float) -> float:
-    """Return for how many seconds upstream is spared after a question that failed and took that long."""
+    """Return for how many seconds upstream is left alone after a request that took that long and failed."""
     return took if took > HANGING else 0.0

@@ -1,4 +1,4 @@
-"""Shows a person how far a fill is, for the command that waits for it."""
+"""Shows a person how far a fill is, for a command that waits for it."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from mirror.common.units import format_size
 from mirror.images.fill import Fill
 
 TICK = 0.2
-"""Seconds between two looks at how far a fill is."""
+"""Seconds between two updates."""
 
 
 async def watch(fill: Fill, meter: Meter, *, kept: str, doing: str | None = None) -> None:
-    """Show how far a fill is, as `doing` or else by its state, until its verdict. Raises FillFailed.
+    """Show how far a fill is until its verdict, under the words `doing` or else its state. Raises FillFailed.
 
-    Cancelled, it says how far it came, and that this is `kept`.
+    When cancelled, it says how far the fill came, and that this much is `kept`.
     """
     size = fill.metadata.size
     meter.start(size, fill.position, doing or fill.state)

@@ -1,4 +1,4 @@
-"""Counts how often upstream sent wrong bytes for an image: after five times it is asked once a minute only."""
+"""Counts how often upstream sent wrong bytes for an image; after five times, it is asked only once a minute."""
 
 import struct
 import time
@@ -9,11 +9,11 @@ from mirror.common.shared_memory import SharedNotes
 TIMES = 5
 WITHIN = 600.0
 PAUSE = 60.0
-"""After five times wrong bytes, each within ten minutes of the one before, clients are told so, and upstream is asked
-once a minute only."""
+"""Seconds between two requests once upstream has sent wrong bytes five times, each within ten minutes of the one
+before; in between, clients are told so."""
 
 IMAGES = 64
-"""Images remembered at most."""
+"""The most images that are remembered."""
 
 _WHEN = struct.Struct("=d")
 

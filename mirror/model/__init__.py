@@ -1,4 +1,4 @@
 """The values that travel between folders: metadata, caller, source, cache status, status, errors.
 
-Never does anything with them, and imports no other folder.
+They do nothing themselves, and import no other folder.
 """

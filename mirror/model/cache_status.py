@@ -1,23 +1,23 @@
-"""Where the bytes of an answer came from, as `Cache-Status` (RFC 9211) says it to clients and a label to metrics."""
+"""Says how an answer came about: to clients as `Cache-Status` (RFC 9211), and to metrics as a label."""
 
 from enum import Enum, unique
 
 
 @unique
 class CacheStatus(Enum):
-    """How an answer was come by. `words` is what the header says of it, `label` what metrics call it."""
+    """How an answer came about. `words` is what the header says, `label` what metrics call it."""
 
     HIT = "hit", "hit"
-    """It was here: a stored image, or metadata that is fresh enough."""
+    """The mirror had it: a stored image, or metadata that is fresh enough."""
 
     STALE = "hit; detail=stale", "stale"
-    """It was here, and upstream could not say whether it is current."""
+    """The mirror had it, and upstream could not say whether it is current."""
 
     STORED = "fwd=miss; stored", "stored"
     """A fill was begun for this request; the image is stored when it is whole."""
 
     COLLAPSED = "fwd=miss; collapsed", "collapsed"
-    """A fill that was running already, here or in another process."""
+    """This request joined a fill that was already running, here or in another process."""
 
     BYPASS = "fwd=bypass", "bypass"
     """It is passed through and not stored."""
@@ -39,7 +39,7 @@ class CacheStatus(Enum):
 
     @property
     def is_hit(self) -> bool:
-        """Whether the answer cost upstream nothing of its own."""
+        """Whether upstream had to send nothing for this answer alone."""
         return self in {CacheStatus.HIT, CacheStatus.STALE, CacheStatus.COLLAPSED}
 
 

@@ -20,7 +20,7 @@ class Caller:
     who: str = "the mirror"
 
     def stripped(self) -> "Caller":
-        """Return the caller without its credential, which is none of upstream's business."""
+        """Return the caller without its credential, which upstream must not see."""
         return replace(self, authorization=None)
 
 
@@ -31,7 +31,7 @@ class OwnCredential:
         self.take(token)
 
     def take(self, token: str | None) -> None:
-        """Take up another token; None: the mirror has none."""
+        """Use another token from now on; None: the mirror has none."""
         self._authorization = f"Bearer {token}" if token else None
 
     def lend(self, caller: Caller) -> Caller:

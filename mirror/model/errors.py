@@ -40,7 +40,7 @@ class BadRequest(MirrorError):
 
 
 class HeadersTooLarge(MirrorError):
-    """The request's header fields are longer than anybody should need."""
+    """The request's header fields are longer than any client should need."""
 
     status = 431
 
@@ -52,7 +52,7 @@ class Unauthorized(MirrorError):
 
 
 class Forbidden(MirrorError):
-    """The request may come from somebody else than the person in whose name it is sent."""
+    """Somebody other than the person in whose name the request is sent may have made it."""
 
     status = 403
 
@@ -76,7 +76,7 @@ class LoopDetected(BadUpstream):
 
 
 class Unavailable(MirrorError):
-    """Upstream or the store is not there and nothing can be served meanwhile."""
+    """Upstream or the store is unavailable, and nothing can be served in the meantime."""
 
     status = 503
 

@@ -1,7 +1,7 @@
 """Upstream's metadata of an image: parsed, validated, with its raw bytes.
 
 The raw body is what clients get, byte for byte; the parsed fields are what the mirror itself relies on. Other
-fields may be missing, and unknown ones are kept, because the body is never written anew.
+fields may be missing, and unknown ones are kept, because the body is never rewritten.
 """
 
 import codecs
@@ -64,7 +64,7 @@ class _Wire(BaseModel):
 
 
 class UnusableMetadata(BadUpstream):
-    """What should be an image's metadata is not: `reason` says in what way, whoever it came from."""
+    """Something that should be an image's metadata is not; `reason` says why, wherever it came from."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"upstream's image metadata is unusable: {reason}")

@@ -1,6 +1,6 @@
-"""A note: an image's metadata, kept to be known again by later processes, and when upstream said so.
+"""A note: an image's metadata, kept for later processes, and when upstream last said so.
 
-This module turns notes into bytes and back; its users decide where a note lies and what it is for.
+This module turns notes into bytes and back; its users decide where a note is kept and what it is for.
 """
 
 import json

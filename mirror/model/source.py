@@ -31,7 +31,7 @@ class Broken(Exception):
 
 
 class Ended(Broken):
-    """The source ends before the image does; it is asked once more, since a proxy may have cut it neatly."""
+    """The source ended before the image did; it is asked once more, since a proxy may have cut it off cleanly."""
 
     def __init__(self, reason: str, *, definitive_after: int) -> None:
         super().__init__(reason, definitive_after=definitive_after)
@@ -113,4 +113,4 @@ class NoSource:
         raise NotFound("what the mirror has of this image is not whole, and there is no upstream to ask for the rest")
 
     def offer(self, caller: Caller) -> None:
-        """Nobody is asked."""
+        """Do nothing: there is no upstream to offer a credential to."""

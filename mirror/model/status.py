@@ -35,10 +35,10 @@ class CurrentImage:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamState:
-    """What is known of upstream. `reachable` is None as long as nobody has asked it, or when there is none (`url`).
+    """What is known of upstream. `reachable` is None until the first request, or when there is no upstream (`url`).
 
-    `since` is when it became so, `reason` says in words why it is not reachable, or is of no use all the same,
-    `heard_at` is its last usable answer.
+    `since` is when it became so; `reason` says in words why it is unreachable, or reachable but useless; `heard_at` is
+    its last usable answer.
     """
 
     url: str | None
@@ -60,7 +60,7 @@ class StoreState:
 class RunningFill:
     """A transfer that runs.
 
-    `state` is one of `mirror.images.outcome.State`; `seconds_left` is None while nobody can tell. `clients` are the
+    `state` is one of `mirror.images.outcome.State`; `seconds_left` is None while it is unknown. `clients` are the
     downloads that read along now; `resumes` counts how often it was cut and went on.
     """
 
@@ -121,7 +121,7 @@ class Traffic:
 
     @property
     def saved(self) -> int:
-        """Bytes that upstream's line did not have to carry; less than nothing before a fill pays off."""
+        """Bytes that upstream's line did not have to carry; negative before a fill pays off."""
         return self.served - self.fetched
 
     @property

@@ -1,4 +1,4 @@
-"""What a process needs, whatever it serves: signals, systemd, standard streams, descriptors, reloading, workers.
+"""Provides what any process needs: signals, systemd, standard streams, descriptors, reloading, workers.
 
-Never knows what the process serves. May import `images` and all folders below it.
+Nothing here knows what the process serves. May import `images` and all folders below it.
 """

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 INTERVAL = 5.0
-"""Seconds between two looks. A child that is dead in both is an orphan: our own are waited for at once."""
+"""Seconds between two checks. A child that is dead in both is an orphan: our own are waited for at once."""
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ ALIVE = 1.0
 SILENT = 10
 """How many lines in a row may be missing before a worker counts as missing.
 
-They are counted, not timed: what stops all processes (a sleeping machine, a paused container) stops the count as well.
+They are counted, not timed: whatever stops all processes (a sleeping machine, a paused container) stops the count too.
 """
 
 FROZEN = 30
@@ -175,7 +175,7 @@ class Workers:
         self._stopping.set()
         if self._watching is not None:
             self._watching.cancel()
-        for each in self._sockets:  # else new clients would wait for a worker that never comes
+        for each in self._sockets:  # otherwise new clients would wait for a worker that never comes
             each.close()
         self._signal(signal.SIGTERM)
         try:

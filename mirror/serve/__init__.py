@@ -1,4 +1,4 @@
-"""The processes that serve: start in order, keep workers, take up another configuration, stop in order.
+"""Runs the processes that serve: starts them in order, keeps workers, applies another configuration, stops in order.
 
-Never handles a request. May import `http` and all folders below it.
+Nothing here handles a request. May import `http` and all folders below it.
 """

@@ -69,7 +69,7 @@ async def _serve(setup: Setup, *, until_input_ends: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if until_input_ends:  # whoever started us is gone then, however it ended
+    if until_input_ends:  # the process that started us has ended, in whatever way
 
         def watch() -> None:
             while os.read(0, 1):

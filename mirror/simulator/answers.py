@@ -1,4 +1,4 @@
-"""Does what both listeners do with a request: write it down, apply faults, put the answer in its final shape."""
+"""Does what both listeners do with a request: logs it, applies faults, and puts the answer in its final shape."""
 
 import asyncio
 import gzip

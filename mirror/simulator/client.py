@@ -1,4 +1,4 @@
-"""Start a simulator and steer it: synchronous, for tests and the demo.
+"""Starts a simulator and controls it, synchronously, for tests and the demo.
 
 with Simulator.start([ImageSpec("old"), ImageSpec("new")]) as simulator:
     simulator.fault(Fault("store", cut_after=1000, reset=True))

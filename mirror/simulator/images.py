@@ -129,7 +129,7 @@ class Image:
 
 
 def metadata_body(fields: dict[str, Any]) -> bytes:
-    """The metadata answer as bytes, spaced as no serialiser does by default, so that one written anew is noticed."""
+    """The metadata answer as bytes, spaced as no serialiser does by default, so that a rewritten one is noticed."""
     return json.dumps(fields, separators=(" , ", ":")).encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Where images lie: `base` says what a store is; a disk, a bucket, a window in memory, a disk before a bucket.
+"""Stores images: on a disk, in a bucket, in a window in memory, or on a disk in front of a bucket.
 
-Never asks upstream for anything. May import `config` and all folders below it.
+`base` defines what a store is. Nothing here asks upstream for anything. May import `config` and all folders below it.
 """

@@ -1,7 +1,8 @@
 """Defines what a store of images promises, on one page.
 
-An image is named by its hash and exists only when it is whole and verified. What is being received is a *partial*: it
-has one appender, any number of readers, and either gets its name (published) or stays behind to be resumed.
+An image is named by its hash and exists only when it is whole and verified. An image that is still being received is a
+*partial*: it has one appender and any number of readers, and it is either published (it gets its name) or stays behind
+to be resumed.
 """
 
 import hashlib
@@ -21,30 +22,33 @@ class StoreUnavailable(Unavailable):
     """The store cannot take or give bytes now (full, read-only, failing, busy); the message says which, for clients."""
 
     passes = False
-    """Whether `BlobStore.probe` shows when it is over."""
+    """Whether `BlobStore.probe` shows when the failure is over."""
 
 
 class Corrupt(Exception):
-    """The bytes received are not the image that was promised; says what was expected and what came."""
+    """The bytes received are not the image that was promised; the message says what was expected and what came."""
 
     def __init__(self, expected: str, received: str) -> None:
         super().__init__(f"expected sha256 {expected}, received {received}")
 
 
 class Unnamed(OSError):
-    """The bytes are right, and safe on the disk, but the image cannot get its name. They stay, for another attempt."""
+    """The bytes are right, and safe on the disk, but the image cannot get its name.
+
+    The bytes stay for another attempt.
+    """
 
 
 class Lost(Exception):
-    """The journal that was followed is gone, and did not become the image: another process put it away."""
+    """The journal that this process followed has gone without becoming the image: another process removed it."""
 
 
 class Cut(Exception):
-    """A reader cannot be given what follows; its client must notice."""
+    """A reader cannot be given the bytes that follow, so its client must see the download fail."""
 
 
 class FellBehind(Cut):
-    """A reader was too slow for a journal that keeps only what came last."""
+    """A reader was too slow for a journal that keeps only the latest bytes."""
 
 
 class Body(Protocol):
@@ -52,45 +56,42 @@ class Body(Protocol):
 
     @property
     def metadata(self) -> ImageMetadata:
-        """What is being sent; its `size` in bytes and its `hash` are the body's length and ETag."""
+        """The metadata of what is being sent; its `size` in bytes and its `hash` are the body's length and ETag."""
 
     async def available(self, offset: int) -> int:
         """Wait until the byte at `offset` may be sent; return how far bytes may be sent now (exclusive).
 
-        Returns at once when that byte is in no file, or will not be any more; see `file_at`. Raises FillFailed when the
-        transfer was lost: then nothing more may be sent and the client must notice.
+        Returns at once when that byte is in no file, or will no longer be in one; see `file_at`. Raises FillFailed when
+        the transfer failed: then nothing more may be sent, and the client must see the download fail.
         """
 
     def file_at(self, offset: int) -> SharedFile | None:
-        """Where the bytes from `offset` are, as far as `available` allows; None when they come from `pieces`."""
+        """Return where the bytes from `offset` are, as far as `available` allows; None when they come from `pieces`."""
 
     def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop) one after another, as they become available: those that are in no file.
-
-        Raises FillFailed, or Cut.
-        """
+        """Yield the bytes [start, stop) as they become available, for bytes that are in no file."""
 
 
 @runtime_checkable
 class Remote(Body, Protocol):
-    """A body whose bytes are fetched for one reader, from a place that may fail to give them."""
+    """A body whose bytes are fetched for one reader, from a place that may fail to deliver them."""
 
     async def ready(self, start: int, stop: int) -> None:
-        """Have the first of the bytes [start, stop) at hand, for `pieces`. Raises StoreUnavailable, Cut."""
+        """Fetch the first of the bytes [start, stop) in advance, for `pieces`. Raises StoreUnavailable, Cut."""
 
     async def close(self) -> None:
-        """Let go of what was at hand: its reader has left."""
+        """Release what was fetched in advance: its reader has left."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
-    """A whole, verified image: a `Body` of which everything is available."""
+    """A whole, verified image: a `Body` whose bytes are all available."""
 
     metadata: ImageMetadata
     file: SharedFile
 
     async def available(self, offset: int) -> int:
-        """All bytes, at once."""
+        """Return the size: all bytes are available at once."""
         return self.metadata.size
 
     def file_at(self, offset: int) -> SharedFile | None:
@@ -98,7 +99,7 @@ class StoredImage:
         return self.file
 
     async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """See `Body.pieces`: there are none."""
+        """See `Body.pieces`: there are none, since all bytes are in the file."""
         nothing: tuple[bytes, ...] = ()
         for piece in nothing:
             yield piece
@@ -106,9 +107,10 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class StoredInfo:
-    """A line of the list of stored images. `verified_at` is None when the file is not the one that was verified.
+    """One line of the list of stored images.
 
-    `places` are where it is: disk, bucket.
+    `verified_at` is None when the file is not the one that was verified. `places` says where the image is: disk,
+    bucket.
     """
 
     metadata: ImageMetadata
@@ -120,30 +122,31 @@ class StoredInfo:
 
 
 def newest_first(images: Iterable[StoredInfo]) -> Sequence[StoredInfo]:
-    """Sort as every list does: newest first by `created`, then by `stored_at`, then by hash."""
+    """Sort images as every list shows them: newest first by `created`, then by `stored_at`, then by hash."""
     by_hash = sorted(images, key=lambda info: info.metadata.hash)
     return sorted(by_hash, key=lambda info: (info.metadata.created, info.stored_at), reverse=True)
 
 
 class Retention(Protocol):
-    """Says which of some images may be evicted, the first to go first (see `mirror.images.retention`)."""
+    """Decides which of the given images may be evicted, and in which order (see `mirror.images.retention`)."""
 
     def __call__(
         self, images: Sequence[StoredInfo], current: str | None, read: Collection[str]
     ) -> Sequence[StoredInfo]:
-        """`current` and what is being `read` are hashes."""
+        """Return those that may be evicted, the first to go first; `current` and `read` (being read) are hashes."""
 
 
 class Partial(Protocol):
-    """The journal of one fill: received bytes, in order, until they have a name. Append-only; one appender.
+    """The journal of one fill: the bytes received so far, in order, until they get their name.
 
-    `position` counts the bytes that are appended *and* digested; readers may look at `file` up to there. A journal
-    without a file is a `mirror.store.memory.MemoryWindow`. While it is not `ours` another process appends to it.
+    It is append-only and has one appender. `position` counts the bytes that are appended *and* digested; readers may
+    read `file` up to there. A journal without a file is a `mirror.store.memory.MemoryWindow`. While it is not `ours`,
+    another process appends to it.
     """
 
     @property
     def position(self) -> int:
-        """Bytes that are appended and digested."""
+        """The number of bytes that are appended and digested."""
 
     @property
     def validator(self) -> str | None:
@@ -155,24 +158,24 @@ class Partial(Protocol):
 
     @property
     def ours(self) -> bool:
-        """Whether this process appends."""
+        """Whether this process is the one that appends."""
 
     @property
     def published(self) -> bool:
-        """Whether the process that we followed has published it."""
+        """Whether the process that we followed has published the image."""
 
     def reader(self, offset: int) -> AbstractAsyncContextManager["Reader"]:
-        """Read along from `offset`, when there is no file."""
+        """Return a reader that reads along from `offset`, when there is no file."""
 
     async def recover(self) -> bool:
-        """Take up a further part of what other processes left, and move `position`; True while there is more to come.
+        """Take over one more part of what other processes left, and move `position`; True while there is more to come.
 
-        While another process appends, follow it; when it let go, digest what is there. In the end the journal is ours,
-        or the other process published it. Raises Lost.
+        While another process appends, follow it; when it has let go, digest what is there. In the end the journal is
+        ours, or the other process has published it. Raises Lost.
         """
 
     async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Write and digest `pieces` in order. After an error (OSError) nothing is left beyond `position`."""
+        """Write and digest `pieces` in order. After an error (OSError), nothing is left beyond `position`."""
 
     def digest(self) -> "hashlib._Hash":
         """Return a copy of the SHA-256 of the bytes up to `position`."""
@@ -181,19 +184,19 @@ class Partial(Protocol):
         """Keep upstream's validator (a strong ETag) durably beside the bytes, for `If-Range` after a restart."""
 
     async def publish(self) -> None:
-        """Verify hash and size, make durable, give the image its name. Otherwise it names nothing.
+        """Verify hash and size, make the bytes durable, and give the image its name.
 
-        Raises Corrupt; Unnamed when only the name cannot be given; another OSError when bytes may be lost.
+        If any of that fails, it gets no name.
         """
 
     async def quarantine(self) -> None:
         """Set wrong bytes aside, where nothing serves them, for a person to look at."""
 
     async def discard(self) -> None:
-        """Remove the journal: its bytes are of no use to anybody."""
+        """Remove the journal, whose bytes are of no more use."""
 
     async def close(self) -> None:
-        """Let go of the journal as it is: published, put away, or to be resumed by the next fill."""
+        """Let go of the journal as it is: published, removed, or left for the next fill to resume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,43 +211,44 @@ class Reader(Protocol):
     """A client that reads along in a journal without a file."""
 
     async def take(self, stop: int) -> bytes:
-        """Take the next bytes, at least one, up to `stop` at most; they are there. Raises Cut."""
+        """Take the next bytes, at least one and none beyond `stop`; they must be there already. Raises Cut."""
 
 
 class BlobStore(Protocol):
     """A store of images."""
 
     async def open(self, image_hash: str) -> Body | None:
-        """Return the stored image of that hash, ready to be sent; None when there is none. Raises StoreUnavailable."""
+        """Return the stored image of that hash, ready to be sent, or None. Raises StoreUnavailable."""
 
     async def has(self, image_hash: str) -> bool:
-        """Whether clients need not wait for upstream to get that image whole. Raises StoreUnavailable."""
+        """Return whether clients can get that whole image without waiting for upstream. Raises StoreUnavailable."""
 
     async def probe(self) -> None:
         """Try to write. Raises StoreUnavailable when that fails."""
 
     async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | Body:
-        """Begin, resume or follow the journal of an image, having made sure there is room for all of it.
+        """Begin, resume or follow the journal of an image, after making sure that there is room for the whole image.
 
-        Its source is `upstream`, or where the store has the bytes nearer. Returns the image itself when another process
-        has stored it meanwhile. Raises StoreUnavailable (no room, no store).
+        The fill reads from `upstream`, or from somewhere nearer if this store has the bytes. Returns the image itself
+        when another process has stored it in the meantime. Raises StoreUnavailable (no room, or the store does not
+        work).
         """
 
     def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
-        """Return where a fill that stores nothing gets its bytes: `upstream`, or where the store has them nearer."""
+        """Return where a fill that stores nothing gets its bytes: `upstream`, or somewhere nearer that has them."""
 
     async def ahead(self, image_hash: str, published: Callable[[], Awaitable[None]]) -> Remote | None:
-        """Return the image from where a running fill gets its bytes, for a reader that would have to wait for the fill.
+        """Return the image that a running fill reads from, for a reader that would otherwise have to wait for the fill.
 
-        None when it does not lie there whole. Its last bytes wait until `published` returns; that raises FillFailed.
-        Raises StoreUnavailable.
+        None when the whole image is not there. Its last bytes are held back until `published` returns; if the fill
+        fails, that raises FillFailed. Raises StoreUnavailable.
         """
 
     async def make_room(self, wanted: int) -> bool:
         """Try to free that many bytes for a fill that found the store full; return whether there is room now."""
 
     async def list(self) -> Sequence[StoredInfo]:
-        """Return every stored image, as `newest_first` puts them."""
+        """Return every stored image, sorted by `newest_first`."""
 
     async def served(self, image_hash: str) -> None:
-        """Note that the image was served now, if it is stored. Best effort: a store that cannot write is no error."""
+        """Note that the image is being served now, if it is stored. A failure to write the note is ignored."""

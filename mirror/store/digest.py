@@ -1,6 +1,6 @@
-"""Compares what was received with what upstream promised, its size and its SHA-256: the one place where that is done.
+"""Compares the size and SHA-256 of what was received with what upstream promised.
 
-Every journal calls it before an image gets its name.
+Nothing else in the code does this.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""A journal in memory that keeps only what came last: for an image that cannot be stored and is wanted all the same.
+"""A journal in memory that keeps only the latest bytes: for an image that cannot be stored but is wanted all the same.
 
-Clients read along while it moves. It waits for its readers, so that a quick line does not outrun them; but a reader may
-keep the others waiting for READER_GRACE seconds in all, then it falls behind. Nothing is stored; hash and size are
-verified as ever before the last bytes are given out.
+Clients read along while it moves. It waits for its readers, so that a fast line does not outrun them; but a reader may
+keep the others waiting for only READER_GRACE seconds in all, then it falls behind. Nothing is stored; hash and size are
+verified as always before the last bytes are given out.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from mirror.store.base import FellBehind
 from mirror.store.digest import check
 
 SIZE = 4 << 20
-"""Bytes kept; more than an `JournalWriter` hands over at once."""
+"""Bytes kept; more than a `JournalWriter` hands over at once."""
 
 GATHER = 2.0
-"""Seconds for which the first bytes stay at least, so that clients that come together share one transfer."""
+"""Seconds for which at least the first bytes stay, so that clients that come together share one transfer."""
 
 READER_GRACE = 5.0
-"""Seconds that one reader may keep the others waiting."""
+"""Seconds, in all, for which one reader may keep the others waiting."""
 
 LONELY = 10.0
-"""Seconds without any reader after which nobody seems to want the rest."""
+"""Seconds without any reader after which it is assumed that no client wants the rest."""
 
 SLICE = 32 << 10
-"""Bytes given to a reader at once, at most: each exists twice until it is sent."""
+"""Bytes given to a reader at once, at most: they are in memory twice until they are sent."""
 
 
 class Abandoned(Exception):
-    """No client reads any more."""
+    """No client is reading any more."""
 
 
 class MemoryWindow:
@@ -64,14 +64,14 @@ class MemoryWindow:
             self._stirred.set()
 
     def read(self, start: int, stop: int) -> bytes:
-        """Copy the bytes [start, stop), or the first of them. Raises FellBehind when they have gone."""
+        """Copy the bytes [start, stop), or the first of them. Raises FellBehind when they are gone."""
         if start < self.start:
             raise FellBehind("too slow for an image that is passed through and not stored")
         begin = start % len(self._ring)
         return bytes(self._ring[begin : begin + min(stop - start, SLICE)])
 
     def stir(self) -> None:
-        """Say that a reader moved."""
+        """Note that a reader moved."""
         self._stirred.set()
 
     async def recover(self) -> bool:
@@ -93,7 +93,7 @@ class MemoryWindow:
         self.validator = validator
 
     async def publish(self) -> None:
-        """See `Partial.publish`: verifies, and that is all."""
+        """See `Partial.publish`: it verifies, and stores nothing."""
         check(self._metadata, self.position, self._digest)
 
     async def quarantine(self) -> None:
@@ -118,7 +118,7 @@ class MemoryWindow:
                 piece = piece[len(part) :]
 
     async def _let_go(self, start: int) -> None:
-        """Give up what is before `start`, when the readers have taken it or have had the time to."""
+        """Drop the bytes before `start`, once the readers have taken them or had the time to."""
         if start <= self.start:
             return
         while self._clock() < self._began + GATHER:
@@ -137,7 +137,7 @@ class MemoryWindow:
         self.start = start
 
     async def _until(self, deadline: float | None) -> None:
-        """Wait until then, or until a reader stirs."""
+        """Wait until that time, or until a reader moves."""
         self._stirred.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -145,7 +145,7 @@ class MemoryWindow:
 
 
 class MemoryReader:
-    """A client that reads along: how far it is, and for how many seconds more it may keep others waiting."""
+    """A client that reads along: its position, and for how many more seconds it may keep others waiting."""
 
     def __init__(self, window: MemoryWindow, position: int) -> None:
         self.position = position

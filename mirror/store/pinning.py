@@ -1,7 +1,7 @@
-"""Pinning: a person says that an image must stay, and an empty mark beside it says so to all that evict.
+"""Pins images: a person says that an image must stay, and an empty mark beside it tells everything that evicts.
 
 On a disk the mark is `images/<hash>/pinned`; in a bucket it is `pinned/<hash>` and holds for all mirrors of the fleet.
-What a mark protects from is decided in `mirror.images.retention`.
+What a mark protects against is decided in `mirror.images.retention`.
 """
 
 from collections.abc import Collection
@@ -21,11 +21,11 @@ class DiskPins:
         self._images = images
 
     def is_pinned(self, image_hash: str) -> bool:
-        """Whether the image must stay."""
+        """Return whether the image must stay."""
         return self._mark(image_hash).exists()
 
     def pin(self, image_hash: str, *, pinned: bool) -> None:
-        """Pin a stored image durably, or take that back."""
+        """Pin a stored image durably, or unpin it."""
         mark = self._mark(image_hash)
         if pinned:
             mark.touch()
@@ -44,7 +44,7 @@ class BucketPins:
         self._bucket = bucket
 
     async def is_pinned(self, image_hash: str) -> bool:
-        """Whether the image must stay."""
+        """Return whether the image must stay."""
         return await self._bucket.head(f"pinned/{image_hash}") is not None
 
     async def all(self) -> Collection[str]:
@@ -52,7 +52,7 @@ class BucketPins:
         return {listed.name.removeprefix("pinned/") async for listed in self._bucket.list("pinned/")}
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
-        """Pin an image, for all mirrors, or take that back."""
+        """Pin an image for all mirrors, or unpin it."""
         if pinned:
             await self._bucket.put(f"pinned/{image_hash}", b"")
         else:

@@ -1,7 +1,8 @@
-"""Shows all processes which files are read: by a shared lock on their bytes, held until the last descriptor is closed.
+"""Shows all processes which files are being read, by a shared lock that is held until the last descriptor is closed.
 
-It hinders nobody and is independent of the lock that makes one appender of many (`flock`); eviction looks whether there
-is one. Where a file system knows no locks nothing is known, and a file that is taken away stays readable all the same.
+The lock blocks nothing and is independent of the lock that makes sure that only one process appends (`flock`); eviction
+checks whether there is one. On a file system without locks nothing is known, but a file that is removed can still be
+read by those that have it open.
 """
 
 import contextlib
@@ -14,17 +15,17 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence,
 
 
 def announce(fd: int) -> None:
-    """Say that the file is read, until `fd` is closed or `withdraw` is called."""
+    """Say that the file is being read, until `fd` is closed or `withdraw` is called."""
     _set(fd, fcntl.F_RDLCK)
 
 
 def withdraw(fd: int) -> None:
-    """Say that it is not read any more."""
+    """Say that it is no longer being read."""
     _set(fd, fcntl.F_UNLCK)
 
 
 def is_read(path: Path) -> bool:
-    """Whether anybody, in any process of this host, has said that this file is read."""
+    """Return whether any process of this host has said that this file is being read."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:

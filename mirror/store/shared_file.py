@@ -8,21 +8,21 @@ from mirror.store.read_locks import announce
 from mirror.store.revoke import is_recalled
 
 PROBE = 1 << 20
-"""Distance in bytes at which `resident` looks: the kernel reads files ahead in pieces of this order."""
+"""Distance in bytes at which `resident` checks: the kernel reads files ahead in pieces of about this size."""
 
 LOOK = 0.5
-"""Seconds between two looks whether the file is still to be sent."""
+"""Seconds between two checks whether the file may still be sent."""
 
 READ_AHEAD = 8 << 20
 SCRATCH = 128 << 10
-"""Bytes read ahead in the background, and read at once into nothing to wait for them."""
+"""Bytes read ahead in the background, and read and discarded at once in order to wait for them."""
 
 
 class SharedFile:
     """A descriptor, closed when the last user lets go of it.
 
-    While it is open all processes can see that the file is read. Who reads along in a journal hears the fill's verdict,
-    and nothing before that: there it is not `recallable`.
+    While it is open, all processes can see that the file is being read. A client that reads along in a journal gets the
+    fill's verdict instead of a recall, so that file is not `recallable`.
     """
 
     def __init__(self, fd: int, *, recallable: bool = True) -> None:
@@ -34,11 +34,11 @@ class SharedFile:
         announce(fd)
 
     def fileno(self) -> int:
-        """The descriptor, for `os.sendfile` and what is built on it."""
+        """Return the descriptor, for `os.sendfile` and what is built on it."""
         return self.fd
 
     def recalled(self, *, surely: bool = False) -> bool:
-        """Whether its bytes must not be sent any more, as it was at most LOOK seconds ago, or `surely` now."""
+        """Return whether its bytes must not be sent any more, checked at most LOOK seconds ago; `surely`: now."""
         if not self.recallable:
             return False
         now = time.monotonic()
@@ -48,12 +48,12 @@ class SharedFile:
         return self._recalled
 
     def resident(self, start: int, stop: int) -> bool:
-        """Whether [start, stop) seems to be in the page cache, so that sending it will not wait for the disk."""
+        """Return whether [start, stop) seems to be in the page cache, so that sending it will not wait for the disk."""
         probe = [bytearray(1)]
         try:
             for offset in (*range(start, stop, PROBE), stop - 1):
                 os.preadv(self.fd, probe, offset, os.RWF_NOWAIT)
-        except OSError:  # not there, or a file system that cannot tell
+        except OSError:  # it is not there, or the file system cannot tell
             return False
         return True
 

@@ -1,8 +1,8 @@
-"""A disk in front of a bucket: what is on the disk is served from there, what arrives is written to both.
+"""Puts a disk in front of a bucket: images on the disk are served from there, and new ones are written to both.
 
-An image that is only in the bucket is brought to the disk by a fill whose source is the bucket. When the disk takes
-nothing the bucket is used as if there were no disk; when the bucket fails the disk goes on alone. What is evicted from
-the disk stays in the bucket, and the other way round.
+An image that is only in the bucket is brought to the disk by a fill that reads from the bucket. When the disk takes
+nothing, the bucket is used as if there were no disk; when the bucket fails, the disk goes on alone. An image that is
+evicted from the disk stays in the bucket, and the other way round.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ class TieredStore:
         self._bucket = bucket
 
     async def probe(self) -> None:
-        """See `BlobStore.probe`: the disk."""
+        """See `BlobStore.probe`: it tries the disk."""
         await self._disk.probe()
 
     async def open(self, image_hash: str) -> Body | None:
-        """See `BlobStore.open`: what is on the disk; from the bucket only if there is no disk."""
+        """See `BlobStore.open`: an image on the disk, or, only if there is no disk, one in the bucket."""
         try:
             return await self._disk.open(image_hash)
         except StoreUnavailable:
@@ -97,7 +97,7 @@ class TieredStore:
         return await self._disk.make_room(wanted)
 
     async def list(self) -> Sequence[StoredInfo]:
-        """See `BlobStore.list`: what is in either place, or in the one that works."""
+        """See `BlobStore.list`: the images in either place, or in the one that works."""
         listed: list[Sequence[StoredInfo]] = []
         trouble = None
         for place in (self._bucket, self._disk):
@@ -120,7 +120,7 @@ class TieredStore:
         await self._bucket.served(image_hash)
 
     async def replenish(self, image_hash: str) -> None:
-        """Bring an image that is on the disk into the bucket, if it is not there. Raises StoreUnavailable."""
+        """Upload an image that is on the disk, if the bucket does not have it. Raises StoreUnavailable."""
         image = await self._disk.open(image_hash)
         if image is None or await self._bucket.has(image_hash):
             return
@@ -140,7 +140,7 @@ class TieredStore:
 
 
 class TieredPartial:
-    """A `Partial` on the disk whose bytes, when they come from upstream, go into the bucket as well."""
+    """A `Partial` on the disk whose bytes also go into the bucket, if they come from upstream."""
 
     def __init__(self, disk: PartialFile, metadata: ImageMetadata, bucket: S3Store) -> None:
         self.coordinator: Coordinator = bucket.coordinator(metadata, self)
@@ -189,12 +189,12 @@ class TieredPartial:
         await self._disk.remember(validator)
 
     async def publish(self) -> None:
-        """See `Partial.publish`. Nobody waits for the bucket: it gets the rest in the background."""
+        """See `Partial.publish`. It does not wait for the bucket, which gets the rest in the background."""
         try:
             await self._disk.publish()
         except Unnamed:
             self.coordinator.right()
-            self.coordinator.settle()  # it is as right there as here
+            self.coordinator.settle()  # what is right on the disk is right in the bucket
             raise
         self.coordinator.right()
         self.coordinator.settle()
@@ -219,7 +219,7 @@ class TieredPartial:
         await self.coordinator.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """See `mirror.store.s3.coordinator.Readable`: from the page cache, as it was written just now."""
+        """See `mirror.store.s3.coordinator.Readable`: what was written just now, from the page cache."""
         return os.preadv(self.file.fd, [buffer], offset)
 
 
@@ -238,5 +238,5 @@ class _Readable:
 
 
 def _both(disk: StoredInfo, bucket: StoredInfo) -> StoredInfo:
-    """One line of the list for what is in both places."""
+    """Make one line of the list for an image that is in both places."""
     return replace(disk, pinned=disk.pinned or bucket.pinned, places=disk.places + bucket.places)

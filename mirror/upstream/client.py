@@ -1,7 +1,7 @@
-"""Asking upstream: metadata, the image from an offset, and the few requests that are passed through.
+"""Asks upstream for metadata, for the image from an offset, and for the few requests that are passed through.
 
-A client's `Authorization` goes to the upstream origin and to nothing that a redirect leads to. URLs are secrets as soon
-as they carry a query, so messages and logs name hosts only.
+A client's `Authorization` goes to the upstream origin and never to the target of a redirect. URLs with a query are
+secrets, so messages and logs name hosts only.
 """
 
 import asyncio
@@ -38,23 +38,21 @@ IMAGE = API + "mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
 
 MAX_FORWARDED = 16 << 20
-"""Bytes of a passed-through answer at most."""
+"""The most bytes of a passed-through answer."""
 
 PASSED_THROUGH = frozenset({401, 403, 404, 429})
 
 _KEPT = ("Content-Type", "Retry-After", "WWW-Authenticate")
 _NOT_FORWARDED = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"}  # hop by hop
-    | {"content-length", "date", "server", "set-cookie", "x-request-id"}  # ours to say, or nobody's business here
+    # the mirror sets these itself, or they concern only upstream
+    | {"content-length", "date", "server", "set-cookie", "x-request-id"}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """An answer that is passed through as it came: status, end-to-end headers, undecoded body.
-
-    `retry_after` is how many seconds it asks to wait.
-    """
+    """An answer that is passed through as it came: status, end-to-end headers, undecoded body."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,11 +61,11 @@ class Forwarded:
 
 
 class Upstream:
-    """One DataRobot installation (or another mirror). Open with `async with`.
+    """One DataRobot installation (or another mirror). Open it with `async with`.
 
-    `name` is that of the mirror which asks, by which loops are found (`mirror.upstream.loop_detection`); a client that
-    serves nobody has none. `image` is the path of the image, below which its metadata is: other than
-    DataRobot's at a mirror only.
+    `name` is the name of the mirror that asks, by which loops are found (`mirror.upstream.loop_detection`); a client
+    that serves no one has none. `image` is the path of the image, with its metadata below; it differs from DataRobot's
+    path only at a mirror.
     """
 
     def __init__(
@@ -96,10 +94,7 @@ class Upstream:
         return self
 
     async def prepare(self, config: UpstreamConfig, proxies: Proxies) -> Ready:
-        """Get ready to ask by another configuration and other proxies; what has begun goes on as it is.
-
-        Raises ConfigError when `upstream.ca_file` cannot be used.
-        """
+        """Prepare to use another configuration and other proxies; requests that have begun go on as they are."""
         policy = RedirectPolicy(self._base, config.redirect_hosts)
         line = Connections(config, self._base, proxies, policy)
         await line.open()
@@ -107,7 +102,8 @@ class Upstream:
 
         def apply() -> None:
             if not same_ways:
-                self._former.append(self._line)  # downloads may go by it for hours; idle connections end by themselves
+                # downloads may use the old connections for hours; idle connections close by themselves
+                self._former.append(self._line)
                 self._config, self._proxies, self.policy, self._line = config, proxies, policy, line
 
         if same_ways:
@@ -123,10 +119,8 @@ class Upstream:
     async def metadata(self, caller: Caller) -> ImageMetadata:
         """Ask for the current image's metadata with the caller's credential.
 
-        Raises:
-            UpstreamRefused: upstream's own 401, 403, 404 or 429.
-            BadUpstream, Unavailable: nonsense, nobody there, or silence for `connect_timeout`.
-            UpstreamTimeout: upstream's own 504.
+        Raises UpstreamRefused for upstream's own 401, 403, 404 or 429; BadUpstream or Unavailable for nonsense, an
+        unreachable upstream, or silence for `connect_timeout`; UpstreamTimeout for upstream's own 504.
         """
         seconds = self._config.connect_timeout
         try:
@@ -142,9 +136,9 @@ class Upstream:
         raise failure(answer.status, answer.retry_after)
 
     async def forward(self, method: str, path: str, query: str, caller: Caller) -> Forwarded:
-        """Pass a bodiless request through to `path` (with its leading slash) and the raw `query` string.
+        """Pass a request without a body through to `path` (with its leading slash) and the raw `query` string.
 
-        Raises BadUpstream, Unavailable, UpstreamTimeout; every status but a redirect's is an answer.
+        Raises BadUpstream, Unavailable, UpstreamTimeout; every status is an answer, except a redirect's.
         """
         seconds = 2 * self._config.connect_timeout
         answer = await self._ask("passthrough", method, path, query, caller, MAX_FORWARDED, seconds=seconds)
@@ -168,7 +162,7 @@ class Upstream:
             response.close()
 
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
-        """Request the image; the answer at the end of the redirects, from where, and whether there were any."""
+        """Request the image; return the last answer, the host that gave it, and whether there were redirects."""
         url = self._url(self._image, "")
         response = await self._line.send("GET", url, {**headers, **self._identity(caller)})
         hop = 0
@@ -218,9 +212,9 @@ class Upstream:
     async def _send(
         self, what: str, method: str, url: URL, headers: Mapping[str, str], seconds: float
     ) -> aiohttp.ClientResponse:
-        """Ask within `seconds`; again when a connection that was kept from an earlier request turns out to have ended.
+        """Send a request within `seconds`; send it again when a connection that was kept open turns out to be closed.
 
-        Not for the image: what it redirects to may be good for one request.
+        This is not for the image, because the URL that it redirects to may be good for one request only.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
@@ -241,7 +235,7 @@ class Upstream:
                     return response
 
     def _identity(self, caller: Caller) -> dict[str, str]:
-        """Return the headers that only upstream itself gets: who asks, and by which mirrors the request came."""
+        """Return the headers that only upstream itself gets: the caller's, and the mirrors that were passed."""
         headers = {"X-Request-ID": caller.request_id}
         if way := loop.onward(caller.came_by, self._name):
             headers[loop.HEADER] = way
@@ -258,7 +252,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ImageResponse:
-    """The answer at the end of the redirects: from `host`, whether one led there, and if so to upstream itself."""
+    """The answer at the end of the redirects: from `host`, whether redirected, and if so to upstream itself."""
 
     answer: aiohttp.ClientResponse
     host: str
@@ -267,16 +261,13 @@ class ImageResponse:
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:
-    """Make upstream's own refusal, with the headers that a client acts on, and the seconds that it asked for.
-
-    Raises BadUpstream when its body cannot be decoded.
-    """
+    """Make an error of upstream's own refusal, with the headers that a client acts on and the seconds to wait."""
     kept = {name: headers[name] for name in _KEPT if name in headers}
     return UpstreamRefused(status, decoded(body, headers, MAX_BODY), kept, retry_after=retry_after)
 
 
 def failure(status: int, retry_after: int | None) -> MirrorError:
-    """Turn an unusable answer of upstream into an error; `retry_after` seconds is what it asked for."""
+    """Turn an unusable answer of upstream into an error; `retry_after` is how many seconds it asked to wait."""
     if status == 508:
         return LoopDetected(
             "upstream answered 508: requests go round in a loop; set upstream.url, here and at each mirror on the way, "

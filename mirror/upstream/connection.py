@@ -1,8 +1,8 @@
 """Opens connections to upstream and to where it redirects, directly or through a proxy.
 
-Through a proxy, https goes in a tunnel (CONNECT); plain http the proxy reads, as anybody on the way could, and what it
-answers there by itself looks like upstream's, but for a 407. A proxy's credential goes to the proxy only. Nothing is
-taken from the environment here: a ~/.netrc stays unread.
+Through a proxy, https uses a tunnel (CONNECT). Plain http can be read by the proxy, as by anything else on the way, and
+the proxy's own answers look like upstream's, except a 407. A proxy's credential goes to the proxy only. Nothing is
+taken from the environment here; in particular ~/.netrc is not read.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy, forbidde
 
 
 class NoAnswer(aiohttp.ClientConnectionError):
-    """The connection ended before an answer's header came: whether the request was seen, nobody knows."""
+    """The connection ended before the header of an answer came: whether the request was seen is unknown."""
 
 
 @dataclass(slots=True)
 class Way:
-    """How a request went: whether it was `connected`, over a connection that was `kept` from an earlier one."""
+    """How a request went: whether it was `connected`, and over a connection that was `kept` from an earlier one."""
 
     connected: bool = False
     kept: bool = False
@@ -42,7 +42,10 @@ _MAX_FIELD = 64 << 10  # pre-signed URLs with session tokens are long
 
 
 class Connections:
-    """Open it, send, close it. Upstream is at `base`; `policy` judges the addresses that redirects lead to."""
+    """Opens and closes connections and sends requests.
+
+    Upstream is at `base`; `policy` judges addresses of redirect targets.
+    """
 
     def __init__(self, config: UpstreamConfig, base: URL, proxies: Proxies, policy: RedirectPolicy) -> None:
         self._config = config
@@ -51,7 +54,7 @@ class Connections:
         self._policy = policy
 
     async def open(self) -> None:
-        """Get ready. Raises ConfigError when `upstream.ca_file` cannot be used."""
+        """Open the sessions. Raises ConfigError when `upstream.ca_file` cannot be used."""
         tls = trusting(self._config)
         self.trusted = frozenset(tls.get_ca_certs(binary_form=True))
 
@@ -69,7 +72,7 @@ class Connections:
 
         self._api = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self._policy.upstream_socket))
         self._elsewhere = session(aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=self._policy.redirect_socket))
-        self._proxied = session(aiohttp.TCPConnector(limit=0, ssl=tls))  # a proxy may be anywhere, on loopback too
+        self._proxied = session(aiohttp.TCPConnector(limit=0, ssl=tls))  # a proxy may be anywhere, even on loopback
 
     async def close(self) -> None:
         """Close all connections."""
@@ -86,18 +89,21 @@ class Connections:
         total: float | None = None,
         way: Way | None = None,
     ) -> aiohttp.ClientResponse:
-        """Send one request, to upstream or `elsewhere`, directly or through a proxy. `total` is seconds for it all.
+        """Send one request, to upstream or `elsewhere`, directly or through a proxy.
 
-        It goes onto the line once, whatever becomes of it; `way` learns how.
+        `total` is the seconds for all of it.
 
-        Raises NoAnswer, ProxyFailed, BadUpstream for a target that no proxy must be asked for, UnicodeError for a host
+        It is sent at most once, whatever happens; `way` records how it went.
+
+        Raises NoAnswer, ProxyFailed, BadUpstream for a target that no proxy may be asked for, UnicodeError for a host
         that is neither a name nor an address, and aiohttp's ClientError, TimeoutError or OSError for a broken line.
         """
         proxy = self._proxies.for_url(url)
         way = way or Way()
         timeout = aiohttp.ClientTimeout(
             total=total,
-            connect=None if proxy is None else self._config.connect_timeout,  # the proxy's own connecting is in it
+            # this includes the time that the proxy takes to connect
+            connect=None if proxy is None else self._config.connect_timeout,
             sock_connect=self._config.connect_timeout,
             sock_read=self._config.read_timeout if total is None else None,
             ceil_threshold=math.inf,
@@ -132,11 +138,12 @@ class Connections:
         return response
 
     async def _judge_from_here(self, target: URL) -> None:
-        """Refuse a redirect target that no proxy must be asked for, as far as can be known from here.
+        """Refuse a redirect target that no proxy may be asked for, as far as can be known from here.
 
-        The proxy connects, so nobody can check to which address. We look the name up ourselves and judge what it has
-        here; a name that has nothing here is left to the proxy, since many a site has no other way to resolve it. A
-        name that means one thing here and another to the proxy gets by: `upstream.redirect_hosts` is against that.
+        The proxy connects, so we cannot check to which address. We resolve the name ourselves and judge the addresses
+        that it has here; a name that has none here is left to the proxy, since at many sites only the proxy can resolve
+        it. A name that means one thing here and another to the proxy is not caught: `upstream.redirect_hosts` protects
+        against that.
 
         Raises BadUpstream, and UnicodeError for a host that is neither a name nor an address.
         """
@@ -160,9 +167,9 @@ class Connections:
 
 
 async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself, unseen: that would spend a pre-signed URL that is good for one.
+    """Keep aiohttp from silently sending a GET again: a pre-signed URL may be good for one request only.
 
-    It does so on these two errors, and on no other (a test knows).
+    It does so on these two errors, and on no other (a test checks that).
     """
     try:
         return await send(request)
@@ -174,7 +181,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 @asynccontextmanager
 async def _connecting(way: Way) -> AsyncIterator[None]:
-    """Say so when time runs out before there is a connection, whichever of the timeouts that was."""
+    """Report when time runs out before there is a connection, whichever of the timeouts it was."""
     try:
         yield
     except TimeoutError as error:
@@ -182,7 +189,7 @@ async def _connecting(way: Way) -> AsyncIterator[None]:
 
 
 def _watched() -> aiohttp.TraceConfig:
-    """Tell a request's `Way`."""
+    """Record in `Way` how a request goes."""
     watched = aiohttp.TraceConfig()
 
     async def connected(_session: object, context: SimpleNamespace, _parameters: object) -> None:
@@ -199,7 +206,7 @@ def _watched() -> aiohttp.TraceConfig:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few ASCII words what went wrong on the line, without URL, path or credential."""
+    """Return, in a few ASCII words, what went wrong on the line, without URL, path or credential."""
     if isinstance(error, NoAnswer):
         return str(error)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -219,7 +226,7 @@ def reason(error: BaseException) -> str:
 
 
 def _blame(proxy: Proxy, url: URL, error: Exception) -> ProxyFailed | None:
-    """Say what the proxy did wrong; None when it was somebody else."""
+    """Return what the proxy did wrong; None when it was not the proxy."""
     match error:
         case aiohttp.ClientHttpProxyError():
             return proxy.refused(error.status, str(url.raw_host))
@@ -232,7 +239,7 @@ def _blame(proxy: Proxy, url: URL, error: Exception) -> ProxyFailed | None:
 
 
 def trusting(config: UpstreamConfig) -> ssl.SSLContext:
-    """Trust the system's authorities, and those of `upstream.ca_file`. Raises ConfigError when that cannot be used."""
+    """Trust the system's authorities and those of `upstream.ca_file`. Raises ConfigError when that file is unusable."""
     context = ssl.create_default_context()
     if config.ca_file is not None:
         try:

@@ -1,4 +1,4 @@
-"""Bodies that come compressed although nobody asked for that: small answers are decoded, an image never is."""
+"""Decodes small answers that are compressed although that was not asked for; an image is never decoded."""
 
 import zlib
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ _ANY_HEADER = zlib.MAX_WBITS | 32  # gzip's or zlib's
 
 
 def decoded(body: bytes, headers: Mapping[str, str], limit: int) -> bytes:
-    """Undo the `Content-Encoding` of a small answer; `limit` is how many bytes may come of it.
+    """Undo the `Content-Encoding` of a small answer, which may become `limit` bytes at most.
 
-    Raises BadUpstream, naming the encoding, when it is unknown, broken or hides more than that.
+    Raises BadUpstream, naming the encoding, when it is unknown or broken, or when there would be more bytes.
     """
     encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding in {"", "identity"} and not body.startswith(_GZIP):  # which is no text, whatever the headers say
+    if encoding in {"", "identity"} and not body.startswith(_GZIP):  # gzip is never text, whatever the headers say
         return body
     shown = encoding.encode("ascii", "backslashreplace").decode()[:40] or "gzip"
     if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:

@@ -1,4 +1,4 @@
-"""Reads one image from upstream, and judges what upstream and its redirect targets may answer."""
+"""Reads one image from upstream, and judges the answers of upstream and its redirect targets."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,15 +16,14 @@ from mirror.upstream.proxies import ProxyFailed
 from mirror.upstream.statuses import passes, retry_after
 
 TRIES = 4
-"""How often in a row a redirect target may answer 4xx before it is final; an expired URL is replaced at each try.
-
-So for a proxy that refuses and a certificate that is not trusted."""
+"""How often in a row a redirect target may answer 4xx before that is final; each attempt gets a fresh URL. The same for
+a proxy that refuses, and for a certificate that is not trusted."""
 
 _LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
 _PAGES = re.compile(
     r"(text|image|audio|video|font|multipart|message)/[!-~]+|application/([!-~]+\+)?(json|xml|(x-)?javascript)"
 )
-"""Media types of what a filter or a portal puts in the image's place. An archive may come as any other, or without."""
+"""Media types of what a filter or a portal sends in place of the image. An archive may have any other type, or none."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
@@ -39,7 +38,7 @@ class ImageSource:
         self._resumable = True
 
     def offer(self, caller: Caller) -> None:
-        """Take a waiting client's credential, if it has one, as a spare for when upstream refuses the one in use."""
+        """Keep a waiting client's credential, if it has one, for when upstream refuses the one in use."""
         known = {known.authorization for known in self._callers}
         if len(self._callers) < 8 and caller.authorization is not None and caller.authorization not in known:
             self._callers.append(caller)
@@ -93,7 +92,7 @@ class ImageSource:
             raise Broken(f"the line broke: {reason(error)}") from error
 
     def _check_whole(self, response: ImageResponse, offset: int) -> None:
-        """Judge by its length and media type what claims to be the whole image.
+        """Judge, by its length and media type, an answer that claims to be the whole image.
 
         | length | type | what it is |
         | --- | --- | --- |
@@ -102,7 +101,7 @@ class ImageSource:
         | another | an archive's, an unknown one, none | another image: Changed |
         | none, or another | a page's | a page in the image's place: Broken |
 
-        A page at a resume is a line that broke; one that is there from the beginning is soon said to be.
+        A page in answer to a resume counts as a broken line; a page in answer to the first request is reported soon.
         """
         answer = response.answer
         if answer.content_length == self._size:

@@ -1,8 +1,9 @@
-"""Finds loops of mirrors as RFC 8586 does: a request toward upstream says by which caches it has come.
+"""Finds loops of mirrors as RFC 8586 does: a request toward upstream lists the caches that it came through.
 
-Each mirror adds a name of its own to `CDN-Loop`, and refuses what comes with that name: it has been here already. A
-mirror behind a mirror is no loop. Who forges the header shuts out nobody but himself. It goes to upstream only, never
-to where that redirects; a proxy or a load balancer that takes it away takes the protection away with it.
+Each mirror adds its own name to `CDN-Loop`, and refuses a request with that name, since it has been here already. A
+mirror behind a mirror is no loop. A client that forges the header shuts out only itself. The header goes to upstream
+only, never to the target of a redirect. A proxy or load balancer that removes the header removes the protection as
+well.
 """
 
 import re
@@ -15,21 +16,18 @@ from mirror.model.errors import BadRequest, LoopDetected
 HEADER = "CDN-Loop"
 
 LONGEST = 2048
-"""Characters of the header at most, which is some eighty mirrors in a row."""
+"""The most characters of the header, enough for some eighty mirrors in a row."""
 
 _PLAIN = re.compile(r"[\t\x20-\x7e]*")
 
 
 def new_name() -> str:
-    """Make the name of one mirror, which all of its processes share until it ends."""
+    """Make the name of a mirror, which all of its processes share until it ends."""
     return f"pps-mirror-{secrets.token_hex(8)}"
 
 
 def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
-    """Read by which caches a request has come, as the header says it; empty for a client's.
-
-    Raises LoopDetected when `name` is among them, BadRequest for a header that cannot be passed on.
-    """
+    """Return the caches that a request came through, as its header lists them; empty for a client's own request."""
     text = ", ".join(headers.getall(HEADER, ())).strip()
     if len(text) > LONGEST or not _PLAIN.fullmatch(text):
         raise BadRequest(f"the {HEADER} header is too long, or has characters that no name of a cache has")
@@ -42,5 +40,5 @@ def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
 
 
 def onward(came_by: str, name: str | None) -> str:
-    """The header of a request toward upstream; empty for one that comes by no mirror."""
+    """Return the header of a request toward upstream; empty for a request that came through no mirror."""
     return ", ".join(each for each in (came_by, name) if each)

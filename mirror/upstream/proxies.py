@@ -1,7 +1,4 @@
-"""Chooses the proxy that a request toward upstream goes through: `upstream.proxy`, else the environment's, or none.
-
-A proxy's user and password are sent to that proxy only; nothing here shows them.
-"""
+"""Chooses the proxy for a request toward upstream: `upstream.proxy`, else the environment's, or none."""
 
 import base64
 import ipaddress
@@ -15,13 +12,13 @@ from yarl import URL
 from mirror.config import Upstream as UpstreamConfig
 from mirror.model.errors import BadUpstream, ConfigError, MirrorError, Unavailable
 
-_PORT = re.compile(r"([^:\[\]]*|\[[^\[\]]*\]):(\d{1,5})")  # an address with colons has brackets before a port
+_PORT = re.compile(r"([^:\[\]]*|\[[^\[\]]*\]):(\d{1,5})")  # an IPv6 address is in brackets if a port follows
 
 
 class ProxyFailed(Exception):
-    """A proxy is not there, or does not do what it was asked to.
+    """A proxy is unreachable, or does not do what it was asked to.
 
-    When it `refused`, it will again, until somebody changes something.
+    When it `refused`, it will do so again until somebody changes something.
     """
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
@@ -35,10 +32,7 @@ class ProxyFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, its `url` without user info; `source` is the key or variable that names it.
-
-    `authorization` is the value of Proxy-Authorization (RFC 7617), None without a user.
-    """
+    """A proxy: its `url` without user info; `source` is the key or variable that names it."""
 
     url: URL
     source: str
@@ -48,11 +42,11 @@ class Proxy:
         return f"the proxy {self.url} ({self.source})"
 
     def failed(self, reason: str) -> ProxyFailed:
-        """Say that it cannot be used now."""
+        """Make the error that the proxy cannot be used now."""
         return ProxyFailed(f"the proxy ({self.source}) {reason}")
 
     def refused(self, status: int, host: str) -> ProxyFailed:
-        """Say that it answered a request for a connection to `host` with `status`."""
+        """Make the error that the proxy answered a request for a connection to `host` with `status`."""
         reason = f"the proxy ({self.source}) answered {status} when asked for {host}"
         if status in {401, 407}:  # tinyproxy answers 401 to a wrong password
             reason += ": it wants a user and password, or others than those in its URL"
@@ -63,7 +57,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxy for each scheme, and for which hosts there is none. `Proxies()` is none for any."""
+    """The proxy for each scheme, and the hosts that need none. `Proxies()` never uses a proxy."""
 
     http: Proxy | None = None
     https: Proxy | None = None
@@ -71,9 +65,9 @@ class Proxies:
 
     @classmethod
     def of(cls, config: UpstreamConfig, environ: Mapping[str, str]) -> "Proxies":
-        """Take `upstream.proxy` for everything, else HTTP_PROXY and HTTPS_PROXY, but for the hosts of NO_PROXY.
+        """Use `upstream.proxy` for everything, else HTTP_PROXY and HTTPS_PROXY, except for the hosts of NO_PROXY.
 
-        A variable in lower case wins over the same one in upper case, also when it is empty.
+        A variable in lower case takes precedence over the same one in upper case, even when it is empty.
 
         Raises ConfigError, which names the variable and never quotes it.
         """
@@ -87,17 +81,17 @@ class Proxies:
         )
 
     def for_url(self, url: URL) -> Proxy | None:
-        """Return the proxy that must be asked for this http or https URL; None when it is asked directly."""
+        """Return the proxy to use for this http or https URL; None for a direct connection."""
         proxy = self.https if url.scheme == "https" else self.http
         return None if proxy is None or excepted(url.raw_host or "", self.no_proxy, url.port) else proxy
 
 
 def excepted(host: str, no_proxy: str, port: int | None = None) -> bool:
-    """Whether `no_proxy`, with commas or blanks between its entries, has `host`, as curl reads it.
+    """Return whether `no_proxy`, with commas or blanks between its entries, covers `host`, as curl reads it.
 
-    A name has itself and all that ends with a dot and it, whether it begins with a dot or not; an address has itself, a
-    network such as 10.0.0.0/8 its addresses; names are not looked up. `*` has everything. Beyond curl, an entry that
-    ends with `:` and a port has that port only.
+    A name covers itself and all names below it, whether it begins with a dot or not; an address covers itself, and a
+    network such as 10.0.0.0/8 its addresses; names are not resolved. `*` covers everything. Beyond what curl does, an
+    entry that ends with `:` and a port covers that port only.
     """
     entries = [entry for entry in _of_port(no_proxy.replace(",", " ").lower().split(), port) if entry]
     if "*" in entries:
@@ -111,7 +105,7 @@ def excepted(host: str, no_proxy: str, port: int | None = None) -> bool:
 
 
 def _of_port(entries: Sequence[str], port: int | None) -> Iterator[str]:
-    """The entries without their ports, but for those of other ports."""
+    """Return the entries without their ports, leaving out entries for other ports."""
     for entry in entries:
         ended = _PORT.fullmatch(entry)
         if ended is None:
@@ -151,7 +145,7 @@ def _proxy(text: str, source: str) -> Proxy:
             return Proxy(url.origin(), source)
         if ":" in user:
             raise ValueError("RFC 7617 has no way to say that")
-    except ValueError:  # or a port that is none
+    except ValueError:  # or the port is not one
         raise ConfigError(f"{source}: expected a proxy such as http://user:password@proxy.example.com:3128") from None
     credentials = base64.b64encode(f"{user}:{url.password or ''}".encode()).decode()
     return Proxy(url.with_user(None).origin(), source, f"Basic {credentials}")

@@ -1,7 +1,7 @@
-"""How fast images may come from upstream, among all fills of all processes of a mirror: one leaky bucket.
+"""Limits how fast images come from upstream, for all fills of all processes of a mirror together: one leaky bucket.
 
-Its state is a few numbers in memory that the processes share, and what they take is added up there. A fill that took
-more than the bucket holds waits before it takes again; meanwhile nothing is read, and TCP slows upstream down.
+Its state is a few numbers in shared memory, where the bytes that all processes take are added up. A fill that took more
+than the bucket holds waits before it takes more; while it waits it reads nothing, and TCP slows upstream down.
 """
 
 import asyncio
@@ -22,14 +22,15 @@ LEAST = 4096
 """How much is passed on at a time, in seconds of the rate, and bytes at least."""
 
 LOOK = 0.25
-"""Seconds that a fill sleeps at most before it looks whether the rate has changed."""
+"""The most seconds that a fill sleeps before it checks whether the rate has changed."""
 
 _STATE = struct.Struct("ddd")
-"""When it was looked at last (CLOCK_MONOTONIC, the same in all processes), bytes in it, bytes per second or 0."""
+"""The time of the last update (CLOCK_MONOTONIC, the same in all processes), bytes in the bucket, bytes per second or
+0."""
 
 
 class Throttle:
-    """The bucket. `descriptor` is that of another process's, which it is to share; without one it is a new one."""
+    """The bucket. `descriptor` opens the bucket of another process; without it, a new one is made."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -40,13 +41,13 @@ class Throttle:
         self._state = mmap.mmap(descriptor, _STATE.size)
 
     def limit(self, rate: int | None) -> None:
-        """Allow this many bytes per second from now on, for all that share it; None allows as many as come."""
+        """Limit all that share the bucket to this many bytes per second from now on; None removes the limit."""
         with self._locked():
             _, level, _ = self._drained()
             _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))
 
     async def pass_on(self, piece: bytes) -> AsyncIterator[bytes]:
-        """Give what was received as it may come: in small steps on a thin line, or readers would starve in between."""
+        """Yield received bytes at the allowed rate, in small steps on a thin line, so that readers do not starve."""
         start = 0
         while start < len(piece):
             _, _, rate = _STATE.unpack_from(self._state)
@@ -57,14 +58,14 @@ class Throttle:
             start = stop
 
     async def take(self, size: int) -> None:
-        """Count `size` bytes; return when there may be more."""
+        """Count `size` bytes; return when more may be taken."""
         wait = self._put(size)
         while wait > 0:
             await asyncio.sleep(min(wait, LOOK))
             wait = self._put(0)
 
     def _put(self, size: int) -> float:
-        """Put bytes into the bucket; seconds until it has room for more."""
+        """Put bytes into the bucket; return the seconds until it has room for more."""
         with self._locked():
             now, level, rate = self._drained()
             if not rate:
@@ -73,14 +74,14 @@ class Throttle:
             return (level + size) / rate - BURST_SECONDS
 
     def _drained(self) -> tuple[float, float, float]:
-        """The state as it is now."""
+        """Return the state as of now."""
         then, level, rate = _STATE.unpack_from(self._state)
         now = time.monotonic()
         return now, max(0.0, level - (now - then) * rate), rate
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep the other processes out; within one, all of this happens in the event loop."""
+        """Lock the other processes out; within one process, all of this happens in the event loop."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Set the throttle to the rate that holds at this time of the day."""
+"""Sets the throttle to the rate that applies at this time of the day."""
 
 import asyncio
 import logging
@@ -14,20 +14,20 @@ from mirror.config import RateWindow, Upstream
 from mirror.upstream.rate_limit import Throttle
 
 LOOK = 1.0
-"""Seconds between two looks at the clock: windows begin with a minute, and clocks are set."""
+"""Seconds between two checks of the clock: windows begin at a full minute, and clocks are set."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast a line may be used: as the first of `windows` says that is open, else at `otherwise`; None: at will."""
+    """How fast a line may be used: at the rate of the first open window, else at `otherwise`; None: no limit."""
 
     windows: Sequence[RateWindow] = ()
     otherwise: int | None = None
 
     def at(self, moment: datetime, zone: tzinfo | None = None) -> int | None:
-        """Bytes per second."""
+        """Return the bytes per second at that time."""
         for each in self.windows:
             if schedule.is_open(each.window, moment, zone):
                 return each.rate
@@ -35,7 +35,7 @@ class Rates:
 
 
 class RateSchedule:
-    """Sets `throttle` as the day goes by."""
+    """Sets `throttle` to the rate that the schedule gives at each time of the day."""
 
     def __init__(self, throttle: Throttle, config: Upstream, now: Callable[[], datetime] | None = None) -> None:
         self._throttle = throttle
@@ -51,7 +51,7 @@ class RateSchedule:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Change the rate meanwhile as the day goes by."""
+        """Change the rate by the time of the day while the context lasts."""
         keeping = asyncio.create_task(self._keep(), name="pace")
         try:
             yield

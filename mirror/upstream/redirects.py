@@ -1,4 +1,4 @@
-"""Decides which redirect may be followed: judges the URL before it is asked, and the address when it is connected to.
+"""Decides which redirect may be followed: it judges the URL before the request, and the address when connecting.
 
 The address matters because a name can resolve to anything, and to something else a moment later (DNS rebinding). With
 no `redirect_hosts` set, a redirect may lead anywhere but to link-local addresses (cloud metadata services) and, unless
@@ -84,7 +84,7 @@ class RedirectPolicy:
         return _socket(addr_info)
 
     def learn(self, addr_info: AddrInfoType) -> None:
-        """Take this for upstream's own address: whether it is on loopback decides whether a redirect may lead there."""
+        """Raise ForbiddenAddress unless a redirect may lead to this address."""
         self._upstream_on_loopback = is_loopback(addr_info)
 
     def judge(self, addr_info: AddrInfoType) -> None:

@@ -1,4 +1,4 @@
-"""Says what a status of upstream or a redirect target means: one table for metadata, the image, resumes and `get`."""
+"""Defines what a status of upstream or a redirect target means, in one table for metadata, the image and `get`."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from mirror.common import http_date
 
 
 class Meaning(Enum):
-    """What is to be done about a status."""
+    """What to do about a status."""
 
     OURS = "whoever asked knows what to do with it"
     PASSES = "the same request may be answered another time"
@@ -35,7 +35,7 @@ def meaning(status: int) -> Meaning:
 
 
 def passes(status: int) -> bool:
-    """Whether the same request may be answered another time."""
+    """Return whether the same request may get another answer later."""
     return meaning(status) is Meaning.PASSES
 
 

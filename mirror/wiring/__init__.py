@@ -1,4 +1,4 @@
 """Builds a mirror from a configuration: the only folder that constructs objects for others.
 
-Never decides anything at run time. May import `access`, `process`, `images` and all folders below them.
+Nothing here decides anything at run time. May import `access`, `process`, `images` and all folders below them.
 """

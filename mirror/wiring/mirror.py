@@ -81,7 +81,7 @@ class Mirror:
         return Health(degraded=said)
 
     async def _disk_gives(self) -> bool:
-        """Whether images can be read from the disk, although it may take no new ones."""
+        """Return whether images can be read from the disk, even if it cannot take new ones."""
         try:
             return self.stores.disk is not None and len(await self.stores.disk.list()) > 0
         except StoreUnavailable:
@@ -90,7 +90,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Memory that the processes of a mirror share: whom upstream refused, and which images had wrong bytes."""
+    """Memory that the processes of a mirror share: which callers upstream refused, and which images had wrong bytes."""
 
     refused: SharedNotes
     wrong: SharedNotes
@@ -226,7 +226,7 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
 
 
 def _forget_shown(config: Config) -> None:
-    """Remove the note of what clients got last, which is only kept under `when_stored`: nobody may get it later."""
+    """Remove the note of what clients got last: it is only kept under `when_stored`, and must not be used later."""
     try:
         (config.store.path / SHOWN).unlink(missing_ok=True)
     except OSError as error:

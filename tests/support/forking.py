@@ -14,7 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-multiprocessing.get_context("forkserver").set_forkserver_preload(["mirror.cli.main", "tests.support.forked"])
+# All that commands import when they are run.
+_PRELOADED = (
+    *("mirror.cli.main", "mirror.serve.main", "mirror.cli.check.main", "mirror.cli.doctor.main", "mirror.cli.pull"),
+    *("mirror.cli.ls", "mirror.cli.manage", "mirror.cli.get", "mirror.bundle.exporter", "mirror.bundle.importer"),
+    *("mirror.store.s3.store", "mirror.store.tiered", "tests.support.forked"),
+)
+multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
 
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_")
 """How variables begin that are read before any of our code runs."""

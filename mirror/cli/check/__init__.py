@@ -1,4 +1,4 @@
 """`pps-mirror check`: tries out whether a mirror with this configuration would work here and now.
 
-Never changes anything, and never makes upstream send an image. May import what commands may.
+It changes nothing, and never makes upstream send an image. May import what commands may.
 """

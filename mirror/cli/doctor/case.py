@@ -1,4 +1,4 @@
-"""What is examined: a configuration, and what earlier examinations have found out about it."""
+"""The case that is examined: a configuration, and what earlier examinations have found out about it."""
 
 import queue
 import threading

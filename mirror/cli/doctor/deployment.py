@@ -1,7 +1,7 @@
 """Finds out how the mirror is deployed, and gives advice in the commands of that deployment.
 
-Advice for one deployment may harm in another: nobody can be root in our pod, and root cannot change an owner in a
-container that has dropped its capabilities.
+Advice for one deployment may do harm in another: no process can be root in our pod, and root cannot change an owner in
+a container that has dropped its capabilities.
 """
 
 import shlex

@@ -66,7 +66,7 @@ def _has(tree: Mapping[str, Any], key: str) -> bool:
 
 
 def _misspelt(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Find variables that nobody reads: with one underscore in place of two, or in lower case."""
+    """Find variables that have no effect: with one underscore in place of two, or in lower case."""
     meant = {key.upper().replace(".", "_"): key.upper().replace(".", "__") for key in KEYS}
     for name in sorted(environ):
         bare = name.upper().removeprefix("PPS_MIRROR").lstrip("_").replace("__", "_")

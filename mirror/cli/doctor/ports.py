@@ -68,7 +68,7 @@ def _holds(process: Path, sockets: Mapping[str, int]) -> bool:
             match = _SOCKET.fullmatch(str(descriptor.readlink()))
             if match and match[1] in sockets:
                 return True
-    except OSError:  # it has ended, or is none of ours
+    except OSError:  # it has ended, or belongs to another user
         pass
     return False
 

@@ -41,7 +41,7 @@ def examine(case: Case) -> Iterator[Finding]:
         if address is None:
             return
         yield from _answer(case, url, address)
-    elif url.scheme == "https" and proxy.url.scheme == "http":  # else the proxy's answers look like upstream's
+    elif url.scheme == "https" and proxy.url.scheme == "http":  # otherwise the proxy's answers look like upstream's
         yield from _answer(case, url, None)
     yield from clock(case.heard)
 

@@ -1,4 +1,4 @@
-"""A directory as a store: images, partials, quarantine, room, and what is made durable when.
+"""Keeps images in a directory: the images, the partials, the quarantine, the room they take, and when they are durable.
 
-Never trusts a file that is not the one that was verified. May import what `store` may.
+A file that is not the one that was verified is never trusted. May import what `store` may.
 """

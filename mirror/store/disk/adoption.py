@@ -1,4 +1,4 @@
-"""Takes up a stored file that is not the one that was verified: it becomes a partial, and is hashed again."""
+"""Turns a stored file that is not the one that was verified back into a partial, which is then hashed again."""
 
 import logging
 from pathlib import Path
@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 def adopt(layout: Layout, metadata: ImageMetadata, length: int) -> bool:
-    """Make the image's partial, which has `length` bytes, of a stored file that cannot be trusted. Blocks.
+    """Turn a stored file that cannot be trusted into the image's partial, which has `length` bytes. Blocks.
 
-    False when there is no such file, or it is of no use. The caller holds the partial's lock.
+    Returns False when there is no such file, or it is useless. The caller holds the partial's lock.
     """
     image = layout.images / metadata.hash / "image"
     if (file := layout.file(metadata.hash)) is None:
         return False
     try:
         return _adopt_file(layout, image, file.st_size, metadata, length)
-    except FileNotFoundError:  # somebody has just removed it
+    except FileNotFoundError:  # another process has just removed it
         return False
 
 

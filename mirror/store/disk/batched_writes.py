@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 
 IOV_MAX = 1024
-"""Pieces that the kernel takes in one call, at most."""
+"""The most pieces that the kernel takes in one call."""
 
 
 BATCH = 1 << 20
-"""Bytes that are written, digested while they are in the processor's cache, and shown to readers at a time. Not more: a
-write that fills a huge page exactly has the kernel look for one, which took ten times as long where free memory was in
-small pieces."""
+"""Bytes that are written at a time, digested while they are still in the processor's cache, and then shown to readers.
+Not more: a write that exactly fills a huge page makes the kernel look for one, which took ten times as long where free
+memory was fragmented."""
 
 
 def batches(pieces: Sequence[bytes | memoryview]) -> Iterator[list[memoryview]]:

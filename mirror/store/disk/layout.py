@@ -1,4 +1,4 @@
-"""Reads what lies where in the directory of a disk store. It changes nothing. All of it blocks."""
+"""Reads what is where in the directory of a disk store. It changes nothing, and all of it blocks."""
 
 import logging
 import os
@@ -29,13 +29,13 @@ class Layout:
         self.pins = DiskPins(self.images)
 
     def metadata(self, image_hash: str) -> ImageMetadata | None:
-        """What lies beside the image; None when there is nothing that can be used."""
+        """Return the metadata beside the image; None when none can be used."""
         directory = self.images / image_hash
         try:
             metadata = ImageMetadata.parse((directory / "metadata.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except PermissionError as error:  # one that is another user's must not keep the others from being seen
+        except PermissionError as error:  # one directory that belongs to another user must not hide the others
             log.warning("%s is left alone: %s", directory, error.strerror, extra=event("image.ignored"))
             return None
         except BadUpstream as error:
@@ -49,19 +49,20 @@ class Layout:
         return metadata
 
     def file(self, image_hash: str) -> os.stat_result | None:
-        """The image's file, whether it can be trusted or not."""
+        """Return the image's file, whether it can be trusted or not."""
         return file_at(self.images / image_hash / "image")
 
     def list(self) -> Sequence[StoredInfo]:
-        """Every image of the right size, as `newest_first` puts them. Raises OSError when there is no store.
+        """List every image of the right size, sorted by `newest_first`. Raises OSError when there is no store.
 
-        Also one that lies among the partials to be verified anew. What is shorter may just be on its way here.
+        This includes an image that is among the partials to be verified again. A file that is too short may just be on
+        its way here, so it is left out.
         """
         names = (path.name for path in self.images.iterdir())
         return newest_first(info for name in names if is_hash(name) and (info := self.info(name)))
 
     def info(self, image_hash: str) -> StoredInfo | None:
-        """One line of the list."""
+        """Return the image's line in the list."""
         directory = self.images / image_hash
         file = self.file(image_hash) or file_at(self.partial / image_hash)
         if file is None or (metadata := self.metadata(image_hash)) is None or file.st_size != metadata.size:
@@ -76,7 +77,7 @@ class Layout:
         )
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every file that lies where an image does, by hash, whatever it is."""
+        """Return the size of every file that is where an image would be, by hash, whatever it contains."""
         names = sorted(path.name for path in self.images.iterdir() if is_hash(path.name))
         return {name: file.st_size for name in names if (file := self.file(name))}
 
@@ -85,18 +86,18 @@ class Layout:
         return self.pins.is_pinned(image_hash)
 
     def current(self) -> str | None:
-        """The hash that upstream named last; when it named none, that of the newest image."""
+        """Return the hash that upstream named last; if it named none, that of the newest image."""
         if named := self.named():
             return named
         images = self.list()
         return images[0].metadata.hash if images else None
 
     def named(self) -> str | None:
-        """The hash that upstream named last, as far as is noted here."""
+        """Return the hash that upstream named last, as far as it is noted here."""
         return self._named("current.json")
 
     def shown(self) -> str | None:
-        """The hash of what clients get until the current image is stored (see `mirror.images.rollover`)."""
+        """Return the hash of what clients get until the current image is stored (see `mirror.images.rollover`)."""
         return self._named("shown.json")
 
     def _named(self, note: str) -> str | None:
@@ -107,12 +108,12 @@ class Layout:
 
 
 def entries(directory: Path) -> Sequence[Path]:
-    """What is in a directory; nothing when it does not exist yet."""
+    """Return what is in a directory; nothing when it does not exist yet."""
     return sorted(directory.iterdir()) if directory.is_dir() else ()
 
 
 def file_at(path: Path) -> os.stat_result | None:
-    """What the system says of the regular file at `path`; None when there is none, or none that we may see."""
+    """Return the stat of the regular file at `path`; None when there is none, or none that we may see."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):

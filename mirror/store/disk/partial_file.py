@@ -1,9 +1,11 @@
-"""The journal of a fill as a file: its length is the bytes received so far, a lock on it makes one appender of many.
+"""Keeps the journal of a fill as a file.
 
-Who does not get the lock follows: reads along as the file grows, and takes over when the lock is free.
+The file's length is the number of bytes received so far, and a lock on it makes sure that only one process appends. A
+process that does not get the lock follows: it reads along as the file grows, and takes over when the lock is free.
 
-Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that whoever resumes can ask for the rest; and
-which file it is that was verified, when that could not get its name: then only the name is tried again.
+Beside it, `<hash>.json` keeps the metadata and upstream's validator, so that a process that resumes can ask for the
+rest. When a verified image could not get its name, the note also says which file was verified: then only the naming is
+tried again.
 """
 
 import asyncio
@@ -34,10 +36,11 @@ from mirror.store.shared_file import SharedFile
 log = logging.getLogger(__name__)
 
 FLUSH = 64 << 20
-"""Bytes after which what was written is sent to the disk, so that the fsync before publishing has little left to do."""
+"""Bytes after which what was written is flushed to the disk, so that the fsync before publishing has little left to
+do."""
 
 FOLLOW = 0.05
-"""Seconds between two looks at a file that another process appends to."""
+"""Seconds between two checks of a file that another process appends to."""
 
 _RECOVERY_STEP = 64 << 20
 _DIGEST_STEP = 2 << 20
@@ -46,7 +49,10 @@ T = TypeVar("T")
 
 
 class PartialFile:
-    """A `Partial` at `path`, through `fd`, which we have locked if it is `ours`. It works in one thread of its own."""
+    """A `Partial` at `path`, open as `fd`, which we have locked if it is `ours`.
+
+    All its work runs in one thread of its own.
+    """
 
     def __init__(
         self, path: Path, fd: int, metadata: ImageMetadata, *, ours: bool, images: Path, quarantine: Path
@@ -92,7 +98,10 @@ class PartialFile:
         return self._digest.copy()
 
     async def remember(self, validator: str | None) -> None:
-        """See `Partial.remember`. Without a note one goes on as well, only without `If-Range`: the hash decides."""
+        """See `Partial.remember`.
+
+        If the note cannot be written, the fill goes on without `If-Range`: the hash decides.
+        """
         self.validator = validator
         try:
             await self._run(self._note.write, validator)
@@ -104,7 +113,7 @@ class PartialFile:
         await self._run(self._publish)
 
     async def quarantine(self) -> None:
-        """See `Partial.quarantine`. Only the newest of an image is kept."""
+        """See `Partial.quarantine`. Only the newest quarantined file of an image is kept."""
         await self._run(self._set_aside)
 
     async def discard(self) -> None:
@@ -112,9 +121,10 @@ class PartialFile:
         await self._run(self._remove)
 
     async def close(self) -> None:
-        """See `Partial.close`. The lock goes with the last reader's descriptor, or here, whichever is first.
+        """See `Partial.close`. The lock is released here or with the last reader's descriptor, whichever comes first.
 
-        The file is closed when its last reader lets go of it, whatever still refers to us (a traceback, say).
+        The file is closed when its last reader lets go of it, even if something else (a traceback, say) still refers to
+        us.
         """
         await self._run(self._unlock)
         del self.file
@@ -131,16 +141,16 @@ class PartialFile:
                 await future
             raise
 
-    # What follows blocks, and runs in the one thread.
+    # Everything below blocks, and runs in the one thread.
 
     def _take_up(self) -> None:
-        if os.fstat(self.file.fd).st_size > self._metadata.size:  # nothing that we wrote
+        if os.fstat(self.file.fd).st_size > self._metadata.size:  # we did not write this much
             os.ftruncate(self.file.fd, 0)
         readmit(self.file.fd)
         self.validator = self._note.validator()
         if self._note.seals(self._identity()):
             self._sealed, self.position = True, self._metadata.size
-        if not self._note.exists():  # who looks for room must know what we still need
+        if not self._note.exists():  # a process that looks for room must know how much we still need
             self._note.write(self.validator)
 
     def _follow(self) -> bool:
@@ -149,7 +159,7 @@ class PartialFile:
         if names(self._path, file) and file.st_size >= self.position:
             self.position = file.st_size
             if free:
-                self.ours, self.position = True, 0  # to be digested by us
+                self.ours, self.position = True, 0  # ours to digest
                 self._take_up()
             return True
         if free:
@@ -180,7 +190,8 @@ class PartialFile:
                     self._digest.update(piece)
                 self.position += sum(map(len, batch))
         except OSError:
-            with contextlib.suppress(OSError):  # nothing may follow a torn write: cut it off where the digest stands
+            # nothing may follow a torn write: cut the file off where the digest ends
+            with contextlib.suppress(OSError):
                 os.ftruncate(self.file.fd, self.position)
             raise
         if self.position - self._flushed >= FLUSH and (self._flushing is None or self._flushing.done()):
@@ -189,7 +200,7 @@ class PartialFile:
             self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
 
     def _check_flushed(self) -> None:
-        if self._flushing is not None:  # a failed write-back is reported once: to this call, not to a later fsync
+        if self._flushing is not None:  # a failed write-back is reported only once: to this call, not to a later fsync
             self._flushed_well(self._flushing.result)
 
     def _flushed_well(self, flush: Callable[[], None]) -> None:
@@ -221,20 +232,22 @@ class PartialFile:
     def _seal(self) -> None:
         """Make sure that the bytes are right and durable. Raises Corrupt."""
         check(self._metadata, self.position, self._digest)
-        check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)  # nothing else wrote or cut it meanwhile
+        # no other process wrote to it or cut it in the meantime
+        check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)
         self._check_flushed()
         self._flushed_well(lambda: os.fsync(self.file.fd))
         self._sealed = True
 
     def _name(self) -> None:
-        """Give the image its name, durably; or nothing, so that nobody takes it for one that is stored."""
+        """Give the image its name, durably; if that fails, leave nothing that could be taken for a stored image."""
         directory = self._images / self._metadata.hash
         described_before = (directory / "metadata.json").exists()
         try:
             directory.mkdir(exist_ok=True)
-            sync_directory(self._images)  # before the image is moved there: else a power cut could take it away with it
+            # before the image is moved there: otherwise a power cut could lose the directory and the image with it
+            sync_directory(self._images)
             write_durably(directory / "metadata.json", self._metadata.raw)
-            trust(directory, self._identity())  # the same before and after it gets its name
+            trust(directory, self._identity())  # the file's identity is the same before and after it gets its name
             self._path.rename(directory / "image")
         except OSError:
             if not described_before:
@@ -263,12 +276,12 @@ class PartialFile:
         try:
             self._path.unlink(missing_ok=True)
             self._note.remove()
-        except OSError:  # what cannot be removed can be emptied: taken up again it would be as wrong as now
+        except OSError:  # a file that cannot be removed can be emptied: taken up again, it would be just as wrong
             os.ftruncate(self.file.fd, 0)
             raise
 
     def _unlock(self) -> None:
-        if self._lossy:  # the page cache would give back what the disk has lost, to be hashed and found right
+        if self._lossy:  # the page cache would return what the disk has lost, and it would be hashed and found right
             with contextlib.suppress(OSError):
                 self._remove()
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
@@ -280,7 +293,7 @@ class PartialFile:
 
 
 def lock(fd: int) -> bool:
-    """Whether we have the lock on a partial now; else another process appends to it."""
+    """Return whether we have the lock on a partial now; if not, another process appends to it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -289,7 +302,7 @@ def lock(fd: int) -> bool:
 
 
 def names(path: Path, file: os.stat_result) -> bool:
-    """Whether `path` names that very file."""
+    """Return whether `path` names that very file."""
     try:
         return os.path.samestat(path.stat(), file)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The note beside a partial file: whose bytes these are, how to ask for the rest, and whether they were verified."""
+"""Keeps the note beside a partial file: which image it is, how to ask for the rest, and whether it was verified."""
 
 import contextlib
 import json
@@ -11,24 +11,24 @@ from mirror.store.disk.verified_marker import Identity, described, time_in
 
 
 class PartialNote:
-    """The note at `path` of a partial of this image. What cannot be read says nothing. All of it blocks."""
+    """The note at `path` of a partial of this image. A note that cannot be read counts as empty. All of it blocks."""
 
     def __init__(self, path: Path, metadata: ImageMetadata) -> None:
         self._path = path
         self._metadata = metadata
 
     def exists(self) -> bool:
-        """Whether there is one, whatever it says."""
+        """Return whether there is a note, whatever it says."""
         return self._path.exists()
 
     def validator(self) -> str | None:
-        """Upstream's validator; None for what could not be sent: each request would fail, again and again."""
+        """Return upstream's validator; None if no request could send it, since every request would fail."""
         validator = self._read().get("validator")
         plain = isinstance(validator, str) and validator.isascii() and validator.isprintable()
         return str(validator) if plain else None
 
     def seals(self, file: Identity) -> bool:
-        """Whether it is the whole image that was verified, and only its name is missing."""
+        """Return whether this file is the whole, verified image, so that only its name is missing."""
         return file.size == self._metadata.size and time_in(self._read().get("verified"), file) is not None
 
     def write(self, validator: str | None) -> None:
@@ -36,9 +36,10 @@ class PartialNote:
         write_durably(self._path, json.dumps(self._said(validator)).encode())
 
     def seal(self, validator: str | None, file: Identity) -> None:
-        """Note that this file was verified, as far as that can be done.
+        """Note that this file was verified. A failure is ignored.
 
-        In place, since a new file may be just what cannot be made. A note that a crash has torn says nothing.
+        The note is written in place, since the disk may not allow a new file. A note that a crash has torn counts as
+        empty.
         """
         with contextlib.suppress(OSError):
             self._path.write_text(json.dumps(self._said(validator) | {"verified": described(file)}))

@@ -1,4 +1,4 @@
-"""Sets wrong bytes aside as `<hash>-<time>`, where nothing serves them, for a person to look at."""
+"""Moves wrong bytes to `quarantine/<hash>-<time>`, where nothing serves them, for a person to look at."""
 
 import shutil
 import time
@@ -10,9 +10,9 @@ KEPT_SECONDS = 86_400
 
 
 def set_aside(path: Path, quarantine: Path, image_hash: str) -> Path:
-    """Move `path` there as one step and return its new name; only the newest of an image is kept. Blocks.
+    """Move `path` into quarantine in one step and return its new name; only the newest of an image is kept. Blocks.
 
-    Whoever is being sent it is cut off, in every process, also when it cannot be moved.
+    Every download of it is cut off, in every process, even when it cannot be moved.
     """
     recall(path)
     quarantine.mkdir(exist_ok=True)
@@ -22,13 +22,13 @@ def set_aside(path: Path, quarantine: Path, image_hash: str) -> Path:
 
 
 def quarantined_at(path: Path) -> float:
-    """When it was set aside, in seconds since the epoch, as its name says; 0 for a name that does not."""
+    """Return when it was set aside, in seconds since the epoch, taken from its name; 0 if the name has no time."""
     time_part = path.name.rpartition("-")[2]
     return float(time_part) if time_part.isdigit() else 0.0
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a directory with all that is in it. Blocks; no error when it is not there."""
+    """Remove a file, or a directory with everything in it. Blocks; it is no error when it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

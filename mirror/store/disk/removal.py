@@ -1,7 +1,7 @@
-"""Removes things from a disk store, so that a crash leaves each whole, or as a leftover that a later start clears away.
+"""Removes things from a disk store.
 
-What is removed here is not asked about again: which images may go is decided in `mirror.images.retention`. All of it
-blocks.
+After a crash each of them is either still whole, or a leftover that a later start clears away. The decision which
+images may go is made in `mirror.images.retention` and is not checked again here. All of it blocks.
 """
 
 import fcntl
@@ -24,14 +24,14 @@ from mirror.store.read_locks import is_read
 log = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 3600
-"""Age from which what a crash may have left is no longer being written by somebody."""
+"""Age in seconds from which a file that a crash may have left is taken to be written by no process any more."""
 
 STALE_SECONDS = 7 * 86_400
-"""Age from which a partial that nobody resumes is given up."""
+"""Age in seconds from which a partial that nothing resumes is given up."""
 
 
 class Kind(StrEnum):
-    """What is removed."""
+    """The kinds of things that are removed."""
 
     LEFTOVER = "leftover"
     QUARANTINED = "quarantined"
@@ -41,7 +41,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One thing that can be removed: its place, the bytes that frees, and why it may go."""
+    """One thing that can be removed: where it is, how many bytes that frees, and why it may go."""
 
     kind: Kind
     path: Path
@@ -50,10 +50,10 @@ class Removal:
 
 
 def carry_out(layout: Layout, removal: Removal) -> bool:
-    """Remove it; False when it is in use by now, an image that was pinned meanwhile, or cannot be removed."""
+    """Remove it; return False when it is now in use, is an image that was pinned since, or cannot be removed."""
     try:
         return _carry_out(layout, removal)
-    except OSError as error:  # one thing that is another user's must not keep the rest from being removed
+    except OSError as error:  # one thing that belongs to another user must not keep the rest from being removed
         log.warning(
             "%s %s cannot be removed: %s",
             removal.kind,
@@ -79,7 +79,7 @@ def _carry_out(layout: Layout, removal: Removal) -> bool:
 
 
 def remove_image(layout: Layout, image_hash: str) -> None:
-    """Take the image out as one step, then free its space; whoever reads it keeps what is open."""
+    """Take the image out in one step, then free its space; processes that have it open can go on reading."""
     directory = layout.images / image_hash
     aside = directory.with_name(f"{image_hash}.{secrets.token_hex(8)}{SUFFIX}")
     try:
@@ -91,7 +91,7 @@ def remove_image(layout: Layout, image_hash: str) -> None:
 
 
 def remove_partial(path: Path) -> bool:
-    """Remove a partial and its note; False when somebody is at work on it."""
+    """Remove a partial and its note; return False when a process is working on it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -110,12 +110,13 @@ def remove_partial(path: Path) -> bool:
 
 
 def leftovers(layout: Layout) -> Iterator[Removal]:
-    """Yield what nobody will miss: what crashes left, partials that nobody resumes, wrong bytes kept long enough."""
+    """Yield what can go without loss: what crashes left, abandoned partials, wrong bytes kept long enough."""
     now = time.time()
     for path, reason in _left_by_crashes(layout):
         if _is_older(path, LEFTOVER_SECONDS, now):
             yield Removal(Kind.LEFTOVER, path, _size(path), reason)
-    for note in layout.partial.glob("*.json"):  # if it is being written at this very moment: a fill goes on without it
+    # if one is being written at this very moment, its fill goes on without it
+    for note in layout.partial.glob("*.json"):
         if is_hash(note.stem) and not note.with_suffix("").exists():
             yield Removal(Kind.LEFTOVER, note, 0, "has no partial")
     for removal in partials(layout, spare=()):
@@ -137,16 +138,16 @@ def _left_by_crashes(layout: Layout) -> Iterator[tuple[Path, str]]:
 
 
 def quarantined(layout: Layout) -> list[Removal]:
-    """All that was set aside, oldest first."""
+    """Return everything in quarantine, oldest first."""
     found = sorted(entries(layout.quarantine), key=quarantined_at)
     return [Removal(Kind.QUARANTINED, path, _size(path), "wrong bytes") for path in found]
 
 
 def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
-    """The partials that nobody is at work on, the one untouched for longest first, but for those to `spare`.
+    """Return the partials that no process is working on, least recently touched first, except those to `spare`.
 
-    One that was touched at a time that is yet to come is among the first. A stored image that lies among them to be
-    verified anew is none.
+    A partial whose time is in the future is among the first. A stored image that is among the partials to be verified
+    again is not included.
     """
     found, now = [], time.time()
     for path in entries(layout.partial):
@@ -164,7 +165,7 @@ def partials(layout: Layout, *, spare: Collection[str | None]) -> list[Removal]:
 
 
 def _is_empty(layout: Layout, directory: Path) -> bool:
-    """Whether this is an image's directory that has lost its image for good."""
+    """Return whether this is an image's directory that has lost its image for good."""
     image_hash = directory.name
     try:
         return (
@@ -173,7 +174,7 @@ def _is_empty(layout: Layout, directory: Path) -> bool:
             and not (layout.partial / image_hash).exists()
             and not layout.is_pinned(image_hash)
         )
-    except PermissionError:  # nobody can tell
+    except PermissionError:  # we cannot tell
         return False
 
 
@@ -185,14 +186,15 @@ def _is_older(path: Path, seconds: float, now: float) -> bool:
 
 
 def _is_beyond(told: float, seconds: float, now: float) -> bool:
-    """Whether a time is that far in the past, or in the future: a clock that was wrong must not keep a thing forever.
+    """Return whether a time is that far in the past or in the future.
 
-    What is nearer may have been written just before somebody set the clock back.
+    The future counts, so that a clock that was wrong does not keep a thing forever. A time that is nearer may have been
+    written just before somebody set the clock back.
     """
     return abs(now - told) > seconds
 
 
 def _size(path: Path) -> int:
-    """Bytes of the files in `path`, or of the file that it is."""
+    """Return the bytes of all files in `path`, or of `path` itself when it is a file."""
     files = path.rglob("*") if path.is_dir() else (path,)
     return sum(found.st_size for file in files if (found := file_at(file)))

@@ -1,7 +1,7 @@
-"""The journal of a fill that ends as one file of a person's choice, with no store around it.
+"""Keeps the journal of a fill that ends as one file that a person chose, with no store around it.
 
-While it is received it is `<file>.part`, with a note of what it is in `<file>.part.json`: whoever runs the same command
-again, after whatever happened, goes on with it.
+While the image is received, the file is `<file>.part`, with a note of what it is in `<file>.part.json`: running the
+same command again, after any interruption, resumes it.
 """
 
 import os
@@ -16,19 +16,16 @@ from mirror.store.disk.partial_file import PartialFile, lock
 
 
 class SingleFile(PartialFile):
-    """A `Partial` that becomes `target` when it is published, in place of what had that name."""
+    """A `Partial` that becomes `target` when it is published, replacing any file of that name."""
 
     def __init__(self, target: Path, fd: int, metadata: ImageMetadata) -> None:
-        # The rooms of a store are never entered: what is wrong is removed, and nobody is followed.
+        # The directories of a store are never used: wrong bytes are removed, and no other process is followed.
         super().__init__(part_of(target), fd, metadata, ours=True, images=target.parent, quarantine=target.parent)
         self._target = target
 
     @classmethod
     def take_up(cls, target: Path, metadata: ImageMetadata) -> Self:
-        """Begin, or go on with what is there of that image; of another image nothing is kept. Blocks.
-
-        Raises OSError, and Unavailable when another process receives into the same file.
-        """
+        """Begin, or resume what is there of that image; what is there of another image is thrown away. Blocks."""
         path = part_of(target)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
@@ -53,12 +50,12 @@ class SingleFile(PartialFile):
 
 
 def part_of(target: Path) -> Path:
-    """Where a file is while it is received."""
+    """Return where a file is while it is received."""
     return target.with_name(f"{target.name}.part")
 
 
 def _noted(note: Path) -> str | None:
-    """The hash of the image that the bytes beside `note` belong to; None when nobody can tell, so that they may do."""
+    """Return the hash of the image that the bytes beside `note` belong to; None if unknown: they may fit."""
     try:
         return Note.parse(note.read_bytes()).metadata.hash
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Makes room for an image before its first byte: counts what there is and what running fills still take, and evicts.
+"""Makes room for an image before its first byte: adds up what is there and what running fills still need, and evicts.
 
-`max_size` bounds all bytes below `images/`, `partial/` and `quarantine/`; `min_free` is what the file system keeps for
-others. Nothing is evicted unless that makes enough room. All of it blocks.
+`max_size` bounds all bytes below `images/`, `partial/` and `quarantine/`; `min_free` is what must stay free on the file
+system for others. Nothing is evicted unless that makes enough room. All of it blocks.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class _Room(NamedTuple):
-    """Bytes: `used` by the store, `free` on its file system, `promised` to the fills that run."""
+    """Bytes that are `used` by the store, `free` on its file system, and `promised` to the fills that run."""
 
     used: int
     free: int
@@ -35,10 +35,11 @@ class _Room(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Bytes: `used` by the store, the `limit` up to which it may grow now, `free` on its file system.
+    """How full the store is: bytes `used`, the `limit` up to which it may grow now, and `free` on its file system.
 
-    `largest` is how large a new image may be: what is left when running fills have theirs, and what may be evicted. A
-    partial of the current image that rests counts as if it were room, since it will go on there.
+    `largest` is how large a new image may be, counting what is left after running fills have got theirs, and what may
+    be evicted. A partial of the current image that no fill works on counts as room, since that image will continue
+    there.
     """
 
     used: int
@@ -49,14 +50,14 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was removed, or would be, and how many bytes the store is still beyond its bounds."""
+    """What was removed, or would be, and how many bytes the store still is over its bounds."""
 
     removals: tuple[Removal, ...]
     beyond: int
 
 
 def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] = ()) -> list[Removal]:
-    """Of what may go, in this order, as much as frees that many bytes; less than that when there is no more."""
+    """Choose, in this order, enough of what may go to free that many bytes; all of it if that is not enough."""
     plan = []
     for removal in candidates:
         if short > 0 and removal.size and removal.path not in without:
@@ -66,7 +67,7 @@ def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] 
 
 
 class Space:
-    """The room of a disk store. `evicted` is called, in whatever thread, for each image that had to make room."""
+    """The room of a disk store. `evicted` is called for each image that is evicted, in any thread."""
 
     def __init__(
         self,
@@ -82,16 +83,17 @@ class Space:
         self.take_up(max_size=max_size, min_free=min_free, retention=retention)
 
     def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
-        """From now on these are the bounds; nothing is evicted for that until there is need."""
+        """Use these bounds from now on; nothing is evicted because of them until room is needed."""
         self._max_size = max_size
         self._min_free = min_free
         self._retention = retention
 
     @contextmanager
     def reserved(self, metadata: ImageMetadata, wanted: int) -> Iterator[None]:
-        """Make room for `wanted` more bytes of an image. Raises StoreUnavailable when there is none.
+        """Make room for `wanted` more bytes of an image. Raises StoreUnavailable when that is impossible.
 
-        What runs within is alone, in all processes: it announces its partial, so that the next one counts it.
+        Only one process at a time runs the body of this context: it creates its partial there, so that the next one
+        counts it.
         """
         with self._alone():
             if wanted > 0:
@@ -99,7 +101,7 @@ class Space:
             yield
 
     def make_room(self, wanted: int) -> bool:
-        """Evict for a fill that found the disk full and needs that many bytes; True when that did free something."""
+        """Evict for a fill that found the disk full and needs that many bytes; return whether that freed anything."""
         with self._alone():
             short = max(1, wanted - self._room(None).free)
             plan = self._plan(short, spare=())
@@ -108,7 +110,7 @@ class Space:
             return sum(self._evict(removal) for removal in plan) > 0
 
     def use(self) -> "Use":
-        """How full it is."""
+        """Return how full the store is."""
         room = self._room(None)
         limit = room.used + max(0, room.free - self._min_free)
         if self._max_size is not None:
@@ -117,14 +119,14 @@ class Space:
         return Use(room.used, limit, room.free, max(0, self._left(room) + evictable + self._resting()))
 
     def lacking(self, metadata: ImageMetadata, wanted: int) -> str | None:
-        """Say why `wanted` more bytes of an image would have no room, even if all was evicted that may be; or None."""
+        """Return why `wanted` more bytes would not fit even if everything were evicted that may be; or None."""
         room = self._room(metadata.hash)
         short = wanted - self._left(room)
         evictable = sum(removal.size for removal in self._plan(short, spare=(metadata.hash,)))
         return self._explain(metadata, wanted, room, short) if short > evictable else None
 
     def collect(self, *, dry_run: bool) -> Collected:
-        """Clear away what nobody will miss, and evict down to the bounds, as far as that is allowed."""
+        """Clear away what can go without loss, and evict down to the bounds, as far as that is allowed."""
         with self._alone():
             done = [each for each in leftovers(self._layout) if dry_run or carry_out(self._layout, each)]
             beyond = -self._left(self._room(None))
@@ -147,7 +149,7 @@ class Space:
             for removal in plan:
                 if self._evict(removal):
                     short -= removal.size
-                else:  # somebody has begun to use it meanwhile
+                else:  # a process has begun to use it since
                     refused.add(removal.path)
 
     def _evict(self, removal: Removal) -> bool:
@@ -165,7 +167,7 @@ class Space:
         return done
 
     def _plan(self, short: int, *, spare: Collection[str], without: Collection[Path] = ()) -> list[Removal]:
-        """What to remove for that many bytes: what serves nobody, then images; less than that when there is no more."""
+        """Plan what to remove to free that many bytes: first what serves no one, then images; maybe not enough."""
         current = self._layout.current()
         candidates = [*quarantined(self._layout), *partials(self._layout, spare={*spare, current})]
         images = self._layout.list()
@@ -183,7 +185,7 @@ class Space:
         files = [*begun, *entries(layout.quarantine)]
         try:
             sizes = layout.sizes()
-        except PermissionError:  # then nothing gets its name there; but what is received can wait for that, if it fits
+        except PermissionError:  # then no image can get its name; but received bytes can wait for that, if they fit
             if self._max_size is not None:
                 raise
             sizes = {}
@@ -199,7 +201,7 @@ class Space:
         return left - room.promised
 
     def _resting(self) -> int:
-        """Bytes of the current image that came and that no fill, of any process, goes on with now."""
+        """Return the bytes received of the current image that no fill, of any process, is working on now."""
         if (current := self._layout.current()) is None:
             return 0
         partial = self._layout.partial / current
@@ -207,7 +209,7 @@ class Space:
         return 0 if file is None or is_read(partial) else file.st_size
 
     def _promised(self, partial: Path) -> int:
-        """Bytes that a fill, of any process, will still append to its partial."""
+        """Return the bytes that fills, of any process, will still append to their partials."""
         if (file := file_at(partial)) is None or not is_read(partial):
             return 0
         try:
@@ -239,7 +241,7 @@ class Space:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock that all processes of this host take for this: on the directory, so that no file stays."""
+        """Hold the lock that all processes of this host take for this: on the directory, which leaves no file."""
         fd = os.open(self._layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

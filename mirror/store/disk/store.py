@@ -1,4 +1,4 @@
-"""Images in a directory, laid out so that a person can read it, and make it, by hand.
+"""Keeps images in a directory whose layout a person can read, and create, by hand.
 
     images/<hash>/image            the bytes
     images/<hash>/metadata.json    upstream's body
@@ -9,8 +9,8 @@
     quarantine/<hash>-<time>       wrong bytes, for a person to look at; never served
 
 Nothing gets a name below `images/` before it is whole, verified and fsynced. A file there that is not the one that was
-verified is no image but a partial, and becomes one: the next fill of its hash takes it up, digests it, and goes on.
-What a crash left is cleared away (see `mirror.store.disk.removal`); partials wait for a week to be resumed.
+verified counts as a partial: the next fill of its hash takes it up, digests it, and goes on. What a crash left is
+cleared away (see `mirror.store.disk.removal`); partials are kept for a week, to be resumed.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ T = TypeVar("T")
 
 
 class DiskStore:
-    """A `BlobStore` in the directory `root`; when it needs room it evicts what `retention` says.
+    """A `BlobStore` in the directory `root`; when it needs room, it evicts the images that `retention` names.
 
-    It takes `max_size` bytes at most, and leaves `min_free` bytes of its file system to others. `evicted` is called, in
-    whatever thread, for each image that had to make room.
+    It takes `max_size` bytes at most, and leaves `min_free` bytes of its file system to others. `evicted` is called for
+    each image that is evicted, in any thread.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DiskStore:
         await self._run(self._prepare)
 
     def take_up(self, *, max_size: int | None, min_free: int, retention: Retention) -> None:
-        """From now on these are its bounds."""
+        """Use these bounds from now on."""
         self._space.take_up(max_size=max_size, min_free=min_free, retention=retention)
 
     async def probe(self) -> None:
@@ -100,12 +100,12 @@ class DiskStore:
         return await self.open(image_hash) is not None
 
     async def begin(self, metadata: ImageMetadata, upstream: Source) -> Transfer | StoredImage:
-        """See `BlobStore.begin`: there is no nearer place than upstream."""
+        """See `BlobStore.begin`: bytes always come from upstream."""
         begun = await self.journal(metadata)
         return begun if isinstance(begun, StoredImage) else Transfer(begun, upstream)
 
     def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
-        """See `BlobStore.nearest`."""
+        """See `BlobStore.nearest`: bytes always come from upstream."""
         return upstream
 
     async def journal(self, metadata: ImageMetadata) -> PartialFile | StoredImage:
@@ -117,7 +117,7 @@ class DiskStore:
         return None
 
     async def make_room(self, wanted: int) -> bool:
-        """See `BlobStore.make_room`. It evicts nothing when it may not evict enough."""
+        """See `BlobStore.make_room`. It evicts nothing when what may be evicted is not enough."""
         try:
             return await self._run(self._space.make_room, wanted)
         except StoreUnavailable:
@@ -134,10 +134,7 @@ class DiskStore:
     async def verify(
         self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
     ) -> Verified:
-        """Hash an image again, reading `rate` bytes per second at most; one that is bad is set aside.
-
-        `progress` is called with the bytes digested so far. Raises StoreUnavailable.
-        """
+        """Hash an image again, reading `rate` bytes per second at most; a bad one is set aside."""
         clock = asyncio.get_running_loop().time
         began = clock()
         verification = await self._run(Verification, self._layout, image_hash)
@@ -148,34 +145,37 @@ class DiskStore:
         return await self._run(verification.conclude)
 
     async def use(self) -> Use:
-        """How full it is. Raises StoreUnavailable."""
+        """Return how full the store is. Raises StoreUnavailable."""
         return await self._run(self._space.use)
 
     async def sizes(self) -> Mapping[str, int]:
-        """The bytes of all that lies where an image does, by hash: also what is not whole. Raises StoreUnavailable."""
+        """Return the size of everything that is where an image would be, by hash, whole or not.
+
+        Raises StoreUnavailable.
+        """
         return await self._run(self._layout.sizes)
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
-        """Pin a stored image, so that it is never evicted, or take that back. Raises StoreUnavailable."""
+        """Pin a stored image, so that it is never evicted, or unpin it. Raises StoreUnavailable."""
         await self._run(self._layout.pins.pin, image_hash, pinned=pinned)
 
     async def remove(self, image_hash: str, *, cut: bool = False) -> bool:
-        """Remove an image. False when it is being verified anew just now.
+        """Remove an image. Returns False when it is being verified again right now.
 
-        Downloads that run keep what they read, or are `cut`, in every process.
+        Running downloads can read on to the end; with `cut` they are cut off, in every process.
         """
         return await self._run(self._remove, image_hash, cut)
 
     async def collect(self, *, dry_run: bool) -> Collected:
-        """Clear away what nobody will miss, and evict down to the bounds. Raises StoreUnavailable."""
+        """Clear away what can go without loss, and evict down to the bounds. Raises StoreUnavailable."""
         return await self._run(self._space.collect, dry_run=dry_run)
 
     async def scrubbing(self) -> int | None:
-        """Take the part of the one process that scrubs: a descriptor, to be closed; None when another has it."""
+        """Try to become the one process that scrubs; return a descriptor to close, or None if another process is."""
         return await self._run(self._lock_for_scrubbing)
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking code in the pool; the store's troubles come out as StoreUnavailable, in words."""
+        """Run blocking code in the pool; failures of the store become StoreUnavailable, with an explanation."""
 
         def call() -> T:
             try:
@@ -186,7 +186,7 @@ class DiskStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
-    # What follows blocks, and runs in the pool.
+    # Everything below blocks, and runs in the pool.
 
     def _make_directories(self) -> None:
         rooms = (self._images, self._partial, self._quarantine)
@@ -208,8 +208,8 @@ class DiskStore:
                 )
 
     def _probe(self) -> None:
-        self._make_directories()  # the disk may have been mounted anew
-        for room in (self._partial, self._images):  # where bytes come to, and where they get their name
+        self._make_directories()  # the disk may have been mounted again
+        for room in (self._partial, self._images):  # where bytes arrive, and where they get their name
             with tempfile.TemporaryFile(dir=room) as file:
                 file.write(b"pps-mirror")
                 file.flush()
@@ -241,7 +241,7 @@ class DiskStore:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 ours = lock(fd)
-                # Whoever held the lock may have published or removed the file since we opened it.
+                # The process that held the lock may have published or removed the file since we opened it.
                 if names(path, os.fstat(fd)):
                     if ours and (image := self._open(metadata.hash)) is not None:
                         path.unlink()
@@ -265,7 +265,7 @@ class DiskStore:
         try:
             (self._images / image_hash / "served").touch()
         except FileNotFoundError:
-            return  # served while it is still received
+            return  # served while it is still being received
         except OSError as error:
             log.debug("cannot note that %s was served: %s", image_hash, error)
 

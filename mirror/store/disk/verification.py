@@ -1,6 +1,6 @@
-"""Hashes a stored image again, from the disk itself: past the page cache, whose copy may be right when the disk is not.
+"""Hashes a stored image again, reading from the disk itself.
 
-All of it blocks.
+The page cache is bypassed, because its copy may be right when the disk is not. All of it blocks.
 """
 
 import errno
@@ -23,7 +23,7 @@ STEP = 4 << 20
 
 
 class Verdict(StrEnum):
-    """What became of a verification."""
+    """How a verification ended."""
 
     GOOD = "good"
     WRONG = "wrong bytes"
@@ -37,8 +37,8 @@ class Verdict(StrEnum):
 class Verified:
     """The outcome for one image in one `place`, disk or bucket.
 
-    On the disk one that is `bad` was set aside, but for one that is not whole: that may be continued. Where that failed
-    `detail` says so.
+    A `bad` image on the disk was set aside, unless it is merely not whole: then it may be continued. If setting it
+    aside failed, `detail` says so.
     """
 
     image_hash: str
@@ -48,7 +48,7 @@ class Verified:
 
     @property
     def bad(self) -> bool:
-        """Whether the image is not what its name says."""
+        """Return whether the image is not what its name says."""
         return self.verdict in {Verdict.WRONG, Verdict.UNREADABLE, Verdict.SHORT}
 
 
@@ -65,22 +65,22 @@ class Verification:
         self._identity: Identity | None = None
         with suppress(FileNotFoundError):
             self._fd = _open(layout.images / image_hash / "image")
-            weakref.finalize(self, os.close, self._fd)  # not before a thread that may still read has ended
+            weakref.finalize(self, os.close, self._fd)  # not before a thread that may still be reading has ended
             self._identity = Identity.of(os.fstat(self._fd))
             self.size = self._identity.size
         metadata = layout.metadata(image_hash)
         self._expected = metadata.size if metadata else 0
-        self._buffer = mmap.mmap(-1, STEP)  # aligned, as reading past the page cache wants it
+        self._buffer = mmap.mmap(-1, STEP)  # aligned, as reads past the page cache need it
 
     def step(self) -> bool:
-        """Digest a further part; True while there is more."""
+        """Digest one more part; return True while there is more."""
         if self._fd is None or self._trouble is not None or self.size < self._expected:
             return False
         try:
             count = self._read(self._fd)
         except OSError:
             try:
-                count = self._read(self._fd)  # a disk may fail once
+                count = self._read(self._fd)  # a disk may fail just once
             except OSError as error:
                 self._trouble = error
                 return False
@@ -106,7 +106,7 @@ class Verification:
             if self._fd is not None:
                 readmit(self._fd)
             trust(self._layout.images / self._hash, self._identity)
-        except OSError as error:  # what was noted before still holds
+        except OSError as error:  # the earlier note still holds
             return Verified(self._hash, Verdict.GOOD, f"its bytes are right, which cannot be noted: {error.strerror}")
         return Verified(self._hash, Verdict.GOOD, "its bytes are right")
 
@@ -114,7 +114,7 @@ class Verification:
         directory = self._layout.images / self._hash
         kept_back = recall(directory / "image")
         with suppress(OSError):
-            (directory / MARKER).unlink()  # who moves the file back by hand has it verified again
+            (directory / MARKER).unlink()  # if a person moves the file back by hand, it is verified again
             kept_back = True
         try:
             aside = set_aside(directory / "image", self._layout.quarantine, self._hash)
@@ -130,7 +130,7 @@ class Verification:
             flags = fcntl.fcntl(fd, fcntl.F_GETFL)
             if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
                 raise
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # a file system that promises and cannot do it
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # the file system accepted O_DIRECT but cannot do it
         return os.preadv(fd, [self._buffer], self.position)
 
 

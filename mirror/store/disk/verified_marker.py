@@ -1,7 +1,7 @@
-"""Notes which file was verified: beside an image, `verified` says which file that was, and when.
+"""Notes which file was verified: `verified`, beside an image, says which file it was, and when.
 
-A file that is not that one any more (another inode, size or time of change), or that nobody verified here, is no image
-yet, but bytes that may turn out to be one.
+If the file is no longer that one (another inode, size or time of change), or was never verified here, it is not an
+image yet, but bytes that may turn out to be one.
 """
 
 import json
@@ -18,7 +18,7 @@ MARKER = "verified"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Tells one state of a file from another: `size` in bytes, `mtime` in nanoseconds, the inode's number."""
+    """Identifies one state of a file: `size` in bytes, `mtime` in nanoseconds, the inode's number."""
 
     size: int
     mtime: int
@@ -26,7 +26,7 @@ class Identity:
 
     @classmethod
     def of(cls, stat: os.stat_result) -> "Identity":
-        """Take it from what the system says of a file."""
+        """Take it from the result of a stat."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
@@ -36,7 +36,7 @@ def trust(directory: Path, identity: Identity) -> None:
 
 
 def verified_at(directory: Path, identity: Identity) -> datetime | None:
-    """When this file, the image in `directory`, was last verified; None when it never was. Blocks."""
+    """Return when this file, the image in `directory`, was last verified; None if never. Blocks."""
     try:
         note = json.loads((directory / MARKER).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -45,7 +45,7 @@ def verified_at(directory: Path, identity: Identity) -> datetime | None:
 
 
 def described(identity: Identity) -> dict[str, object]:
-    """What is noted of a file that was verified now."""
+    """Return the note about a file that was verified now."""
     return {
         "size": identity.size,
         "mtimeNs": identity.mtime,
@@ -55,7 +55,7 @@ def described(identity: Identity) -> dict[str, object]:
 
 
 def time_in(note: Any, identity: Identity) -> datetime | None:
-    """When this file was verified, as `note` says; None when it does not say so of this file."""
+    """Return when this file was verified according to `note`; None when the note is not about this file."""
     try:
         then = datetime.fromisoformat(note["verifiedAt"])
         known = Identity(note["size"], note["mtimeNs"], note["inode"])

@@ -1,4 +1,4 @@
-"""A bucket of any S3-compatible server as a store, and what mirrors that share one do for each other.
+"""Keeps images in a bucket of any S3-compatible server, and lets mirrors that share a bucket help one another.
 
-Never lets a lease or a conditional write decide whether bytes are right. May import what `store` may.
+Leases and conditional writes never decide whether bytes are right. May import what `store` may.
 """

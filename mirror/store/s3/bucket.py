@@ -1,6 +1,6 @@
-"""Typed access to the objects of one bucket below one prefix; failures become BucketFailed, in words.
+"""Typed access to the objects of one bucket below one prefix; every failure becomes a BucketFailed with an explanation.
 
-Only what all servers agree on is relied upon. Large objects are read by `mirror.store.s3.object_reader`.
+It relies only on what all servers agree on. Large objects are read by `mirror.store.s3.object_reader`.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from mirror.store.s3.objects import Answer, ConditionFailed, Listed, NotSupporte
 from mirror.store.s3.outage import Outage
 
 ANSWER = 15.0
-"""Seconds for a request without a large body, with all its repetitions: clients may be waiting."""
+"""Seconds for a request without a large body, including all retries: clients may be waiting."""
 
 SLOWEST = 128 << 10
-"""Bytes per second at which a server has to take what is written."""
+"""The lowest speed, in bytes per second, at which a server may take what is written."""
 
 
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
@@ -52,7 +52,7 @@ class Bucket:
         self.read = self._reader.read
 
     async def __aenter__(self) -> Self:
-        """Open nothing: credentials are looked for when somebody asks."""
+        """Open nothing: credentials are looked for at the first request."""
         return self
 
     async def __aexit__(
@@ -63,18 +63,18 @@ class Bucket:
         await self._clients.close()
 
     async def find_anew(self) -> bool:
-        """Look for credentials, region and CA anew; whether others are found. Changes nothing."""
+        """Look for credentials, region and CA again; return whether they have changed. Changes nothing."""
         try:
             return await self._clients.find_anew()
         except TROUBLE as error:
             raise failed(error, self.name, "finding credentials") from error
 
     def forget(self) -> None:
-        """Forget what was found before: whoever asks next finds it anew."""
+        """Forget the credentials found before: the next request looks for them again."""
         self._clients.forget()
 
     async def credentials(self) -> str | None:
-        """Where the credentials come from, in the words of AWS's libraries; None when there are none."""
+        """Return where the credentials come from, in the words of AWS's libraries; None when there are none."""
         try:
             found = await get_session().get_credentials()
         except TROUBLE as error:
@@ -84,13 +84,13 @@ class Bucket:
     # Small objects
 
     async def head(self, name: str) -> Version | None:
-        """The object's version; None when there is none."""
+        """Return the object's version; None when there is no such object."""
         async with self._asking("HeadObject", name=name):
             return _version(await self._clients.ask("head_object", **self._object(name)))
         return None
 
     async def get(self, name: str) -> Answer | None:
-        """A small object; None when there is none."""
+        """Return a small object; None when there is no such object."""
         async with (
             self._asking("GetObject", name=name),
             self._clients.asked("get_object", **self._object(name)) as answer,
@@ -101,23 +101,27 @@ class Bucket:
         return None
 
     async def put(self, name: str, data: bytes | Span, *, if_absent: bool = False, if_etag: str | None = None) -> str:
-        """Write a whole object; its ETag. Raises ConditionFailed, NotSupported for a condition, OSError of the data."""
+        """Write a whole object and return its ETag.
+
+        Raises ConditionFailed, NotSupported when the server knows no conditions, and OSError when reading the data
+        fails.
+        """
         conditions: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else {}
         if if_etag is not None:
             conditions = {"IfMatch": self.condition(if_etag)}
         async with self._asking("PutObject", seconds=_patience(data), absent=if_etag is not None):
             answer = await self._clients.ask("put_object", **self._object(name), Body=_file(data), **conditions)
             return str(answer["ETag"])
-        raise ConditionFailed("PutObject")  # the object that was to have that ETag has gone
+        raise ConditionFailed("PutObject")  # the object that was to have that ETag is gone
 
     async def delete(self, name: str, *, if_etag: str | None = None) -> None:
-        """Remove an object, if there is one. Some servers do not heed `if_etag`. Raises ConditionFailed."""
+        """Remove an object, if it exists. Some servers ignore `if_etag`. Raises ConditionFailed."""
         condition = {"IfMatch": self.condition(if_etag)} if if_etag is not None else {}
         async with self._asking("DeleteObject"):
             await self._clients.ask("delete_object", **self._object(name), **condition)
 
     async def list(self, beginning: str) -> AsyncIterator[Listed]:
-        """All objects whose name begins so, in order."""
+        """Yield all objects whose name begins with the prefix, in order."""
         token: dict[str, str] = {}
         while True:
             async with self._asking("ListBucket", absent=False):
@@ -132,20 +136,20 @@ class Bucket:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def now(self) -> datetime:
-        """What time it is at the server; also shows that it answers and the bucket is there."""
+        """Return the time at the server; this also shows that it answers and that the bucket exists."""
         async with self._asking("ListBucket", absent=False):
             page = await self._clients.ask("list_objects_v2", Bucket=self.name, Prefix=self._config.prefix, MaxKeys=1)
             return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
         raise AssertionError
 
     def condition(self, etag: str) -> str:
-        """An ETag as this server wants it in If-Match: most with quotes, Ceph without."""
+        """Return an ETag as this server wants it in If-Match: most want quotes, Ceph wants none."""
         return etag if self.quoted else etag.strip('"')
 
     # Multipart uploads
 
     async def begin_upload(self, name: str) -> str:
-        """Begin one; its id."""
+        """Begin an upload and return its id."""
         async with self._asking("CreateMultipartUpload", absent=False):
             answer = await self._clients.ask(
                 "create_multipart_upload", **self._object(name), ContentType="application/octet-stream"
@@ -154,7 +158,7 @@ class Bucket:
         raise AssertionError
 
     async def copy_part(self, name: str, upload: str, number: int, source: str, etag: str) -> str:
-        """Let the server copy an object of that version into the upload, as part `number` (1 and up); the part's ETag.
+        """Let the server copy that version of an object into the upload as part `number` (from 1); return its ETag.
 
         Raises ObjectGone, NotSupported.
         """
@@ -173,7 +177,7 @@ class Bucket:
         return str(answer["CopyPartResult"]["ETag"])
 
     async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
-        """Write part `number` (1 and up); its ETag. Raises ObjectGone."""
+        """Write part `number` (from 1) and return its ETag. Raises ObjectGone."""
         answer = None
         async with self._asking("UploadPart", seconds=_patience(data)):
             answer = await self._clients.ask(
@@ -184,9 +188,9 @@ class Bucket:
         return str(answer["ETag"])
 
     async def complete_upload(self, name: str, upload: str, etags: Sequence[str]) -> None:
-        """Make the parts one object. Raises ObjectGone when the upload or one of its parts is not there any more.
+        """Join the parts into one object. Raises ObjectGone when the upload or one of its parts is no longer there.
 
-        An upload that was completed before may be gone, or completed once more.
+        If the upload was completed before, the server may say that it is gone, or complete it once more.
         """
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         try:
@@ -196,18 +200,18 @@ class Bucket:
                 )
                 return
         except BucketFailed as error:
-            # Ceph has a 500 for an upload that is not there; asked for ever, it would say so for ever.
+            # Ceph answers 500 for an upload that does not exist, and would do so however often it is asked.
             if error.code != "InvalidPart" and upload in {found.upload for found in await self.uploads(name)}:
                 raise
         raise ObjectGone("the upload is not there any more")
 
     async def abort_upload(self, name: str, upload: str) -> None:
-        """Give up an upload, if there is one."""
+        """Abort an upload, if it exists."""
         async with self._asking("AbortMultipartUpload"):
             await self._clients.ask("abort_multipart_upload", **self._object(name), UploadId=upload)
 
     async def uploads(self, beginning: str) -> Sequence[Unfinished]:
-        """The uploads of names that begin so: the first thousand."""
+        """Return the uploads of names that begin with the prefix: the first thousand."""
         async with self._asking("ListBucketMultipartUploads", absent=False):
             page = await self._clients.ask(
                 "list_multipart_uploads", Bucket=self.name, Prefix=self._config.prefix + beginning
@@ -222,13 +226,13 @@ class Bucket:
     # Pre-signed URLs
 
     async def presign(self, name: str, seconds: float, disposition: str) -> str:
-        """A URL with which anybody may GET the object for that long, at the public endpoint. It is a secret."""
+        """Return a URL at the public endpoint with which anybody may GET the object for that long. It is a secret."""
         async with self._asking("signing", absent=False):
             parameters = {**self._object(name), "ResponseContentDisposition": disposition}
             return await self._clients.presign("get_object", parameters, int(seconds))
         raise AssertionError
 
-    # How it is asked
+    # How requests are made
 
     def _object(self, name: str) -> Mapping[str, str]:
         return {"Bucket": self.name, "Key": self._config.prefix + name}
@@ -237,9 +241,9 @@ class Bucket:
     async def _asking(
         self, operation: str, *, seconds: float | None = None, absent: bool = True, name: str | None = None
     ) -> AsyncIterator[None]:
-        """Give a failure its words. What is not there is passed over when that may be (`absent`).
+        """Turn failures into words. A missing object is no failure if it may be missing (`absent`).
 
-        `name` is the object that is read. Nobody waits for a server that is away.
+        `name` is the object that is read. While the server is away, no request waits for it.
         """
         question = self._outage.begin(operation)
         try:
@@ -260,7 +264,7 @@ class Bucket:
             self._outage.dropped(question)
 
     async def _attempt(self, name: str | None) -> None:
-        """See whether the server is there; an object must be readable, if it is there at all."""
+        """Check whether the server is reachable; an object must be readable, if it is there at all."""
         if name is None:
             await self.now()
             return
@@ -274,7 +278,7 @@ def _file(data: bytes | Span) -> io.IOBase:
 
 
 def _patience(data: bytes | Span) -> float:
-    """Seconds that writing it may take."""
+    """Return the seconds that writing it may take."""
     return ANSWER + (data.size if isinstance(data, Span) else len(data)) / SLOWEST
 
 

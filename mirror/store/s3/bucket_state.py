@@ -1,4 +1,4 @@
-"""The states of a fill with regard to the bucket that mirrors share, and which may follow which.
+"""Defines the states of a fill with regard to the shared bucket, and which state may follow which.
 
     CHOOSING ─▶ READING | FOLLOWING | FETCHING | ALONE | CUT_OFF    as the bucket and the lease are found
     each of them but FETCHING ─▶ CHOOSING                           the stream broke, or has to come from elsewhere
@@ -9,7 +9,7 @@
     all ─▶ DONE                                                     the bytes were wrong, or the journal is closed
     DONE ─▶ CHOOSING                                                the fill goes on without its journal
 
-`mirror.store.s3.coordinator` moves a fill from one to the next.
+`mirror.store.s3.coordinator` moves a fill from one state to the next.
 """
 
 from collections.abc import Mapping
@@ -17,26 +17,27 @@ from enum import StrEnum
 
 
 class BucketState(StrEnum):
-    """What a fill has to do with the bucket now."""
+    """How a fill is using the bucket now."""
 
     CHOOSING = "choosing"
-    """Nothing is read; nobody has been found yet that has the bytes."""
+    """Nothing is being read; no place that has the bytes has been found yet."""
     READING = "reading"
-    """The image is in the bucket, and is read there."""
+    """The image is in the bucket, and is read from there."""
     FOLLOWING = "following"
-    """Another mirror has the lease, or had it: its parts are read."""
+    """Another mirror has the lease, or had it: this fill reads that mirror's parts."""
     FETCHING = "fetching"
     """This fill has the lease, if there are leases: it asks upstream for all mirrors, and uploads what arrives."""
     SUPERSEDED = "superseded"
-    """It did, and another mirror has taken the lease over; its own upload ends as soon as that is noticed."""
+    """It had the lease, but another mirror has taken it over; its own upload ends as soon as it notices."""
     ALONE = "alone"
-    """It asks upstream and uploads nothing: it has no journal for that, or the bucket has no room."""
+    """It asks upstream and uploads nothing: it has no journal to upload from, or the bucket has no room."""
     CUT_OFF = "cut off"
-    """The same because the bucket fails: it looks now and then whether it still does."""
+    """Like ALONE, but because the bucket fails: it checks now and then whether the bucket still does."""
     SETTLING = "settling"
-    """All is verified; whichever mirror has the lease names the image, or this one as soon as nobody has it."""
+    """All bytes are verified; the mirror that has the lease names the image, or this one does once nobody has the
+    lease."""
     NAMING = "naming"
-    """All is verified, and this fill has the lease: it completes its upload."""
+    """All bytes are verified, and this fill has the lease: it completes its upload."""
     DONE = "done"
     """Nothing is uploaded any more. A fill that goes on without its journal chooses once more, and only reads."""
 
@@ -47,7 +48,7 @@ UPLOADING = frozenset({FETCHING, SUPERSEDED, NAMING})
 """States in which the fill has an upload of its own."""
 
 NOT_FROM_THE_OBJECT = frozenset({FOLLOWING, FETCHING, ALONE, CUT_OFF})
-"""States whose bytes come from another place than the image's object."""
+"""States in which the bytes come from somewhere other than the image's object."""
 
 NEXT: Mapping[BucketState, frozenset[BucketState]] = {
     CHOOSING: frozenset({CHOOSING, READING, FOLLOWING, FETCHING, ALONE, CUT_OFF, SETTLING, DONE}),

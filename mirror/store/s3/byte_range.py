@@ -1,6 +1,6 @@
-"""Lets AWS's libraries send a range of bytes from where it lies, as a file that they read: to sign it and to send it.
+"""Lets AWS's libraries sign and send a range of bytes as if it were a file, without copying it first.
 
-So a part on its way into the bucket takes no memory of its own.
+So a part that is being uploaded takes no memory of its own.
 """
 
 import io
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 ReadInto = Callable[[int, memoryview], int]
-"""Reads bytes from an offset into a buffer; how many. Raises OSError."""
+"""Reads bytes from an offset into a buffer, and returns how many. Raises OSError."""
 
 
 class Span(io.RawIOBase):
@@ -22,25 +22,25 @@ class Span(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start of the stretch."""
+        """Return the position in bytes from the start of the span."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to another place within it."""
+        """Move to another position within the span."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read what follows. Raises OSError when it is not there any more."""
+        """Read the bytes that follow. Raises OSError when they are not there any more."""
         into = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         if not into:
             return 0

@@ -1,4 +1,4 @@
-"""Finds out by trying what a server can do: servers differ, and some say yes and do nothing."""
+"""Finds out by trial what a server can do: servers differ, and some accept a request but ignore what it asks for."""
 
 import asyncio
 import logging
@@ -13,21 +13,24 @@ from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.objects import ConditionFailed, NotSupported
 
 TRIED = 3600.0
-"""Seconds for which what the server can do need not be tried again: servers are upgraded, and moved."""
+"""Seconds before the server's capabilities are tried again: servers are upgraded, and moved."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """`conditions`: writes that fail when another was first. `copies`: parts of an upload taken from objects."""
+    """What the server can do.
+
+    `conditions`: it refuses a write when another write came first. `copies`: it makes parts of an upload from objects.
+    """
 
     conditions: bool
     copies: bool
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Say in words what the mirror has to do without."""
+        """Return in words what the mirror has to do without."""
         said = []
         if not self.conditions:
             said.append("it has no conditional writes, so each replica fetches an image once, not all of them together")
@@ -37,7 +40,7 @@ class Capabilities:
 
 
 class KnownCapabilities:
-    """Remembers what the server of `bucket` can do, until that is doubted or an hour has gone by."""
+    """Remembers what the server of `bucket` can do, for an hour or until there is reason to doubt it."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -46,7 +49,7 @@ class KnownCapabilities:
         self._finding_out = asyncio.Lock()
 
     async def get(self) -> Capabilities:
-        """Return what the server can do, as it was tried lately. Raises BucketFailed."""
+        """Return what the server can do, as found within the last hour. Raises BucketFailed."""
         async with self._finding_out:
             if (found := self._known.get(self._bucket.name)) is None:
                 found = self._known[self._bucket.name] = await find_out(self._bucket)
@@ -56,12 +59,12 @@ class KnownCapabilities:
             return found
 
     def doubt(self) -> None:
-        """Try again at the next need: the server has refused something, or another one may answer."""
+        """Find out again at the next need: the server has refused something, or another server may be answering."""
         self._known.clear()
 
 
 async def find_out(bucket: Bucket) -> Capabilities:
-    """Try what the server can do; what is written for that is removed again. Raises BucketFailed."""
+    """Try what the server can do, and remove what was written for that. Raises BucketFailed."""
     probe = f"probe{secrets.token_hex(8)}"
     return Capabilities(conditions=await _conditions(bucket, f"leases/{probe}"), copies=await _copies(bucket, probe))
 
@@ -74,7 +77,8 @@ async def _conditions(bucket: Bucket, name: str) -> bool:
     try:
         if await _took(bucket, name, if_absent=True) or await _took(bucket, name, if_etag=f'"{"0" * 32}"'):
             return False
-        # How this server wants them: first as it was found before, since leases may be renewed meanwhile.
+        # In the form that this server wants them: first the form found before, since leases may be renewed in the
+        # meantime.
         if await _took(bucket, name, if_etag=etag):
             return True
         bucket.quoted = not bucket.quoted
@@ -105,7 +109,7 @@ async def _copies(bucket: Bucket, probe: str) -> bool:
     except (NotSupported, ConditionFailed):
         return False
     except BucketFailed as error:
-        if error.code in {"InvalidRequest", "EntityTooSmall"}:  # it knows what a copy is, and wants more bytes
+        if error.code in {"InvalidRequest", "EntityTooSmall"}:  # it knows how to copy, but wants more bytes
             return True
         raise
     finally:

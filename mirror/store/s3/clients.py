@@ -1,8 +1,8 @@
-"""Makes the client of AWS's libraries that asks the bucket, and makes it anew when credentials or CA may have changed.
+"""Makes the client of AWS's libraries that talks to the bucket, and replaces it when credentials or CA change.
 
-Those libraries find a key, a role, a region and a CA once, when a client is made. A key is rotated, a role comes up
-later than we do. So a request that is refused looks anew, and is sent once more when something else was found. The old
-client is closed when its last request has ended.
+Those libraries look for a key, a role, a region and a CA only once, when a client is made. But keys are rotated, and a
+role may appear after we have started. So when a request is refused, we look again, and if we find something else, we
+send it once more. The old client is closed when its last request has ended.
 """
 
 import asyncio
@@ -24,20 +24,20 @@ from mirror.store.s3.errors import TROUBLE, is_of_what_was_found
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 20.0
-"""Seconds to a connection, and between two bytes."""
+"""Seconds to connect, and between two bytes."""
 
 CONNECTIONS = 1024
-"""Connections at a time: each download that streams from the bucket has one."""
+"""The most connections at a time: each download that streams from the bucket has one."""
 
 LOOK_AGAIN = 5.0
-"""Seconds between two looks for other credentials, however many are refused."""
+"""Seconds between two searches for other credentials, however many requests are refused."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """An access key with its secret, and the token of a session."""
+    """An access key with its secret, and a session token."""
 
     access: str
     secret: str
@@ -46,7 +46,7 @@ class _Keys:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What AWS's libraries find for us now: `ca` is the file of a private CA, and which file that is."""
+    """What AWS's libraries find now; `ca` is the file of a private CA, and the identity of that file."""
 
     keys: _Keys | None
     region: str | None
@@ -55,7 +55,7 @@ class _Found:
 
 @dataclass(slots=True, eq=False)
 class _Made:
-    """A client, and one that signs for the public endpoint; how many use them, and whether they are the last to."""
+    """A client, and one that signs for the public endpoint; how many use them, and whether newer ones replaced them."""
 
     found: _Found
     client: Any
@@ -66,7 +66,7 @@ class _Made:
 
 
 class Clients:
-    """Makes clients of `config`, the first of them when somebody asks. Every method raises what botocore raises."""
+    """Makes clients for `config`, the first at the first request. Every method raises what botocore raises."""
 
     def __init__(self, config: S3) -> None:
         self._config = config
@@ -78,7 +78,7 @@ class Clients:
         self._failure: Exception | None = None
 
     async def close(self) -> None:
-        """Close all connections, also those in use."""
+        """Close all connections, including those in use."""
         await asyncio.gather(*self._closing, return_exceptions=True)
         made = [*self._old, *([self._made] if self._made else [])]
         self._made = None
@@ -88,7 +88,7 @@ class Clients:
 
     @asynccontextmanager
     async def asked(self, operation: str, **parameters: Any) -> AsyncIterator[Any]:
-        """Ask the server; the body of its answer can be read inside, with the client that asked."""
+        """Send a request whose answer has a body, which can be read within this context."""
         async with AsyncExitStack() as stack:
             made = await stack.enter_async_context(self._used())
             try:
@@ -101,19 +101,19 @@ class Clients:
             yield answer
 
     async def ask(self, operation: str, **parameters: Any) -> Any:
-        """Ask the server; its answer, which has no body."""
+        """Send a request and return its answer, which has no body."""
         async with self.asked(operation, **parameters) as answer:
             return answer
 
     async def presign(self, method: str, parameters: dict[str, Any], seconds: int) -> str:
-        """A URL at the public endpoint that allows this to whoever has it."""
+        """Return a URL at the public endpoint that allows this request to anyone who has it."""
         async with self._used() as made:
             return str(await made.signer.generate_presigned_url(method, Params=parameters, ExpiresIn=seconds))
 
     async def find_anew(self) -> bool:
-        """Look what there is to be found now; whether it is something else than before. Nothing is changed.
+        """Look for what can be found now, and return whether it has changed. Nothing is changed here.
 
-        Raises NoCredentialsError when there are none where there were some.
+        Raises NoCredentialsError when there were credentials before and are none now.
         """
         found, before = await self._find(get_session()), self._made
         if found.keys is None and before is not None and before.found.keys is not None:
@@ -121,14 +121,14 @@ class Clients:
         return before is None or before.found != found
 
     def forget(self) -> None:
-        """Forget what was found: whoever asks next finds it anew. The old client is closed when nobody uses it."""
+        """Forget what was found: the next request looks again. The old client is closed when it is no longer in use."""
         old, self._made, self._failure, self._looked = self._made, None, None, float("-inf")
         if old is not None:
             self._retire(old)
 
     @asynccontextmanager
     async def _used(self) -> AsyncIterator[_Made]:
-        """The client of now, which stays open meanwhile."""
+        """Return the current client, which stays open within this context."""
         made = self._made or await self._first()
         made.users += 1
         try:
@@ -151,9 +151,9 @@ class Clients:
             return self._made
 
     async def _found_other_than(self, made: _Made) -> bool:
-        """Whether there is another client now than `made`, which was refused; looking for one if it is time to."""
+        """Return whether a client other than `made`, which was refused, is there now; look for one if it is time to."""
         async with self._turn:
-            if self._made is not made:  # somebody who was refused as well was quicker
+            if self._made is not made:  # another refused request has already replaced it
                 return True
             if not self._may_look():
                 return False
@@ -167,7 +167,7 @@ class Clients:
             return False
 
     def _may_look(self) -> bool:
-        """Whether it is time to look anew; then we do."""
+        """Return whether it is time to look again; if so, this counts as looking."""
         now = asyncio.get_running_loop().time()
         if now - self._looked < LOOK_AGAIN:
             return False
@@ -219,26 +219,26 @@ class Clients:
             max_pool_connections=CONNECTIONS,
             retries={"mode": "standard", "total_max_attempts": 3},
             signature_version="s3v4",
-            # Servers that are not Amazon's seldom have a name for each bucket.
+            # Servers other than Amazon's seldom have a host name for each bucket.
             s3={"addressing_style": "path" if endpoint else "auto"},
             # Older servers refuse the checksums of newer clients (Ceph 411, Swift 501, over https).
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             user_agent_extra="pps-mirror",
         )
-        # A region must be named to sign; servers that are not Amazon's take any.
+        # Signing needs a region; servers other than Amazon's accept any.
         region = found.region or ("us-east-1" if endpoint else None)
         return session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 async def _ask(made: _Made, operation: str, parameters: dict[str, Any]) -> Any:
     if isinstance(body := parameters.get("Body"), io.IOBase):
-        body.seek(0)  # it may have been sent before
+        body.seek(0)  # it may have been sent already
     return await getattr(made.client, operation)(**parameters)
 
 
 def _identity(path: str) -> tuple[object, ...]:
-    """Which file that is. One that cannot be seen is said by the client that is made with it."""
+    """Return which file that is. If it cannot be seen, the client that is made with it reports that."""
     try:
         stat = Path(path).stat()
     except OSError:

@@ -1,7 +1,8 @@
-"""Coordinates one fill with the shared bucket: who fetches, where bytes are read from, what is uploaded.
+"""Coordinates one fill with the shared bucket: which mirror fetches, where bytes are read from, what is uploaded.
 
-What it does now is one of the states of `mirror.store.s3.bucket_state`, and changes in `Coordinator._enter` only. The
-fill's source (`mirror.store.s3.source`) opens what `choose` returns; its journal says how it grows and how it ends.
+It is always in one of the states of `mirror.store.s3.bucket_state`, and only `Coordinator._enter` changes the state.
+The fill's source (`mirror.store.s3.source`) opens what `choose` returns; the fill's journal reports how it grows and
+how it ends.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ from mirror.store.s3.upload import Upload
 from mirror.store.s3.verified_versions import Versions
 
 FOLLOW = 0.5
-"""Seconds between two looks at how far another mirror is."""
+"""Seconds between two checks of how far another mirror is."""
 
 SETTLE = 1.0
-"""Seconds between two looks whether another mirror has finished."""
+"""Seconds between two checks whether another mirror has finished."""
 
 LOOK_AGAIN = 10.0
-"""Seconds after which a fill that is cut off looks whether the bucket still fails."""
+"""Seconds after which a fill that is cut off checks whether the bucket still fails."""
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,15 @@ class Readable(Protocol):
         """See `mirror.store.base.Partial`."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Read bytes that are there; how many. Raises OSError when they are not any more."""
+        """Read bytes that are there, and return how many. Raises OSError when they are not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedBucket:
-    """What all fills of a process use of one bucket. `reserve` makes room for an image; raises NoRoom, BucketFailed."""
+    """What all fills of a process share of one bucket.
+
+    `reserve` makes room for an image; raises NoRoom, BucketFailed.
+    """
 
     bucket: Bucket
     versions: Versions
@@ -69,7 +73,8 @@ class SharedBucket:
 class Coordinator:
     """Coordinates one fill with the bucket. Without a `journal` the fill uploads nothing.
 
-    `provenance` records what it read there. The bucket is `needed` when the fill's bytes have no other place.
+    `provenance` records what the fill read in the bucket. The bucket is `needed` when the bytes have no other place to
+    go.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class Coordinator:
         self._look_at = 0.0
 
     def _enter(self, state: BucketState, upload: Upload | None = None) -> Upload | None:
-        """Change the state: nothing else does. `upload` begins with it; returns the one that has to be abandoned."""
+        """Change the state; nothing else does. `upload` begins with it; return the upload that has to be abandoned."""
         if state not in NEXT[self.state]:
             raise AssertionError(f"a fill that is {self.state} cannot be {state}")
         if state is not self.state:
@@ -100,11 +105,11 @@ class Coordinator:
             self._upload = upload or self._upload
             return None
         ended, self._upload = self._upload, None
-        if ended is not None:  # what it wrote may be of use to others, and to our own readers
+        if ended is not None:  # other mirrors, and our own readers, may still use what it wrote
             self.provenance = self.provenance.with_whole(ended.written)
         return ended
 
-    # What the source asks
+    # What the source calls
 
     async def choose(self, offset: int) -> Version | LeaseNote | None:
         """Return what to read from `offset` on: the image's object, another fill's parts, or None for upstream.
@@ -125,7 +130,8 @@ class Coordinator:
                 return None
             held = await self._lease.look()
             if note := self._ahead(held, offset):
-                # Also when its holder will not come back: what is there is read first, then somebody takes over.
+                # This also holds when the holder will not come back: its parts are read first, then a mirror takes
+                # over.
                 self._enter(BucketState.FOLLOWING)
                 return note
             if held is not None and not held.free:
@@ -142,8 +148,8 @@ class Coordinator:
         return None
 
     def bucket_failed(self, error: BucketFailed, offset: int) -> None:
-        """Go on with upstream though the bucket cannot be asked. Raises OSError if nothing could be stored then."""
-        if isinstance(error, NoRoom):  # which has been said
+        """Go on with upstream although the bucket cannot be reached. Raises OSError if then nothing could be stored."""
+        if isinstance(error, NoRoom):  # this has been logged already
             log.debug("%s is not brought into the bucket: %s", self.metadata.hash, error)
             self._enter(BucketState.ALONE)
             return
@@ -153,7 +159,8 @@ class Coordinator:
         if self._needed and carries and offset == 0:
             raise OSError(errno.EIO, str(error)) from error
         log.log(
-            logging.WARNING if carries else logging.DEBUG,  # without a journal that the store failed was said before
+            # without a journal, the failure of the store has been logged already
+            logging.WARNING if carries else logging.DEBUG,
             "%s is fetched without regard to other replicas: %s",
             self.metadata.hash,
             error,
@@ -163,33 +170,33 @@ class Coordinator:
         self._enter(BucketState.CUT_OFF)
 
     async def upstream_is_outdated(self) -> bool:
-        """Whether to choose anew while upstream is read, because another mirror fetches or the bucket answers again."""
+        """Return whether to stop reading upstream and choose again: another mirror fetches or the bucket is back."""
         if self.state is BucketState.CUT_OFF and (now := asyncio.get_running_loop().time()) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
             with suppress(BucketFailed):
                 await self._lease.look()
-                return True  # lest every mirror fetches the rest by itself
+                return True  # so that not every mirror fetches the rest by itself
         return self.state is BucketState.SUPERSEDED
 
     async def follow(self) -> LeaseNote | None:
-        """Wait a little, and return what the lease's holder says then; None when nobody holds it any more."""
+        """Wait a little, and return what the lease's holder says then; None when the lease is no longer held."""
         await asyncio.sleep(FOLLOW)
         held = await self._lease.look()
         return held.note if held is not None and not held.free else None
 
     def parts_vanished(self, note: LeaseNote) -> None:
-        """Note that parts which this note names have gone: its holder is done."""
+        """Note that the parts which this note names are gone: its holder is done."""
         self._vanished = note
 
     def reads_part(self, number: int, fill: str) -> None:
-        """Note who wrote the part that is read."""
+        """Note which fill wrote the part that is read."""
         self.provenance = self.provenance.from_part(number, fill)
 
     def has_read_whole(self, number: int, part: WrittenPart) -> None:
         """Note that our digest has gone over all of part `number`."""
         self.provenance = self.provenance.with_whole({number: part})
 
-    # What the journal says and asks
+    # What the journal reports and asks
 
     def moved(self) -> None:
         """Note that the journal has grown."""
@@ -197,23 +204,23 @@ class Coordinator:
             self._upload.advance(self._journal.position, self._journal.validator)
 
     async def landed(self, number: int, seconds: float) -> bool:
-        """Wait until the bucket has part `number`, or for that long; whether the journal may let go of it."""
+        """Wait until the bucket has part `number`, or for that long; return whether the journal may drop the part."""
         return self._upload is None or await self._upload.landed(number, seconds)
 
     def writer(self, number: int) -> str | None:
-        """Return the id of the fill that wrote part `number`, as far as that is in the bucket."""
+        """Return the id of the fill that wrote part `number`, if that part is in the bucket."""
         uploaded_by = self._upload.writer(number) if self._upload is not None else None
         return uploaded_by or self.provenance.writer(number)
 
     def right(self) -> None:
-        """Note that all is verified and stored; with it the image's object, if all bytes came from there."""
+        """Note that all is verified and stored. The image's object is right too, if all bytes came from there."""
         if self.provenance.version is not None:
             self._shared.versions.trust(self.metadata.hash, self.provenance.version)
 
     def settle(self) -> asyncio.Task[bool]:
-        """See to it that the verified image gets its name in the bucket, whatever becomes of the fill.
+        """Make sure that the verified image gets its name in the bucket, whatever becomes of the fill.
 
-        The mirror that has the lease names it; when none has, this one. The result says whether it has its name.
+        The mirror that has the lease names it; if none has it, this one does. The result is whether it has its name.
         """
         superseded = self._enter(BucketState.NAMING if self.state is BucketState.FETCHING else BucketState.SETTLING)
         return self._shared.background.start(self._settle(superseded), f"settle {self.metadata.hash}")
@@ -239,15 +246,15 @@ class Coordinator:
 
     @property
     def reading(self) -> bool:
-        """Whether it reads the image's object."""
+        """Return whether it reads the image's object."""
         return self.provenance.version is not None
 
     @property
     def trouble(self) -> BucketFailed | None:
-        """Return what keeps its upload from going on now, if anything does."""
+        """Return what keeps its upload from going on now, or None."""
         return self._upload.trouble if self._upload is not None else None
 
-    # How
+    # Internals
 
     async def _stored(self) -> Version | None:
         return await self._shared.versions.usable(self.bucket, self.metadata)
@@ -263,7 +270,10 @@ class Coordinator:
         return note if note.position > offset and note != self._vanished else None
 
     async def _take(self, held: Held | None, state: BucketState) -> bool:
-        """Take the lease and begin to upload; False when another mirror was first. Raises NoRoom, BucketFailed."""
+        """Take the lease and begin to upload; return False when another mirror was first.
+
+        Raises NoRoom, BucketFailed.
+        """
         assert self._journal is not None  # noqa: S101 - callers have looked
         capabilities = await self._shared.capabilities.get()
         lease = Lease(self.bucket, self.metadata.hash, self._shared.processes) if capabilities.conditions else None
@@ -272,7 +282,7 @@ class Coordinator:
         validator = self._journal.validator or (held.note.validator if held and held.note else None)
         if not await upload.take(held, validator):
             return False
-        if await self._stored() is not None:  # whoever had the lease has just ended
+        if await self._stored() is not None:  # the previous holder of the lease has just finished
             await upload.withdraw()
             return False
         try:
@@ -319,7 +329,7 @@ class Coordinator:
         return True
 
     def _read_into(self, offset: int, buffer: memoryview) -> int:
-        """What an upload reads with: when all is over it holds no journal, and no file, whatever still holds it."""
+        """Return what an upload reads with: once it is over, this no longer keeps the journal, or a file, alive."""
         if self._journal is None:
             raise OSError(errno.ESTALE, "the journal is closed")
         return self._journal.read_into(offset, buffer)

@@ -1,4 +1,4 @@
-"""Says what is wrong with a bucket, in words for the person that has to mend it; names no credential, no signature."""
+"""Explains what is wrong with a bucket to the person who has to fix it, without naming a credential or a signature."""
 
 import errno
 import ssl
@@ -9,7 +9,7 @@ from botocore import exceptions as boto
 from mirror.store.base import StoreUnavailable
 
 TROUBLE = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, TimeoutError, OSError)
-"""All that a request to a bucket may raise."""
+"""Everything that a request to a bucket may raise."""
 
 _WORDS = {
     "NoSuchBucket": "there is no such bucket; check store.s3.bucket, and store.s3.region on AWS",
@@ -55,7 +55,7 @@ _FOUND_CODES = frozenset(
 
 
 class BucketFailed(StoreUnavailable):
-    """The bucket gave no usable answer. `code` is S3's own word for that, or None when nothing answered."""
+    """The bucket gave no usable answer. `code` is S3's error code, or None when nothing answered."""
 
     passes = True
 
@@ -65,20 +65,20 @@ class BucketFailed(StoreUnavailable):
 
 
 class NoRoom(BucketFailed):
-    """The bucket has no room for an image below `store.s3.max_size`, and nothing may be evicted for it."""
+    """The bucket has no room for an image within `store.s3.max_size`, and nothing may be evicted for it."""
 
     passes = False
 
 
 def is_of_what_was_found(error: Exception) -> bool:
-    """Whether it may be that our credentials, our region or our CA are not what they were when we looked."""
+    """Return whether the cause may be that our credentials, region or CA have changed since we looked for them."""
     if isinstance(error, boto.ClientError):
         return str(error.response.get("Error", {}).get("Code", "")) in _FOUND_CODES
     return isinstance(error, _FOUND) or _is_of_ca(error)
 
 
 def failed(error: Exception, bucket: str, operation: str) -> BucketFailed:
-    """Put what a request raised into words."""
+    """Turn what a request raised into words."""
     code = None
     if isinstance(error, boto.ClientError):
         answer = error.response.get("Error", {})
@@ -109,7 +109,7 @@ def _said(error: Exception) -> str:
 
 
 def _is_of_ca(error: Exception) -> bool:
-    """Whether our CA file could not be used; it is read when the first connection is made."""
+    """Return whether our CA file could not be used; it is read at the first connection."""
     inner = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else None
     return isinstance(inner, FileNotFoundError | PermissionError | IsADirectoryError | ssl.SSLError)
 
@@ -132,5 +132,5 @@ def _said_of_found(error: Exception) -> str:
 
 
 def _plain(code: str) -> str:
-    """Make a word from outside fit for one line."""
+    """Make a text from outside fit on one line."""
     return code[:60] if code.isascii() and code.isprintable() else "an error"

@@ -1,7 +1,8 @@
 """Streams a stored image from the bucket to one reader.
 
-Until this process has read all bytes of that version of the object, and they were right, the last of them are held
-back: a whole read is hashed as it goes; one of a part waits for a verification in the background.
+Its last bytes are held back until this process has read all bytes of that version of the object and found them right:
+when a client reads the whole image, the bytes are hashed as they pass; when it reads a part, it waits for a
+verification in the background.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ WRONG = "the bucket has other bytes under this hash"
 
 @dataclass(frozen=True, slots=True)
 class _AtHand:
-    """The `first` bytes of `span`, and where the others come from."""
+    """The `first` bytes of `span`, already fetched, and where the others come from."""
 
     span: tuple[int, int]
     first: bytes
@@ -31,7 +32,7 @@ class _AtHand:
 
 
 class BucketImage:
-    """A `Remote`. `verify` begins to verify the object, once for all; the last `holdback` bytes wait for that."""
+    """A `Remote`. `verify` starts the one verification of the object; the last `holdback` bytes wait for it."""
 
     def __init__(
         self,
@@ -86,7 +87,8 @@ class BucketImage:
         try:
             async with aclosing(given):
                 async for piece in given:
-                    if self._versions.distrusted(self.metadata.hash, self._version):  # others have read all of it
+                    # other readers have read all of it
+                    if self._versions.distrusted(self.metadata.hash, self._version):
                         raise Cut(WRONG)
                     yield piece
         except (ObjectGone, BucketFailed) as error:
@@ -104,9 +106,10 @@ class BucketImage:
         return start == 0 and stop == self.metadata.size
 
     async def _read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """The bytes [start, stop), beginning with those at hand."""
+        """Yield the bytes [start, stop), beginning with those already fetched."""
         at_hand, self._at_hand = self._at_hand, None
-        if at_hand is not None and at_hand.span != (start, stop):  # verified meanwhile: it may be read to its end
+        # it was verified in the meantime, so it may be read to its end
+        if at_hand is not None and at_hand.span != (start, stop):
             await at_hand.stream.aclose()
             at_hand = None
         stream = at_hand.stream if at_hand else self._bucket.read(self._name, start, stop, self._version.etag)

@@ -1,7 +1,8 @@
-"""The journal of a fill that leaves nothing on the disk: its last parts are in memory, the earlier ones in the bucket.
+"""A journal that leaves nothing on the disk: its latest parts are in memory, the earlier ones in the bucket.
 
-It does not outrun the bucket: what has not landed there stays in memory, and there is little room. Readers near the
-position take what they want from memory; those behind read the parts, and after publishing the image, from the bucket.
+It cannot get far ahead of the bucket: a part stays in memory until the bucket has it, and there is memory for only a
+few. Readers near the position take bytes from memory; those further behind read the parts from the bucket, and after
+publishing, the image.
 """
 
 import asyncio
@@ -25,13 +26,13 @@ from mirror.store.s3.objects import ObjectGone
 log = logging.getLogger(__name__)
 
 KEPT = 3
-"""Parts in memory, at most: one that grows, and two on their way into the bucket."""
+"""Parts in memory, at most: one that grows, and two that are being uploaded."""
 
 LANDING = 30.0
-"""Seconds that a part may take to land before the bucket counts as failing, and the fill goes on without it."""
+"""Seconds that uploading a part may take before the bucket counts as failing, and the fill goes on without it."""
 
 PUBLISHING = 20.0
-"""Seconds that readers wait for the image to have its name in the bucket; its bytes are verified already."""
+"""Seconds that readers wait for the image to get its name in the bucket; its bytes are verified already."""
 
 
 class PartsJournal:
@@ -57,10 +58,10 @@ class PartsJournal:
         self.metadata = metadata
         self.sure = sure
         self._digest = hashlib.sha256()
-        self._parts: dict[int, mmap.mmap] = {}  # not of the heap, which would keep what they took
+        self._parts: dict[int, mmap.mmap] = {}  # not on the heap, which would keep the memory that they took
 
     async def recover(self) -> bool:
-        """See `Partial.recover`: what is in the bucket comes by the source."""
+        """See `Partial.recover`: what is in the bucket arrives through the source."""
         return False
 
     async def append(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -83,18 +84,18 @@ class PartsJournal:
         return self._digest.copy()
 
     async def remember(self, validator: str | None) -> None:
-        """See `Partial.remember`: the lease says it to whoever goes on."""
+        """See `Partial.remember`: the lease tells the validator to the mirror that goes on."""
         self.validator = validator
 
     async def publish(self) -> None:
-        """See `Partial.publish`. What is verified is given out even if the bucket does not take it."""
+        """See `Partial.publish`. Verified bytes are given out even if the bucket does not take them."""
         check(self.metadata, self.position, self._digest)
         settling = self.coordinator.settle()
         settling.add_done_callback(self._settled)
         await asyncio.wait([settling], timeout=PUBLISHING)
 
     async def quarantine(self) -> None:
-        """See `Partial.quarantine`: wrong parts stay in the bucket for a day, and nobody takes them up."""
+        """See `Partial.quarantine`: wrong parts stay in the bucket for a day, and no mirror takes them over."""
         await self.coordinator.wrong()
 
     async def discard(self) -> None:
@@ -115,17 +116,17 @@ class PartsJournal:
         return count
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), which lie in one part that is in memory."""
+        """Return the bytes [start, stop), which are in one part that is in memory."""
         number, first = divmod(start, self.part_size)
         return self._parts[number][first : first + stop - start]
 
     def rest(self, start: int) -> Iterator[bytes]:
-        """All bytes from `start` on, which are in memory."""
+        """Return all bytes from `start` on, which are in memory."""
         for number, first, last in parts.spans(start, self.metadata.size, self.part_size):
             yield self._parts[number][first:last]
 
     def near(self, offset: int) -> bool:
-        """Whether the byte at `offset` is in memory."""
+        """Return whether the byte at `offset` is in memory."""
         return offset // self.part_size in self._parts and offset < self.position
 
     @contextlib.asynccontextmanager
@@ -138,7 +139,7 @@ class PartsJournal:
             await reader.leave()
 
     async def behind(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop), or the first of them, from the bucket. Raises ObjectGone, BucketFailed."""
+        """Yield the bytes [start, stop), or the first of them, from the bucket. Raises ObjectGone, BucketFailed."""
         number, first, last = next(parts.spans(start, stop, self.part_size))
         if not self.named and (fill := self.coordinator.writer(number)):
             try:
@@ -160,7 +161,7 @@ class PartsJournal:
         self._digest.update(piece)
 
     async def _make_room(self, number: int) -> None:
-        """Have memory for part `number`: new, or that of an earlier part which is in the bucket."""
+        """Provide memory for part `number`: new, or that of an earlier part which is in the bucket."""
         if len(self._parts) < KEPT:
             self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
             return
@@ -181,10 +182,10 @@ class PartsReader:
         self._stream: AsyncGenerator[bytes, None] | None = None
 
     async def take(self, stop: int) -> bytes:
-        """Take bytes up to `stop` at most, at least one; they are there. Raises Cut."""
+        """Take the next bytes, at least one and none beyond `stop`; they must be there already. Raises Cut."""
         journal, size = self._journal, self._journal.metadata.size
         if self._borrowed and stop == size and self.position < (last := size - PIECE):
-            stop = last  # its last bytes wait until it is known that what it borrowed was right
+            stop = last  # its last bytes wait until the bytes that it read from the bucket are known to be right
         if self._borrowed and stop == size and not self._had_right():
             piece = await self._borrow(stop)
         elif journal.near(self.position):
@@ -199,7 +200,7 @@ class PartsReader:
         return piece
 
     def _had_right(self) -> bool:
-        """Whether all it has had, and the rest, which is in memory, are the image, whatever the bucket makes of it."""
+        """Return whether what it was given plus the rest, in memory, is the image, whatever the bucket has."""
         if self._digest is None or not self._journal.near(self.position):
             return False
         digest = self._digest.copy()
@@ -208,13 +209,13 @@ class PartsReader:
         return digest.hexdigest() == self._journal.metadata.hash
 
     async def leave(self) -> None:
-        """Let go of a connection to the bucket."""
+        """Close a connection to the bucket."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.aclose()
 
     async def _borrow(self, stop: int) -> bytes:
-        """Take what has left memory from the bucket, and its last bytes when they are known to be right."""
+        """Read from the bucket what is no longer in memory; its last bytes wait until they are known to be right."""
         journal = self._journal
         self._borrowed = True
         last = max(0, journal.metadata.size - PIECE)
@@ -227,7 +228,7 @@ class PartsReader:
                 if self._stream is None:
                     self._stream = journal.behind(self.position, stop)
                 return await anext(self._stream)
-            except (StopAsyncIteration, ObjectGone):  # at its end; or the image has got its name and the parts went
+            except (StopAsyncIteration, ObjectGone):  # it ended; or the image is named and the parts are removed
                 await self.leave()
             except BucketFailed as error:
                 raise Cut(f"what has left memory cannot be had: {error}") from error

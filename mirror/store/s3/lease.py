@@ -1,9 +1,9 @@
-"""Decides which mirror of those that share a bucket fetches an image: at most one, if the server heeds conditions.
+"""Decides which of the mirrors that share a bucket fetches an image: at most one, if the server supports conditions.
 
-`leases/<hash>` is written only when nobody else was first, and stays valid for LEASE seconds by the server's clock, or
-until its holder is known to be dead: a process of the same store sees that (`mirror.store.s3.lease_holders`). It also
-says how far its holder is, so that the others can read along. It saves traffic and decides nothing about bytes: a
-holder that lost it and does not know yet does no harm.
+`leases/<hash>` is written only when no other mirror was first. It stays valid for LEASE seconds by the server's clock,
+or until its holder is known to be dead, which processes of the same store can see (`mirror.store.s3.lease_holders`). It
+also says how far its holder is, so that the others can read along. A lease saves traffic and decides nothing about
+bytes: a holder that has lost it without knowing does no harm.
 """
 
 import json
@@ -27,11 +27,12 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LeaseNote:
-    """What the holder says of its fill. `fill` is its id; `position` bytes are in parts of `part_size` bytes.
+    """What the holder reports about its fill. `fill` is its id; `position` bytes are in parts of `part_size` bytes.
 
-    `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for who
-    goes on. The lease is free when it was `released`, and when the fill `failed`: that says in words why its parts are
-    worth nothing. `holder` is the process it is in, for those who can see whether that lives; `size` the image's bytes.
+    `owners` are the ids of the fills that wrote the parts up to there, by number. `validator` is upstream's, for the
+    mirror that goes on. The lease is free when it was `released`, or when the fill `failed`, which says why its parts
+    are worthless. `holder` is the process that holds it, for those that can see whether it lives; `size` is the image's
+    size in bytes.
     """
 
     fill: str
@@ -45,7 +46,7 @@ class LeaseNote:
     size: int = 0
 
     def encode(self) -> bytes:
-        """Write it as JSON; owners as runs."""
+        """Return it as JSON, with owners as runs."""
         runs = [[owner, len(list(run))] for owner, run in groupby(self.owners)]
         fields = {
             "fill": self.fill,
@@ -62,7 +63,7 @@ class LeaseNote:
 
     @classmethod
     def decode(cls, data: bytes) -> "LeaseNote | None":
-        """Read it; None when it is no such note."""
+        """Parse it; return None when it is no such note."""
         try:
             fields = json.loads(data)
             note = cls(
@@ -83,9 +84,9 @@ class LeaseNote:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The lease as it was found: what its holder says (None: nonsense), its ETag, its age in seconds.
+    """The lease as it was found: what its holder says (None if unreadable), its ETag, its age in seconds.
 
-    `dead` when its holder is known to be.
+    `dead` when its holder is known to be dead.
     """
 
     note: LeaseNote | None
@@ -95,7 +96,7 @@ class Held:
 
     @property
     def free(self) -> bool:
-        """Whether it may be taken over."""
+        """Return whether it may be taken over."""
         if self.note is None or self.note.released or self.note.failed is not None:
             return True
         return self.dead or self.age > LEASE
@@ -112,7 +113,7 @@ class Lease:
         self._fill: str | None = None
 
     async def look(self) -> Held | None:
-        """Return who has the lease; None when nobody has it. Raises BucketFailed."""
+        """Return the lease as it is; None when nobody has it. Raises BucketFailed."""
         if (answer := await self._bucket.get(self._name)) is None:
             return None
         age = (answer.now - answer.version.modified).total_seconds()
@@ -121,7 +122,7 @@ class Lease:
         return Held(note, answer.version.etag, age, dead)
 
     async def take(self, note: LeaseNote, over: Held | None) -> bool:
-        """Take the lease that is not there, or is as it was found `over`; False when another was first."""
+        """Take the lease if there is none, or it is still as it was found `over`; False when another was first."""
         note = replace(note, holder=await self._processes.ours())
         self._fill = note.fill
         try:
@@ -131,12 +132,12 @@ class Lease:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_etag=over.etag)
         except ConditionFailed:
             return False
-        except NotSupported as error:  # it did when it was tried, and will be tried again
+        except NotSupported as error:  # conditions worked when they were tried, and will be tried again
             raise BucketFailed(f"the bucket {self._bucket.name} has no conditional writes any more") from error
         return True
 
     async def renew(self, note: LeaseNote) -> None:
-        """Say how far we are, and keep the lease. Raises LeaseLost, BucketFailed."""
+        """Write how far we are, which renews the lease. Raises LeaseLost, BucketFailed."""
         if self._etag is None:
             raise LeaseLost
         data = replace(note, holder=await self._processes.ours()).encode()
@@ -158,12 +159,12 @@ class Lease:
             raise LeaseLost from None
 
     async def _ours(self) -> Held | None:
-        """The lease, if it is ours: a write whose answer was lost, or not waited for, is ours all the same."""
+        """Return the lease if it is ours: it is, even when the answer to our write was lost or not waited for."""
         held = await self.look()
         return held if held is not None and held.note is not None and held.note.fill == self._fill else None
 
     async def remove(self) -> None:
-        """Take it away, if we have it: there is nothing to fetch any more. Raises BucketFailed."""
+        """Remove the lease, if we hold it: there is nothing to fetch any more. Raises BucketFailed."""
         if self._etag is None:
             return
         etag, self._etag = self._etag, None

@@ -1,10 +1,10 @@
-"""Knows which processes of this store have died, so that a restart need not wait for a lease of its own past to expire.
+"""Knows which processes of this store have died, so that a restart does not wait for its own old lease to expire.
 
     processes/<id>    locked by the process of that id while it lives
 
-A lease names the process that holds it. It is dead when its file lies here and nobody has it locked. A copy of the
-directory, on this machine or another, must not say so of a process that lives: the file tells which file of which boot
-it is, and a copy is another. Where that cannot be known, the lease runs out as any other.
+A lease names the process that holds it. That process is dead when its file is here and not locked. A copy of the
+directory, on this machine or another, must not make a living process look dead: so each file says which inode it is and
+in which boot, and a copy is another inode. Where this cannot be known, the lease expires like any other.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from pathlib import Path
 from mirror.common.files import SUFFIX
 
 LONGEST = 60.0
-"""Seconds after which no lease of a process that died is valid any more."""
+"""Seconds after which every lease of a process that died has expired."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Processes:
-    """The processes of the store whose directory is `root`; it need not be there."""
+    """The processes of the store whose directory is `root`, which need not exist."""
 
     def __init__(self, root: Path) -> None:
         self._place = root / "processes"
@@ -33,18 +33,18 @@ class Processes:
         self._began = time.monotonic()
 
     async def ours(self) -> str | None:
-        """The id of this process; None when the directory takes no file."""
+        """The id of this process; None when its file cannot be written to the directory."""
         if self._name is None:
             with contextlib.suppress(OSError):
                 await asyncio.get_running_loop().run_in_executor(None, self._make)
         return self._name
 
     async def has_died(self, name: str) -> bool:
-        """Whether the process of that id worked here, and is no more."""
+        """Return whether the process of that id worked here and has died."""
         return await asyncio.get_running_loop().run_in_executor(None, self._is_dead, name)
 
     def close(self) -> None:
-        """Take our file away, and those of processes that died before us."""
+        """Remove our file, and those of processes that died before us."""
         if self._fd is None or self._name is None:
             return
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ class Processes:
                 for path in self._place.iterdir():
                     if self._is_dead(path.name):
                         path.unlink(missing_ok=True)
-            self._place.rmdir()  # fails while there are others
+            self._place.rmdir()  # fails while there are other files
         os.close(self._fd)
         self._fd = self._name = None
 
@@ -91,6 +91,6 @@ class Processes:
 
 
 def _identity(fd: int) -> bytes:
-    """Which file that is, in which boot of this machine."""
+    """Return which inode that is, in which boot of this machine."""
     stat = os.fstat(fd)
     return f"{_BOOT.read_text().strip()} {stat.st_dev} {stat.st_ino}\n".encode()

@@ -1,4 +1,4 @@
-"""Keeps the lease of an upload: renews it in time, says in it how far the parts go, and notices when it is lost."""
+"""Keeps the lease of an upload: renews it in time, reports how far the parts go, and notices when it is lost."""
 
 import asyncio
 import functools
@@ -37,7 +37,7 @@ class LeaseKeeper:
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self, over: Held | None) -> bool:
-        """Take the lease as it was found `over`; False when another mirror was first. Raises BucketFailed."""
+        """Take the lease as it was found `over`; return False when another mirror was first. Raises BucketFailed."""
         return await self._lease.take(self._note(), over)
 
     def start(self) -> None:
@@ -45,18 +45,18 @@ class LeaseKeeper:
         self._renewing = asyncio.create_task(self._renew(), name=f"lease {self._image_hash}")
 
     async def stop(self) -> None:
-        """Renew it no more."""
+        """Stop renewing it."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
             self._renewing = None
 
     async def release(self, failed: str | None) -> None:
-        """Let another mirror go on from our parts, or say why the fill `failed`. Raises LeaseLost, BucketFailed."""
+        """Let another mirror continue from our parts, or say why the fill `failed`. Raises LeaseLost, BucketFailed."""
         await self._lease.renew(replace(self._note(), released=True, failed=failed))
 
     async def remove(self) -> None:
-        """Remove the lease, if we have it: there is nothing to fetch. Raises BucketFailed."""
+        """Remove the lease, if we hold it: there is nothing to fetch. Raises BucketFailed."""
         await self._lease.remove()
 
     async def _renew(self) -> None:

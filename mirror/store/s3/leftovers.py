@@ -1,4 +1,4 @@
-"""Finds and removes what fills left in a bucket that did not end well."""
+"""Finds and removes what failed fills left in a bucket."""
 
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from mirror.store.s3.listing import Listing
 from mirror.store.s3.objects import Version
 
 STALE = timedelta(days=1)
-"""Age from which parts, unfinished uploads and leases are nobody's any more."""
+"""Age from which parts, unfinished uploads and leases count as abandoned."""
 
 
 class Leftovers:
@@ -22,7 +22,7 @@ class Leftovers:
         self._listing = listing
 
     async def remove(self, *, dry_run: bool, marks: bool) -> Sequence[Removal]:
-        """Remove what was last written a day ago, and `marks` of images that have gone; returns what went, or would."""
+        """Remove what was last written over a day ago, and `marks` of images that are gone; return them."""
         removals = []
         async for removal, remove in self._found(await self._bucket.now() - STALE, marks=marks):
             removals.append(removal)

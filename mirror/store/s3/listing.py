@@ -24,7 +24,7 @@ class Listing:
         self._metadata: LRUCache[str, ImageMetadata] = LRUCache(1024)
 
     async def versions(self) -> Mapping[str, Version]:
-        """Return the objects that lie where an image does, by hash: also what is not whole."""
+        """Return every object that is where an image would be, by hash, whole or not."""
         return {
             name: listed.version
             async for listed in self._bucket.list("images/")
@@ -32,7 +32,7 @@ class Listing:
         }
 
     async def images(self, pinned: Collection[str], served: Mapping[str, datetime]) -> Sequence[StoredInfo]:
-        """Return every whole image, as `newest_first` puts them; `served` says when each was served last."""
+        """Return every whole image, sorted by `newest_first`; `served` says when each was last served."""
         found = []
         for image_hash, version in (await self.versions()).items():
             metadata = await self.metadata(image_hash)
@@ -48,7 +48,7 @@ class Listing:
         return newest_first(found)
 
     async def metadata(self, image_hash: str) -> ImageMetadata | None:
-        """Return what lies beside the image; None when there is nothing that can be used."""
+        """Return the metadata beside the image; None when none can be used."""
         if known := self._metadata.get(image_hash):
             return known
         if (answer := await self._bucket.get(f"images/{image_hash}.json")) is None:

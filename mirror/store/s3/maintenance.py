@@ -1,4 +1,4 @@
-"""Background maintenance of a bucket: clear away what fills left, evict, upload the current image if it is missing.
+"""Maintains a bucket in the background: removes leftovers, evicts, and uploads the current image if it is missing.
 
 It runs on every replica. The work is idempotent, so no leader is elected.
 """
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 FIRST = 60.0
 INTERVAL = 3600.0
-"""Seconds until the first round, and between two; up to half as much more, so that replicas do not march in step."""
+"""Seconds before the first round and between two; up to half as much is added, so that replicas do not act in step."""
 
 
 class Keeper:
-    """Keeps `bucket`. `replenish` brings the current image there if it is on our disk only."""
+    """Maintains `bucket`. `replenish` uploads the current image if only our disk has it."""
 
     def __init__(self, bucket: S3Store, replenish: Callable[[], Awaitable[None]]) -> None:
         self._bucket = bucket
@@ -30,7 +30,7 @@ class Keeper:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep it while the context lasts."""
+        """Maintain the bucket while the context lasts."""
         keeping = asyncio.create_task(self._run(), name="keep the bucket")
         try:
             yield

@@ -1,4 +1,4 @@
-"""Reads large objects: goes on where a connection broke, and shares the memory among all who read."""
+"""Reads large objects: continues after a broken connection, and divides memory among all that read."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from mirror.store.s3.outage import Outage
 PIECE = 256 << 10
 LEAST_PIECE = 16 << 10
 READING = 4 << 20
-"""Bytes given at a time, at most and at least, and for all who read together as long as that allows."""
+"""Bytes given at a time: at most, at least, and to all readers together unless that would be less than the least."""
 
 RETRY_SECONDS = 60.0
 """Seconds without a byte after which `read` gives up."""
@@ -24,14 +24,14 @@ _SHORTER = frozenset({"416", "InvalidRange"})
 
 
 class Asking(Protocol):
-    """Gives a failure of the bucket its words (see `mirror.store.s3.bucket.Bucket`)."""
+    """Turns a failure of the bucket into words (see `mirror.store.s3.bucket.Bucket`)."""
 
     def __call__(self, operation: str, *, name: str) -> AbstractAsyncContextManager[None]:
-        """Ask about the object `name`."""
+        """Make a request for the object `name`."""
 
 
 class ObjectReader:
-    """Reads objects of the bucket `bucket`; `key` gives what the server knows an object by."""
+    """Reads objects of the bucket `bucket`; `key` turns a name into the key that the server knows."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class ObjectReader:
         eager: bool = False,
         seen: Callable[[str], None] = lambda _: None,
     ) -> AsyncGenerator[bytes, None]:
-        """Give the bytes [start, stop) of an object in the version `etag`, going on where a connection broke.
+        """Yield the bytes [start, stop) of version `etag` of an object, continuing after a broken connection.
 
-        Without `etag` it is the version that is there first, and `seen` is called with that. Raises ObjectGone, and
-        BucketFailed when there is no byte for `patience` seconds; if `eager`, at once when there will be no first one.
+        Without `etag` it is the version that is there first, and `seen` is called with it. Raises ObjectGone, and
+        BucketFailed when no byte arrives for `patience` seconds; if `eager`, at once when there will be no first byte.
         """
         clock = asyncio.get_running_loop().time
         progressed = clock()
@@ -92,7 +92,7 @@ class ObjectReader:
 
     @asynccontextmanager
     async def opened(self, name: str, start: int, stop: int) -> AsyncIterator[tuple[str, bytes, Any]]:
-        """Give the object's ETag, its first bytes, which show that it can be read, and what to read the others from."""
+        """Return the object's ETag, its first bytes (which show that it can be read), and a reader of the others."""
         async with AsyncExitStack() as stack:
             body = None
             try:

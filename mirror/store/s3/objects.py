@@ -1,4 +1,4 @@
-"""What a bucket answers, as values and exceptions that the rest of the folder uses."""
+"""The values and exceptions that stand for a bucket's answers in the rest of the folder."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,16 +9,16 @@ class ConditionFailed(Exception):
 
 
 class NotSupported(Exception):
-    """The server does not know what was asked for."""
+    """The server does not support what was asked for."""
 
 
 class ObjectGone(Exception):
-    """There is no such object, or not that version of it."""
+    """There is no such object, or not in that version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One state of an object: its `etag` as the server wrote it, `size` in bytes, when it was written."""
+    """One version of an object: its `etag` as the server wrote it, its `size` in bytes, and when it was written."""
 
     etag: str
     size: int
@@ -35,7 +35,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A small object: its bytes, its version, and what time it was at the server."""
+    """A small object: its bytes, its version, and the time at the server."""
 
     data: bytes
     version: Version

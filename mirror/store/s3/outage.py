@@ -1,7 +1,7 @@
 """Tracks whether the bucket's server can be reached: while it cannot, no request waits for it.
 
-It counts as away when what is read gets no answer, or that the server is overloaded, and when it cannot be reached.
-That a write takes too long shows nothing: on a thin line it may.
+The server counts as away when it cannot be reached, or when a read gets no answer or is told that the server is
+overloaded. A slow write proves nothing: on a thin line it may be slow.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from mirror.common.log import event
 from mirror.store.s3.errors import BucketFailed
 
 SPARED = 5.0
-"""Seconds between two attempts to find out whether a server that is away is back. They are made in the background."""
+"""Seconds between two attempts, made in the background, to find out whether a server that is away is back."""
 
 _READING = frozenset({"HeadObject", "GetObject", "ListBucket", "ListBucketMultipartUploads"})
 _UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError)
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class Outage:
-    """Of the server of the bucket `name`. `attempt` asks it, for the object that could not be had if it was one."""
+    """Tracks the server of the bucket `name`.
+
+    `attempt` sends a request, for the object that could not be read, if any.
+    """
 
     def __init__(self, name: str, attempt: Callable[[str | None], Awaitable[None]]) -> None:
         self._name = name
@@ -36,17 +39,17 @@ class Outage:
 
     @property
     def lasts(self) -> bool:
-        """Whether the server is away, as far as is known."""
+        """Return whether the server is away, as far as is known."""
         return self._breaker.away is not None
 
     async def close(self) -> None:
-        """Try no more."""
+        """Stop trying."""
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.gather(self._trying, return_exceptions=True)
 
     def begin(self, operation: str) -> Question:
-        """Ask the server something, if it is not away or that is to be found out. Raises BucketFailed."""
+        """Begin a request, if the server is not away or this is the attempt to find out. Raises BucketFailed."""
         if not self.lasts or asyncio.current_task() is self._trying:
             question = self._breaker.ask(operation)
             if question is not None:
@@ -54,12 +57,12 @@ class Outage:
         raise BucketFailed(self._breaker.away or "")
 
     def answered(self, question: Question) -> None:
-        """It answered."""
+        """Note that the server answered."""
         if self._breaker.answered(question):
             log.info("the bucket %s answers again", self._name, extra=event("bucket.back"))
 
     def failed(self, question: Question, error: Exception, trouble: BucketFailed, name: str | None) -> None:
-        """It raised `error`, which is in words `trouble`, when it was asked for the object `name`, or for none."""
+        """Note that it raised `error` (`trouble` in words) when it was asked for the object `name`, or for none."""
         reading = question.kind in _READING or question.trial
         if isinstance(error, ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -74,7 +77,7 @@ class Outage:
                 self._trying = asyncio.create_task(self._try(name), name=f"try the bucket {self._name}")
 
     def dropped(self, question: Question) -> None:
-        """All is known of it that will be."""
+        """Note that a request was dropped, so nothing more will be known from it."""
         self._breaker.dropped(question)
 
     async def _try(self, name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The parts of one upload: which of them are in the bucket, who wrote them, and how far they go without a gap."""
+"""The parts of one upload: which are in the bucket, which fill wrote each, and how far they go without a gap."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from mirror.store.s3.provenance import WrittenPart
 
 
 class PartTable:
-    """The parts of an image of `size` bytes that the fill `fill` uploads. It wakes those that wait for a change.
+    """The parts of an image of `size` bytes that the fill `fill` uploads. It wakes tasks that wait for a change.
 
     A part is first *landed*, as an object that others can read, and then *copied* into the multipart upload. `adopted`
     are parts that other fills landed. `received` counts the bytes that the journal has.
@@ -32,7 +32,7 @@ class PartTable:
         return number * self.part_size, min(self.size, (number + 1) * self.part_size)
 
     def writer(self, number: int) -> str | None:
-        """Return the id of the fill that wrote part `number`, when it is in the bucket."""
+        """Return the id of the fill that wrote part `number`, if that part is in the bucket."""
         if number in self.adopted:
             return self.adopted[number].fill
         return self.fill if number in self._landed else None
@@ -44,11 +44,11 @@ class PartTable:
 
     @property
     def etags(self) -> Sequence[str]:
-        """What the multipart upload is completed with: the ETags of the copies, in order."""
+        """The ETags of the copies, in order, with which the multipart upload is completed."""
         return [self._copied[number] for number in sorted(self._copied)]
 
     def reached(self) -> int:
-        """Return how many bytes from the beginning the parts in the bucket have without a gap."""
+        """Return how many bytes from the beginning the parts in the bucket cover without a gap."""
         while self.writer(self._without_gap) is not None:
             self._without_gap += 1
         start, stop = self.span(self._without_gap)
@@ -79,22 +79,22 @@ class PartTable:
         self._copied[number] = etag
 
     def lose(self, number: int) -> None:
-        """Forget an adopted part: it is not in the bucket any more."""
+        """Forget an adopted part, which is no longer in the bucket."""
         self.adopted = {each: part for each, part in self.adopted.items() if each != number}
         self._without_gap = 0
 
     def lose_all(self) -> None:
-        """Forget all parts: the upload begins anew."""
+        """Forget all parts: the upload begins again."""
         self.adopted, self._landed, self._copied = {}, {}, {}
         self.open_end = self._without_gap = 0
 
     def wake(self) -> None:
-        """Wake those that wait in `until`."""
+        """Wake the tasks that wait in `until`."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Wait until that holds, or for that long; whether it does."""
+        """Wait until the condition holds, or for that long; return whether it holds."""
         try:
             async with asyncio.timeout(seconds):
                 while not holds():

@@ -1,37 +1,37 @@
-"""The parts of an image that is on its way into the bucket: how large, under which names.
+"""How an image that is being uploaded is divided into parts: their size and their names.
 
-`parts/<hash>/<fill id>/<number>`, numbers from 0, all of one size but for the last. S3 takes at most 10,000 parts for
-an object, each from 5 MiB to 5 GiB but for the last, and 5 TiB in all.
+The names are `parts/<hash>/<fill id>/<number>`, with numbers from 0; all parts but the last have the same size. S3
+allows at most 10,000 parts in an object, each of 5 MiB (except the last) to 5 GiB, and 5 TiB in all.
 """
 
 from collections.abc import Iterator
 
 PART = 16 << 20
-"""Bytes of a part, unless the image is so large that it would have too many."""
+"""Bytes of a part, unless the image is so large that it would have too many parts."""
 
 MOST = 10_000
-"""Parts of an object, at most."""
+"""The most parts that an object may have."""
 
 _STEP = 1 << 20
 
 
 def part_size(size: int) -> int:
-    """Bytes of each part of an image of `size` bytes: a multiple of 1 MiB."""
+    """Return the bytes of each part of an image of `size` bytes: a multiple of 1 MiB."""
     return max(PART, -(-size // (MOST * _STEP)) * _STEP)
 
 
 def count(size: int, part: int) -> int:
-    """How many parts of `part` bytes an image of `size` bytes has."""
+    """Return how many parts of `part` bytes an image of `size` bytes has."""
     return -(-size // part)
 
 
 def name(image_hash: str, fill: str, number: int) -> str:
-    """The name of part `number` that the fill `fill` wrote."""
+    """Return the name of part `number` that the fill `fill` wrote."""
     return f"parts/{image_hash}/{fill}/{number:05d}"
 
 
 def spans(start: int, stop: int, part: int) -> Iterator[tuple[int, int, int]]:
-    """Divide the bytes [start, stop) of an image: number of the part, and the bytes [first, last) within it."""
+    """Divide the bytes [start, stop) of an image by part: the part's number, and the bytes [first, last) in it."""
     while start < stop:
         number, first = divmod(start, part)
         last = min(part, first + stop - start)

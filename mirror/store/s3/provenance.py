@@ -1,4 +1,4 @@
-"""Where the bytes of a fill came from, as far as they were read in the bucket."""
+"""Records where the bytes of a fill came from, as far as they were read in the bucket."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,20 +28,20 @@ class Provenance:
     whole: Mapping[int, WrittenPart] = field(default_factory=dict)
 
     def from_object(self, offset: int, version: Version) -> "Provenance":
-        """Bytes come from the image's object, from `offset` on."""
-        # Read on where it broke, it is still that version of which all bytes are ours.
+        """Record that bytes come from the image's object, from `offset` on."""
+        # If it continues where it broke, all our bytes still are of that version.
         return replace(self, version=version if offset == 0 or version == self.version else None)
 
     def from_elsewhere(self) -> "Provenance":
-        """Bytes come from another place than the image's object, or none come any more."""
+        """Record that bytes come from somewhere other than the image's object, or that no more bytes come."""
         return replace(self, version=None)
 
     def from_part(self, number: int, fill: str) -> "Provenance":
-        """Bytes come from part `number`, which that fill wrote."""
+        """Record that bytes come from part `number`, which that fill wrote."""
         return replace(self, read={**self.read, number: fill})
 
     def with_whole(self, parts: Mapping[int, WrittenPart]) -> "Provenance":
-        """Our digest has gone over all of these parts."""
+        """Record that our digest has gone over all of these parts."""
         return replace(self, whole={**self.whole, **parts})
 
     def includes(self, fill: str) -> bool:

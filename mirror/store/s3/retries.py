@@ -1,4 +1,4 @@
-"""How an upload deals with a bucket that fails: it tries again until it succeeds, and says once that it has to."""
+"""Retries what an upload does with a failing bucket until it succeeds, and logs once that it has to."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from mirror.common.log import event
 from mirror.store.s3.errors import BucketFailed
 
 PAUSE = (0.5, 10.0)
-"""Seconds until what failed is tried again: at first, and at most."""
+"""Seconds before a retry: the first, and the longest."""
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Retries:
-    """The attempts of one image's upload that fail now."""
+    """The attempts of one image's upload that are failing now."""
 
     def __init__(self, image_hash: str) -> None:
         self._image_hash = image_hash
@@ -25,11 +25,11 @@ class Retries:
 
     @property
     def trouble(self) -> BucketFailed | None:
-        """What keeps the upload from going on now, if anything does."""
+        """What keeps the upload from going on now, or None."""
         return next(iter(self._failing.values()), None)
 
     async def until_success(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work` until it raises BucketFailed no more."""
+        """Repeat `work` until it no longer raises BucketFailed."""
         pause, attempts = PAUSE[0], object()
         try:
             while True:
@@ -43,7 +43,7 @@ class Retries:
             self.succeeded(attempts)
 
     def failed(self, attempts: object, error: BucketFailed) -> None:
-        """Note that these attempts fail; the first that do are logged."""
+        """Note that these attempts fail; only the first failure is logged."""
         if not self._failing:
             log.warning(
                 "%s cannot be brought into the bucket now: %s",
@@ -54,5 +54,5 @@ class Retries:
         self._failing[attempts] = error
 
     def succeeded(self, attempts: object) -> None:
-        """Note that these attempts fail no more."""
+        """Note that these attempts no longer fail."""
         self._failing.pop(attempts, None)

@@ -1,8 +1,8 @@
-"""When images of a bucket were last served, which decides what is evicted first.
+"""Tracks when images of a bucket were last served, which decides what is evicted first.
 
-    served/<hash>    its time is when some mirror last served the image
+    served/<hash>    its time is when any mirror last served the image
 
-Without bounds nothing is evicted, so nothing is written: then it is remembered while this process lives.
+A bucket without bounds never evicts, so nothing is written there: the times are kept only in this process.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.space import LATELY
 
 MARK = LATELY / 3
-"""Seconds after which it is marked again that an image is served."""
+"""Seconds after which an image that is being served is marked again."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ServedMarks:
         self._marked: TTLCache[str, None] = TTLCache(1024, MARK)
 
     async def served(self, image_hash: str) -> None:
-        """Note that the image was served now. Best effort."""
+        """Note that the image is being served now. A failure is ignored."""
         self._here[image_hash] = datetime.now(UTC)
         await self._mark(image_hash)
 

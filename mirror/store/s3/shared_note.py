@@ -1,6 +1,6 @@
-"""`current.json` in the bucket: what replicas tell one another of what upstream said last.
+"""Reads and writes `current.json` in the bucket, in which replicas tell one another what upstream said last.
 
-So one that starts while upstream is away knows what is current. It carries nothing of who may read it.
+So a replica that starts while upstream is away knows what is current. The note says nothing about who may read it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 NAME = "current.json"
 
 AGAIN = 600.0
-"""Age in seconds from which what is written there already is written again, since upstream has just said it again."""
+"""Age in seconds from which a note with the same content is written again, since upstream has just confirmed it."""
 
 WRITE_SECONDS = 5.0
 """Seconds that a mirror's start waits for the bucket."""
@@ -31,7 +31,7 @@ class BucketNote:
         self._written: tuple[str, float] | None = None
 
     async def read(self) -> Note | None:
-        """What is there; None when there is nothing that can be used, or no answer."""
+        """Return what is there; None when none can be used, or the bucket does not answer."""
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 answer = await self._store.bucket.get(NAME)
@@ -43,7 +43,7 @@ class BucketNote:
         return None
 
     def write(self, note: Note) -> None:
-        """Write it in the background, unless it was written lately."""
+        """Write it in the background, unless it was written recently."""
         now = time.monotonic()
         if self._written is not None:
             image_hash, when = self._written

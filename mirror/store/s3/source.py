@@ -1,4 +1,4 @@
-"""Reads a fill's bytes from where its coordinator says: the image in the bucket, another fill's parts, upstream."""
+"""Reads a fill's bytes from where its coordinator says: the image in the bucket, another fill's parts, or upstream."""
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -19,7 +19,7 @@ FOLLOW_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What is to be read in the bucket, and the validator to go on with at upstream."""
+    """What is to be read in the bucket, and the validator with which to continue at upstream."""
 
     pieces: AsyncGenerator[bytes, None]
     origin: Origin
@@ -27,7 +27,7 @@ class _Place:
 
 
 class BucketSource:
-    """The `Source` of one image, before `upstream`."""
+    """The `Source` of one image that tries the bucket before `upstream`."""
 
     def __init__(self, coordinator: Coordinator, upstream: Source) -> None:
         self._coordinator = coordinator
@@ -39,7 +39,7 @@ class BucketSource:
         first = b""
         try:
             place = await self._in_bucket(offset, validator)
-            if place is not None:  # what cannot be read is as good as not there
+            if place is not None:  # what cannot be read is as good as absent
                 first = await anext(place.pieces)
         except ObjectGone:
             raise Elsewhere from None
@@ -78,12 +78,12 @@ class BucketSource:
             yield piece
 
     async def _follow(self, offset: int, note: LeaseNote | None) -> AsyncGenerator[bytes, None]:
-        """Read the parts as they land, until whoever writes them is done or gone."""
+        """Read the parts as they land, until the fill that writes them is done or gone."""
         coordinator = self._coordinator
         steps = _Steps()
         while note is not None:
             try:
-                while offset < min(note.position, coordinator.metadata.size):  # whatever a lease may say
+                while offset < min(note.position, coordinator.metadata.size):  # however far the lease claims to be
                     async for piece in self._part(offset, note, steps):
                         offset += len(piece)
                         yield piece
@@ -96,7 +96,7 @@ class BucketSource:
         raise Elsewhere
 
     async def _part(self, offset: int, note: LeaseNote, steps: "_Steps") -> AsyncGenerator[bytes, None]:
-        """Read on in the part at `offset`, as far as it is there."""
+        """Continue reading the part at `offset`, as far as it is there."""
         coordinator = self._coordinator
         size = note.part_size
         number, first = divmod(offset, size)
@@ -112,7 +112,7 @@ class BucketSource:
             yield piece
         if last < whole or size != parts.part_size(coordinator.metadata.size) or not steps.from_beginning:
             return
-        if first > 0:  # read in steps, as it grew: is what it is now what we have read?
+        if first > 0:  # it was read in steps, as it grew: are its bytes now still those that we have read?
             now = hashlib.sha256()
             etags.clear()
             async for piece in coordinator.bucket.read(name, 0, last, seen=etags.append, patience=FOLLOW_SECONDS):
@@ -123,7 +123,7 @@ class BucketSource:
 
 
 class _Steps:
-    """The digest of what was read of one part so far."""
+    """The digest of what was read so far of one part."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -131,14 +131,14 @@ class _Steps:
         self._number = -1
 
     def go_on(self, number: int, first: int) -> None:
-        """Begin part `number`, or go on with it from its byte `first`."""
+        """Begin part `number`, or continue it from its byte `first`."""
         if number != self._number:
             self.digest, self.from_beginning = hashlib.sha256(), first == 0
         self._number = number
 
 
 async def _translated(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """What goes wrong in the bucket, as a fill understands it."""
+    """Turn failures of the bucket into errors that a fill understands."""
     try:
         yield first
         async for piece in pieces:

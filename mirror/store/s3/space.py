@@ -1,10 +1,10 @@
-"""Room in a bucket, when `store.s3.max_size` bounds it: what is there, what is on its way, and what may be evicted.
+"""Makes room in a bucket that `store.s3.max_size` bounds: counts what is there and what is coming, and evicts.
 
-All replicas share the bucket, and any of them may evict. One does so at a time (`leases/room`), and looks once more at
-each image before it goes: whether somebody pinned it, serves it, fetches it, or says that it is current. That spares
-others a fetch, and no more: whoever reads an image that goes is reset, or gets it anew.
+All replicas share the bucket, and any of them may evict, but only one at a time (`leases/room`). Just before an image
+goes, it checks once more whether a replica pinned it, serves it, fetches it, or says that it is current. This only
+saves a fetch: a client that reads an image while it is removed is reset, or gets it again from upstream.
 
-    served/<hash>    its time is when some replica last served the image
+    served/<hash>    its time is when any replica last served the image
 """
 
 import asyncio
@@ -38,19 +38,19 @@ LATELY = 900.0
 """Seconds for which an image that was stored, or served by any replica, counts as being served."""
 
 TURN = 10.0
-"""Seconds to wait while another replica evicts; then we do as well."""
+"""Seconds to wait while another replica evicts; then we evict too."""
 
 PAUSE = 0.5
 
 ROOM = "room"
-"""The lease of who evicts."""
+"""The lease of the replica that evicts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """At most `max_size` bytes, evicting as `retention` says; what was served less than `lately` seconds ago stays.
+    """Bounds of at most `max_size` bytes, evicting in the order of `retention`.
 
-    `evicted` is called for each image that had to make room.
+    What was served less than `lately` seconds ago stays. `evicted` is called for each image that is evicted.
     """
 
     max_size: int
@@ -61,7 +61,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class _Lying:
-    """What lies in the bucket `now`: images, whole or not; parts by their image; sizes of images that are fetched."""
+    """What is in the bucket `now`: images, whole or not; parts by image; sizes of images being fetched."""
 
     now: datetime
     versions: Mapping[str, Version]
@@ -71,27 +71,27 @@ class _Lying:
 
     @property
     def used(self) -> int:
-        """Bytes of all of it."""
+        """Return the bytes of everything."""
         return sum(map(self.of, {*self.versions, *self.parts}))
 
     def of(self, image_hash: str) -> int:
-        """Bytes of an image, or of its parts: those that lie beside it as well are about to go."""
+        """Return the bytes of an image, or else of its parts: parts beside a stored image are about to be removed."""
         parts = sum(listed.version.size for listed in self.parts.get(image_hash, ()))
         return max(parts, self.stored(image_hash))
 
     def stored(self, image_hash: str) -> int:
-        """Bytes of what lies under its name."""
+        """Return the bytes that are stored under its name."""
         return self.versions[image_hash].size if image_hash in self.versions else 0
 
     def promised(self, spare: str | None) -> int:
-        """Bytes that will still come of images that are fetched, but for the one to `spare`."""
+        """Return the bytes still to come of images that are being fetched, except the one to `spare`."""
         return sum(max(0, size - self.of(each)) for each, size in self.coming.items() if each != spare)
 
 
 class BucketSpace:
-    """The room of `bucket`. `images` and `versions` list what is there; `read` are hashes that are read here now.
+    """The room of `bucket`. `images` and `versions` list what is there; `read` are hashes being read here now.
 
-    `directory` has our own notes of what is current. `full` says why there was no room for an image, if that is so.
+    `directory` has our own notes of what is current. `full` says why there was no room for an image, if so.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BucketSpace:
         self._lately = timedelta(seconds=max(LATELY, bounds.lately))
 
     async def use(self) -> Use:
-        """How full it is. Raises BucketFailed."""
+        """Return how full it is. Raises BucketFailed."""
         lying = await self._look()
         current = await self._current()
         evictable = sum(removal.size for removal in await self._candidates(lying, current, spare=None))
@@ -127,15 +127,19 @@ class BucketSpace:
         return Use(lying.used, limit, max(0, limit - lying.used), largest)
 
     async def expect(self, metadata: ImageMetadata) -> None:
-        """See whether there is or could be room for an image that nobody fetches yet. Raises NoRoom, BucketFailed."""
+        """Check that there is or could be room for an image that is not being fetched yet.
+
+        Raises NoRoom, BucketFailed.
+        """
         lying = await self._look()
         if metadata.hash not in lying.coming:
             await self._plan(lying, metadata, ())
 
     async def reserve(self, metadata: ImageMetadata, *, conditions: bool) -> None:
-        """Make room for an image whose lease we have. Raises NoRoom when there is none, BucketFailed.
+        """Make room for an image whose lease we hold. Raises NoRoom when that is impossible, BucketFailed.
 
-        Whether the server knows `conditions`: without them there are no leases, and nobody is alone when it evicts.
+        `conditions` says whether the server supports them: without them there are no leases, and several replicas may
+        evict at once.
         """
         if await self._plan(await self._look(), metadata, ()):
             gone: set[Path] = set()
@@ -151,9 +155,9 @@ class BucketSpace:
     async def collect(
         self, *, dry_run: bool, conditions: bool, without: Sequence[Removal] = ()
     ) -> tuple[list[Removal], int]:
-        """Evict down to the bound, as far as that is allowed: what went, and bytes that are still beyond it.
+        """Evict down to the bound as far as allowed; return what went, and the bytes that are still over it.
 
-        `without` is what would have been removed before, in a dry run.
+        `without` is what would have been removed before this, in a dry run.
         """
         done: list[Removal] = []
         async with self._turn(conditions and not dry_run):
@@ -173,7 +177,7 @@ class BucketSpace:
                 self._is_full(None)
         return done, max(0, beyond)
 
-    # How
+    # Internals
 
     async def _look(self) -> _Lying:
         now = await self._bucket.now()
@@ -189,12 +193,12 @@ class BucketSpace:
         return _Lying(now, await self._versions(), await self._images(), parts, coming)
 
     def _left(self, lying: _Lying, spare: str | None) -> int:
-        """Bytes that may still come, if the image to `spare` were not there."""
+        """Return the bytes that may still come, if the image to `spare` were not there."""
         used = lying.used - (lying.of(spare) if spare is not None else 0)
         return self._bounds.max_size - used - lying.promised(spare)
 
     async def _plan(self, lying: _Lying, metadata: ImageMetadata, without: Collection[Path]) -> list[Removal]:
-        """What to remove so that an image has room; nothing when it has. Raises NoRoom."""
+        """Plan what to remove so that an image fits; nothing when it already does. Raises NoRoom."""
         short = metadata.size - self._left(lying, metadata.hash)
         if short <= 0:
             return []
@@ -206,7 +210,7 @@ class BucketSpace:
         return plan
 
     async def _candidates(self, lying: _Lying, current: Collection[str], *, spare: str | None) -> list[Removal]:
-        """What may go, in order: parts that nobody goes on with, then images."""
+        """Return what may go, in order: first parts that no fill continues, then images."""
         kept = {*current, *lying.coming, *self._read(), *([spare] if spare else ())}
         candidates = []
         for image_hash, parts in lying.parts.items():
@@ -221,11 +225,11 @@ class BucketSpace:
         return candidates
 
     def _is_late(self, info: StoredInfo, now: datetime) -> bool:
-        """Whether it was stored or served lately."""
+        """Return whether it was stored or served recently."""
         return max(info.stored_at, info.last_served_at or info.stored_at) > now - self._lately
 
     async def _evict(self, removal: Removal, lying: _Lying, conditions: bool) -> bool:
-        """Remove it, unless somebody has begun to use it meanwhile."""
+        """Evict it, unless a replica has begun to use it since."""
         image_hash = removal.path.name
         if await self._is_wanted(image_hash):
             return False
@@ -250,16 +254,16 @@ class BucketSpace:
         image = f"images/{image_hash}"
         try:
             await self._bucket.delete(image, if_etag=lying.versions[image_hash].etag if conditions else None)
-        except ConditionFailed:  # it has been stored anew
+        except ConditionFailed:  # it has been stored again
             return False
         for name in (f"{image}.json", f"served/{image_hash}"):
             await self._bucket.delete(name)
-        if await self._bucket.head(image) is not None:  # it is stored anew just now
+        if await self._bucket.head(image) is not None:  # it is being stored again right now
             await self._bucket.put(f"{image}.json", info.metadata.raw)
         return True
 
     async def _is_wanted(self, image_hash: str) -> bool:
-        """Whether it is pinned, served, fetched or current, as far as can be seen at this moment."""
+        """Return whether it is pinned, served, fetched or current, as far as can be seen at this moment."""
         if image_hash in self._read() or image_hash in await self._current():
             return True
         if await self._pins.is_pinned(image_hash):
@@ -271,7 +275,7 @@ class BucketSpace:
         return served is not None and served.modified > await self._bucket.now() - self._lately
 
     async def _current(self) -> set[str]:
-        """What clients get who name no image, here and, as replicas tell one another, there."""
+        """Return the images that clients get without naming one, here and, by the shared note, at other replicas."""
         loop = asyncio.get_running_loop()
         named = {await loop.run_in_executor(None, note) for note in (self._layout.named, self._layout.shown)}
         if (answer := await self._bucket.get("current.json")) is not None:
@@ -287,7 +291,7 @@ class BucketSpace:
 
     @asynccontextmanager
     async def _turn(self, conditions: bool) -> AsyncIterator[None]:
-        """Be the only replica that evicts, as far as the server knows `conditions`; or another one takes too long."""
+        """Wait to be the only replica that evicts, if the server supports `conditions`; but not for long."""
         lease, note = self._lease(ROOM), LeaseNote(secrets.token_hex(8), 1)
         clock = asyncio.get_running_loop().time
         until = clock() + TURN

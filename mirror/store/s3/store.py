@@ -1,13 +1,13 @@
-"""Images in a bucket, as any S3 tool can read them.
+"""Keeps images in a bucket, where any S3 tool can read them.
 
     images/<hash>, images/<hash>.json    the bytes, and upstream's metadata body
     pinned/<hash>                        there when the image is pinned
     served/<hash>                        its time is when a replica last served it (see `mirror.store.s3.space`)
     parts/, leases/                      while images arrive (see `mirror.store.s3.upload`)
 
-`images/<hash>` is there only when it was verified by whoever wrote it. That is no reason to trust it: bytes are hashed
-again until this process has verified that version of the object. Nothing is evicted from a bucket that has no bounds
-(see `mirror.store.s3.space`).
+A mirror writes `images/<hash>` only after it has verified the bytes. That alone is no reason to trust it: bytes are
+hashed again until this process has verified that version of the object. Nothing is evicted from a bucket that has no
+bounds (see `mirror.store.s3.space`).
 """
 
 import asyncio
@@ -47,16 +47,16 @@ from mirror.store.s3.verified_versions import Versions
 log = logging.getLogger(__name__)
 
 REMEMBERED = 2.0
-"""Seconds for which the version of an object need not be asked for again."""
+"""Seconds for which the version of an object is remembered before the bucket is asked again."""
 
 PROBE = 0.8
-"""Seconds for which whoever wants to know how the bucket is waits: orchestrators often wait no longer than one."""
+"""Seconds that a health check waits for the bucket: orchestrators often wait no longer than one."""
 
 
 class S3Store:
     """A `BlobStore` in `bucket`; the last `holdback` bytes of what is not verified yet are held back.
 
-    In `directory` the processes of one host know one another. With `bounds` images are evicted for others.
+    Through `directory` the processes of one host know one another. With `bounds`, images are evicted to make room.
     """
 
     def __init__(self, bucket: Bucket, *, holdback: int, directory: Path, bounds: Bounds | None = None) -> None:
@@ -93,34 +93,37 @@ class S3Store:
             )
 
     async def close(self) -> None:
-        """End what goes on in the background; another mirror can go on with it."""
+        """End the background work; another mirror can continue it."""
         await self.background.stop()
         self._processes.close()
 
     @property
     def full(self) -> str | None:
-        """Why there was no room for an image, if that is so still."""
+        """Return why there was no room for an image, if there still is none."""
         return self._space.full if self._space is not None else None
 
     async def use(self) -> Use | None:
-        """How full it is; None when it has no bounds. Raises BucketFailed."""
+        """Return how full it is; None when it has no bounds. Raises BucketFailed."""
         return await self._space.use() if self._space is not None else None
 
     async def find_anew(self) -> bool:
-        """Look for credentials, region and CA anew; whether others are found. Raises BucketFailed, changing nothing."""
+        """Look for credentials, region and CA again; return whether they have changed.
+
+        Raises BucketFailed, changing nothing.
+        """
         return await self.bucket.find_anew()
 
     def forget(self) -> None:
-        """Forget what was found before, and what the server can do: whoever asks next finds it anew."""
+        """Forget what was found before, and what the server can do: the next request finds it again."""
         self.bucket.forget()
         self.capabilities.doubt()
 
     # What a BlobStore does
 
     async def probe(self) -> None:
-        """See `BlobStore.probe`: whether the bucket answers, takes what is written, and no upload is kept from it.
+        """See `BlobStore.probe`: the bucket must answer and take a write, and no upload may be stuck.
 
-        The caller is not patient: when the bucket takes its time, the last result stands.
+        The caller does not wait long: when the bucket is slow, the last result stands.
         """
         if self._probing is None:
             self._probing = self.background.start(self._probe(), "probe the bucket")
@@ -134,7 +137,7 @@ class S3Store:
 
     @property
     def stuck(self) -> str | None:
-        """What keeps an upload from here from going on, in words."""
+        """Return, in words, what keeps an upload from here from going on."""
         troubles = (coordinator.trouble for coordinator in self._coordinators)
         return next((trouble.message for trouble in troubles if trouble is not None), None)
 
@@ -152,7 +155,8 @@ class S3Store:
             return None
         version = self._found.get(image_hash)
         if version is None and (version := await self.bucket.head(f"images/{image_hash}")):
-            self._found[image_hash] = version  # only then: or who asks often would be told the same for ever
+            # only then: otherwise a client that asks often would get the same answer for ever
+            self._found[image_hash] = version
         if version is None or (metadata := await self._listing.metadata(image_hash)) is None:
             return None
         if version.size != metadata.size or self.versions.distrusted(image_hash, version):
@@ -173,7 +177,7 @@ class S3Store:
             async with asyncio.timeout(ANSWER):
                 if image := await self.open(metadata.hash):
                     return image
-                await self.bucket.now()  # that there is no image may also mean that there is no bucket any more
+                await self.bucket.now()  # that there is no image may also mean that the bucket is gone
         except TimeoutError as error:
             raise failed(error, self.bucket.name, "GetObject") from error
         if self._space is not None:
@@ -188,11 +192,11 @@ class S3Store:
         return Transfer(journal, BucketSource(journal.coordinator, upstream))
 
     def nearest(self, metadata: ImageMetadata, upstream: Source) -> Source:
-        """See `BlobStore.nearest`: what lies in the bucket, or what another mirror brings there."""
+        """See `BlobStore.nearest`: the image in the bucket, or what another mirror is uploading there."""
         return BucketSource(self.coordinator(metadata, None), upstream)
 
     def coordinator(self, metadata: ImageMetadata, journal: Readable | None, *, needed: bool = False) -> Coordinator:
-        """Coordinate a fill into that journal with the bucket; without one the fill only reads there."""
+        """Coordinate a fill into that journal with the bucket; without a journal the fill only reads there."""
         shared = SharedBucket(
             self.bucket, self.versions, self.capabilities, self._processes, self.background, self._reserve
         )
@@ -201,7 +205,7 @@ class S3Store:
         return coordinator
 
     async def make_room(self, wanted: int) -> bool:
-        """See `BlobStore.make_room`: a bucket has room, or none that we could make."""
+        """See `BlobStore.make_room`: either a bucket has room, or we cannot make any."""
         return False
 
     async def list(self) -> Sequence[StoredInfo]:
@@ -209,27 +213,27 @@ class S3Store:
         return await self._listing.images(pinned=await self._pins.all(), served=await self._marks.times())
 
     async def served(self, image_hash: str) -> None:
-        """See `BlobStore.served`: remembered while this process lives, or by all replicas when images are evicted."""
+        """See `BlobStore.served`: this process remembers it, or, when images are evicted, all replicas do."""
         await self._marks.served(image_hash)
 
-    # What keeps it
+    # Maintenance
 
     async def sizes(self) -> Mapping[str, int]:
-        """The bytes of all objects that lie where an image does, by hash: also what is not whole."""
+        """Return the size of every object that is where an image would be, by hash, whole or not."""
         return {image_hash: version.size for image_hash, version in (await self._listing.versions()).items()}
 
     async def verify(
         self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
     ) -> Verified:
-        """Hash an image again, reading `rate` bytes per second at most. A bad one is not used by this process."""
+        """Hash an image again, reading `rate` bytes per second at most. This process does not use a bad one."""
         return await self._verification.verify(image_hash, rate=rate, progress=progress)
 
     async def pin(self, image_hash: str, *, pinned: bool) -> None:
-        """Pin an image, for all replicas, or take that back."""
+        """Pin an image for all replicas, or unpin it."""
         await self._pins.pin(image_hash, pinned=pinned)
 
     async def remove(self, image_hash: str, *, cut: bool = True) -> bool:
-        """Remove an image, for all replicas; downloads that run are cut."""
+        """Remove an image for all replicas; running downloads are cut off."""
         for name in (
             f"images/{image_hash}",
             f"images/{image_hash}.json",
@@ -241,17 +245,17 @@ class S3Store:
         return True
 
     async def collect(self, *, dry_run: bool) -> Collected:
-        """Clear away what nobody will miss, and evict down to the bounds. Raises BucketFailed."""
+        """Clear away what can go without loss, and evict down to the bounds. Raises BucketFailed."""
         removals = await self.clear_away(dry_run=dry_run)
         evicted, beyond = await self.evict(dry_run=dry_run, without=removals if dry_run else ())
         return Collected((*removals, *evicted), beyond)
 
     async def clear_away(self, *, dry_run: bool) -> Sequence[Removal]:
-        """Remove what fills have left that did not end well, a day after they last wrote something."""
+        """Remove what failed fills have left, a day after they last wrote something."""
         return await Leftovers(self.bucket, self._listing).remove(dry_run=dry_run, marks=self._space is not None)
 
     async def evict(self, *, dry_run: bool, without: Sequence[Removal] = ()) -> tuple[Sequence[Removal], int]:
-        """Evict down to the bounds, if there are any; what went, and bytes that are still beyond them."""
+        """Evict down to the bounds, if there are any; return what went, and the bytes that are still over them."""
         if self._space is None:
             return (), 0
         conditions = (await self.capabilities.get()).conditions
@@ -260,7 +264,7 @@ class S3Store:
         return evicted
 
     async def location(self, image_hash: str, seconds: float, disposition: str) -> str | None:
-        """A URL with which anybody may read the image for that long, a secret; None when it is not in the bucket."""
+        """Return a URL with which anybody may read the image for that long, a secret; None when the bucket lacks it."""
         try:
             if await self.open(image_hash) is not None:
                 return await self.bucket.presign(f"images/{image_hash}", seconds, disposition)
@@ -269,10 +273,10 @@ class S3Store:
         return None
 
     async def keep_marking(self) -> None:
-        """Tell other mirrors again and again what is read here, so that they do not evict it."""
+        """Keep telling other mirrors what is being read here, so that they do not evict it."""
         await self._marks.keep_marking(self._read)
 
-    # How
+    # Internals
 
     async def _probe(self) -> None:
         try:
@@ -301,7 +305,7 @@ class S3Store:
 async def opened(
     bucket: Bucket, *, holdback: int, directory: Path, bounds: Bounds | None = None
 ) -> AsyncIterator[S3Store]:
-    """Open a bucket as a store; what goes on in the background ends with the context."""
+    """Open a bucket as a store; its background work ends with the context."""
     async with bucket:
         store = S3Store(bucket, holdback=holdback, directory=directory, bounds=bounds)
         marking = asyncio.create_task(store.keep_marking(), name="mark what is read")

@@ -1,8 +1,8 @@
 """Uploads an image to the bucket while it arrives.
 
-Each part becomes an object as soon as its bytes are there, for others to read, and is copied by the server into one
-multipart upload, which is completed when all bytes are verified: so the image has its name only then, whole. When the
-bucket fails everything is tried again; the fill does not wait for that.
+Each part becomes an object as soon as its bytes are there, for others to read. The server then copies it into one
+multipart upload, which is completed only when all bytes are verified: so the image gets its name only when it is whole.
+When the bucket fails, every step is retried; the fill does not wait for that.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from mirror.store.s3.retries import Retries
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Parts written at a time: each is in memory meanwhile."""
+"""Parts written at a time: each is in memory until it is written."""
 
 FLUSH = 5.0
-"""Seconds after which a part that a slow line has not filled yet is written as far as it is, for those who follow."""
+"""Seconds after which a part that a slow line has not filled yet is written as it is, for the mirrors that follow."""
 
 LOSSES = 2
-"""How often all is begun anew when somebody takes away what was brought."""
+"""How often the upload begins again from nothing when its objects were removed by somebody."""
 
 
 class Upload:
-    """The upload of one image; `lease` is None where the server knows none.
+    """The upload of one image; `lease` is None where the server has no leases.
 
     `read_into` gives bytes up to the position that `advance` was last called with, until their part is `landed`.
     `adopted` are parts that other fills wrote and that we have read whole, by number. `superseded` is called when
@@ -71,7 +71,7 @@ class Upload:
         self._task: asyncio.Task[None] | None = None
 
     async def take(self, over: Held | None, validator: str | None) -> bool:
-        """Take the lease, if there are leases; False when another mirror was first. Raises BucketFailed."""
+        """Take the lease, if there are leases; return False when another mirror was first. Raises BucketFailed."""
         if self._keeper is None:
             return True
         self._keeper.validator = validator
@@ -83,7 +83,7 @@ class Upload:
             await self._keeper.remove()
 
     def start(self) -> None:
-        """Begin to upload what is there, and to keep the lease."""
+        """Begin to upload the bytes that are there, and to keep the lease."""
         if self._keeper is not None:
             self._keeper.start()
         self._task = asyncio.create_task(self._run(), name=f"upload {self._metadata.hash}")
@@ -100,18 +100,18 @@ class Upload:
         return self._table.written
 
     def writer(self, number: int) -> str | None:
-        """Return the id of the fill that wrote part `number`, when it is in the bucket."""
+        """Return the id of the fill that wrote part `number`, if that part is in the bucket."""
         return self._table.writer(number)
 
     async def landed(self, number: int, seconds: float) -> bool:
-        """Wait until part `number` is in the bucket, or for that long; whether it is."""
+        """Wait until part `number` is in the bucket, or for that long; return whether it is."""
         table = self._table
         await table.until(lambda: table.writer(number) is not None or self._ended, seconds)
         return table.writer(number) is not None
 
     @property
     def trouble(self) -> BucketFailed | None:
-        """What keeps it from going on now, if anything does."""
+        """What keeps it from going on now, or None."""
         return self._retries.trouble
 
     async def finish(self) -> None:
@@ -124,7 +124,7 @@ class Upload:
         await self._end(self._clear_away)
 
     async def abandon(self, failed: str | None = None) -> None:
-        """Stop, and let others go on from what is there; unless it `failed`: then it is worth nothing to them."""
+        """Stop, and let others continue from what is there, unless it `failed`: then it is worthless to them."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -145,7 +145,7 @@ class Upload:
             await self._end(self._let_go)
 
     async def _upload_all(self) -> bool:
-        """Bring every part into the multipart upload; False when something that was there has been taken away."""
+        """Bring every part into the multipart upload; return False when something that was there has been removed."""
         slots = asyncio.Semaphore(IN_FLIGHT)
         lost: ExceptionGroup[Exception] | None = None
         try:
@@ -172,7 +172,7 @@ class Upload:
         return False
 
     async def _until_whole(self, number: int) -> None:
-        """Wait until all bytes of a part are there, and write it as it is now and then."""
+        """Wait until all bytes of a part are there, and write it now and then as it is."""
         table = self._table
         start, stop = table.span(number)
         while table.received < stop:
@@ -233,7 +233,7 @@ class Upload:
         self._upload = None
 
     async def _clear_away(self) -> None:
-        """Remove our parts; with the lease also those of all who died before, for then nobody else is at work."""
+        """Remove our parts; with the lease, those of dead fills too, since no other fill is at work then."""
         if self._keeper is None or self._keeper.lost:
             await self._remove_parts(f"{self._table.fill}/")
             return
@@ -255,10 +255,10 @@ class Upload:
             await self._remove_parts(f"{self._table.fill}/")
 
     async def _end(self, tidy: Callable[[], Awaitable[None]]) -> None:
-        """Tidy up as far as that is possible; what stays is removed by the keeper when a day has gone by."""
+        """Tidy up as far as possible; what stays is removed a day later by `mirror.store.s3.maintenance`."""
         if self._keeper is not None:
             await self._keeper.stop()
-        self._task = None  # with the tasks go the frames that hold us, and the parts in memory
+        self._task = None  # the tasks keep frames alive, and those keep us and the parts in memory
         try:
             if self._upload is not None:
                 upload, self._upload = self._upload, None

@@ -1,4 +1,4 @@
-"""Hashes the images of a bucket again: each once for all that wait for it."""
+"""Hashes the images of a bucket again, each once for all that wait for the result."""
 
 import asyncio
 import hashlib
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class BucketVerification:
-    """Verifies the images of `bucket`; `versions` learns what came of it."""
+    """Verifies the images of `bucket` and tells `versions` the result."""
 
     def __init__(self, bucket: Bucket, listing: Listing, versions: Versions, background: BackgroundTasks) -> None:
         self._bucket = bucket
@@ -40,7 +40,8 @@ class BucketVerification:
     ) -> bool:
         """Read the object once for all that wait; return whether it is right. Raises BucketFailed.
 
-        Not before it is `published`, for it is being read until then. Raises FillFailed when it will not be.
+        This begins only when the image is `published`, since it is being read until then. Raises FillFailed when it
+        will not be.
         """
         if published is not None:
             await published()
@@ -57,7 +58,7 @@ class BucketVerification:
     async def verify(
         self, image_hash: str, *, rate: float | None = None, progress: Callable[[int], None] = lambda _: None
     ) -> Verified:
-        """Hash an image again, reading `rate` bytes per second at most. A bad one is not used by this process."""
+        """Hash an image again, reading `rate` bytes per second at most. This process does not use a bad one."""
         clock = asyncio.get_running_loop().time
         version = await self._bucket.head(f"images/{image_hash}")
         if version is None:
@@ -93,6 +94,6 @@ class BucketVerification:
 
 
 def _look_at_the_error(task: "asyncio.Task[bool]") -> None:
-    """Keep asyncio from logging what the task raises: it matters to those that wait for it, if there are any."""
+    """Keep asyncio from logging what the task raises: only those that wait for the result, if any, care about it."""
     if not task.cancelled():
         task.exception()

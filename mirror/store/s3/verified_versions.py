@@ -1,4 +1,4 @@
-"""Remembers which versions of objects this process has verified, and which are not what their name says."""
+"""Remembers which versions of objects this process has verified, and which turned out to be wrong."""
 
 import logging
 
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 class Versions:
-    """Remembers what is known of images' objects. Only this process's own reading counts, and only of that version."""
+    """What is known of images' objects. Only what this process read itself counts, and only for that version."""
 
     def __init__(self) -> None:
         self._good: dict[str, tuple[str, int]] = {}
         self._bad: dict[str, tuple[str, int]] = {}
 
     async def usable(self, bucket: Bucket, metadata: ImageMetadata) -> Version | None:
-        """Return the image's object, if there is one that may be right. Raises BucketFailed."""
+        """Return the image's object, unless there is none or it is known to be wrong. Raises BucketFailed."""
         version = await bucket.head(f"images/{metadata.hash}")
         if version is None or self.distrusted(metadata.hash, version):
             return None
@@ -44,9 +44,9 @@ class Versions:
         self._good.pop(image_hash, None)
 
     def trusted(self, image_hash: str, version: Version) -> bool:
-        """Whether this version is known to be right."""
+        """Return whether this version is known to be right."""
         return self._good.get(image_hash) == (version.etag, version.size)
 
     def distrusted(self, image_hash: str, version: Version) -> bool:
-        """Whether this version is known to be wrong."""
+        """Return whether this version is known to be wrong."""
         return self._bad.get(image_hash) == (version.etag, version.size)
