@@ -193,7 +193,8 @@ class Output(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
         else:
-            self._writer.write(line, important=record.levelno >= logging.WARNING)
+            frequent = record.levelno <= logging.DEBUG or record.name == access.name
+            self._writer.write(line, important=record.levelno >= logging.WARNING, waits=frequent)
 
     def _forget(self, now: float) -> None:
         for kind, lately in [(kind, lately) for kind, lately in self._lately.items() if lately.until <= now]:

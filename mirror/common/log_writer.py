@@ -18,7 +18,7 @@ ROOM = 1 << 20
 """Bytes of lines that may wait. The last quarter is for warnings and errors."""
 
 GATHER_SECONDS = 0.1
-"""How long a line may wait for others to be written with it. A warning does not wait, nor do those before it."""
+"""Seconds for which a line that may wait does so, for others to be written with it."""
 
 GATHER_BYTES = 64 << 10
 """Bytes of lines that do not wait for more."""
@@ -64,8 +64,12 @@ class LogWriter:
         """Have `count` called for every line that is lost, in whatever thread."""
         self._count_lost = count
 
-    def write(self, line: str, *, important: bool = False) -> None:
-        """Take a line to be written, or drop it if too much waits already. Returns at once."""
+    def write(self, line: str, *, important: bool = False, waits: bool = False) -> None:
+        """Take a line to be written, or drop it if too much waits already. Returns at once.
+
+        An `important` line has room when others have none. A line that `waits` is written a little later, together with
+        the lines that come until then: requests and debugging have many.
+        """
         encoded = f"{line}\n".encode(self._encoding, "backslashreplace")
         with self._changed:
             room = ROOM if important else ROOM * 3 // 4
@@ -73,7 +77,7 @@ class LogWriter:
                 is_first = not self._lines
                 self._lines.append(encoded)
                 self._waiting += len(encoded)
-                hurry = important or self._waiting >= GATHER_BYTES
+                hurry = not waits or self._waiting >= GATHER_BYTES
                 if is_first or (hurry and not self._hurry):
                     self._changed.notify()
                 self._hurry |= hurry

@@ -55,7 +55,8 @@ class AccessLog:
                 f'"pps_mirror.route": "{exchange.route}", "url.path": "{path}", '
                 f'"http.response.status_code": {status}, "http.response.body.bytes": {sent}, '
                 f'"event.duration": {duration}, "client.address": "{client}", "http.request.id": "{exchange.id}", '
-                f'"pps_mirror.cache_status": "{cache}"}}'
+                f'"pps_mirror.cache_status": "{cache}"}}',
+                waits=True,
             )
             return
         fields = {

@@ -25,7 +25,7 @@ from mirror.store.shared_file import LOOK, SharedFile
 
 log = logging.getLogger(__name__)
 
-SLICE = 1 << 20
+SLICE = 2 << 20
 """The most bytes that one download sends before other downloads in its thread get their turn."""
 
 TLS_SLICE = 256 << 10

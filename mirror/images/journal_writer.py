@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from mirror.model.source import Broken, Changed, Stream
 from mirror.store.base import Corrupt, Partial
 
-IN_FLIGHT = 2 << 20
+IN_FLIGHT = 4 << 20
 """Bytes received and not yet handed to the journal, at most."""
 
 BATCH = 1 << 20

@@ -14,7 +14,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.store.base import FellBehind
 from mirror.store.digest import check
 
-SIZE = 4 << 20
+SIZE = 6 << 20
 """Bytes kept; more than a `JournalWriter` hands over at once."""
 
 GATHER = 2.0

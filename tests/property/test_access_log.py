@@ -40,7 +40,7 @@ class Lines:
     def __init__(self) -> None:
         self.taken: list[str] = []
 
-    def write(self, line: str, *, important: bool = False) -> None:
+    def write(self, line: str, *, important: bool = False, waits: bool = False) -> None:
         self.taken.append(line)
 
 

@@ -131,15 +131,15 @@ def writes() -> Iterator[tuple[LogWriter, socket.socket]]:
         yield LogWriter(stream, lambda lines: None, gather_seconds=3600.0, end_seconds=60.0), ours
 
 
-def test_lines_are_written_together_and_a_warning_takes_those_before_it_along(
+def test_lines_that_may_wait_are_written_together_and_another_takes_them_along(
     writes: tuple[LogWriter, socket.socket],
 ) -> None:
     writer, ours = writes
     with writer:
         for number in range(5):
-            writer.write(f"line {number}")
-        writer.write("a warning", important=True)
-        assert ours.recv(1 << 16) == b"line 0\nline 1\nline 2\nline 3\nline 4\na warning\n"
+            writer.write(f"line {number}", waits=True)
+        writer.write("an event")
+        assert ours.recv(1 << 16) == b"line 0\nline 1\nline 2\nline 3\nline 4\nan event\n"
 
 
 def test_what_waits_is_written_at_the_end_in_pieces_that_a_pipe_keeps_whole(
@@ -148,9 +148,9 @@ def test_what_waits_is_written_at_the_end_in_pieces_that_a_pipe_keeps_whole(
     writer, ours = writes
     with writer:
         for _ in range(10):
-            writer.write(LINE)
-        writer.write(LINE * 5)
-        writer.write("short")
+            writer.write(LINE, waits=True)
+        writer.write(LINE * 5, waits=True)
+        writer.write("short", waits=True)
     received = [ours.recv(1 << 16) for _ in range(5)]
     lines = [f"{LINE}\n".encode()] * 10 + [f"{LINE * 5}\n".encode(), b"short\n"]
     assert received == [b"".join(lines[:4]), b"".join(lines[4:8]), b"".join(lines[8:10]), lines[10], lines[11]]
@@ -161,11 +161,11 @@ def test_many_lines_do_not_wait_for_more(writes: tuple[LogWriter, socket.socket]
     writer, ours = writes
     with writer:
         for _ in range(64):
-            writer.write(LINE)
+            writer.write(LINE, waits=True)
         assert sum(len(ours.recv(1 << 16)) for _ in range(16)) == 64 << 10
 
 
 def test_a_line_alone_is_written_after_a_while(pipe: Pipe) -> None:
     with pipe.writer as writer:
-        writer.write("alone")
+        writer.write("alone", waits=True)
         assert os.read(pipe.read_end, 100) == b"alone\n"
