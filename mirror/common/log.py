@@ -193,8 +193,8 @@ class Output(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
         else:
-            frequent = record.levelno <= logging.DEBUG or record.name == access.name
-            self._writer.write(line, important=record.levelno >= logging.WARNING, waits=frequent)
+            important = record.levelno >= logging.WARNING
+            self._writer.write(line, important=important, waits=record.name == access.name)
 
     def _forget(self, now: float) -> None:
         for kind, lately in [(kind, lately) for kind, lately in self._lately.items() if lately.until <= now]:

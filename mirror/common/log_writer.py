@@ -68,7 +68,7 @@ class LogWriter:
         """Take a line to be written, or drop it if too much waits already. Returns at once.
 
         An `important` line has room when others have none. A line that `waits` is written a little later, together with
-        the lines that come until then: requests and debugging have many.
+        the lines that come until then: requests have many.
         """
         encoded = f"{line}\n".encode(self._encoding, "backslashreplace")
         with self._changed:

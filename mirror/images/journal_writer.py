@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable
 
 from mirror.model.source import Broken, Changed, Stream
 from mirror.store.base import Corrupt, Partial
+from mirror.store.memory import MemoryWindow
 
 IN_FLIGHT = 4 << 20
-"""Bytes received and not yet handed to the journal, at most."""
+IN_FLIGHT_TO_MEMORY = 1 << 20
+"""Bytes received and not yet handed to the journal, at most: to any, and to one in memory, which waits for clients."""
 
 BATCH = 1 << 20
 GATHER = 0.02
@@ -74,6 +76,7 @@ class JournalWriter:
         self._validator = validator
         self._noted = False
         self._moved = moved
+        self._most = IN_FLIGHT_TO_MEMORY if isinstance(journal, MemoryWindow) else IN_FLIGHT
         self._pending: list[bytes] = []
         self._size = 0
         self._ending = False
@@ -90,7 +93,7 @@ class JournalWriter:
             self._work = asyncio.create_task(self._append())
         if self._size >= BATCH:
             self._enough.set()
-        while self._size >= IN_FLIGHT and not self._work.done():
+        while self._size >= self._most and not self._work.done():
             self._room.clear()
             await self._room.wait()
 

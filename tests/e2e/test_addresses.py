@@ -11,7 +11,7 @@ import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, fetch
-from tests.support.processes import METADATA, MirrorProcess
+from tests.support.processes import METADATA, MirrorProcess, eventually
 
 TIME_WAIT = "06"
 
@@ -103,8 +103,8 @@ def test_the_unspecified_address_of_ipv6_takes_ipv4_as_well(tmp_path: Path, simu
     with mirror:
         for host in ("127.0.0.1", "::1"):
             assert answered(host, mirror.port) == b"HTTP/1.1 200 OK"
+        eventually(lambda: "from 127.0.0.1, request" in mirror.log(), what="the line of the request")
         log = mirror.log()
-    assert "from 127.0.0.1, request" in log
     assert f"on http://[::]:{mirror.port}" in log
     with closing(socket.create_server(("127.0.0.1", mirror.port))):
         assert "Address already in use" in checked(mirror)

@@ -62,7 +62,7 @@ def test_two_hundred_clients_that_stall_anywhere_in_the_image_cost_less_than_100
         assert peak_memory(mirror) < LIMIT
 
 
-@pytest.mark.parametrize(("tls", "limit"), [(False, LIMIT), (True, LIMIT * 3 // 2)], ids=["plain", "over TLS"])
+@pytest.mark.parametrize(("tls", "limit"), [(False, LIMIT), (True, 2 * LIMIT)], ids=["plain", "over TLS"])
 def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little(
     tmp_path: Path, tls: bool, limit: int
 ) -> None:

@@ -12,7 +12,7 @@ from datarobot.rest import RESTClientObject
 
 from mirror.simulator.client import TOKEN, Fault, Simulator, fingerprint
 from tests.support.fixtures import SIZE, Canary, FreshMirror
-from tests.support.processes import MirrorProcess
+from tests.support.processes import MirrorProcess, eventually
 from tests.support.tokens import write_tokens
 
 IMAGE = "mlops/portablePredictionServerImage/"
@@ -132,7 +132,7 @@ def test_it_shows_the_mirrors_own_message_and_the_id_that_is_in_the_log(
             client.get(IMAGE, stream=True)
         said, _, request_id = str(failed.value).partition(" request id ")
         assert said.startswith("502 server error: {'message': ")  # read as JSON, not shown as text
-        assert f"request {request_id}" in mirror.log()
+        eventually(lambda: f"request {request_id}" in mirror.log(), what="the line of the request")
         with pytest.raises(ClientError, match="the mirror serves"):
             client.get("users/")
 

@@ -12,7 +12,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, fetch
 from tests.support.forked import ForkedMirror
-from tests.support.processes import METADATA, MirrorProcess
+from tests.support.processes import METADATA, MirrorProcess, eventually
 
 SIZE = 300_000
 
@@ -189,7 +189,7 @@ def test_every_answer_carries_a_request_id_that_is_in_the_log_and_at_upstream(
     simulator.reset_log()
     given = get(mirror.metadata_url, X_Request_ID="abc-123", X_DataRobot_Api_Consumer_Trace="the trace")
     assert given.header("X-Request-ID") == "abc-123"
-    assert "request abc-123" in mirror.log()
+    eventually(lambda: "request abc-123" in mirror.log(), what="the line of the request")
     (asked,) = simulator.log("metadata")
     assert (asked.request_id, asked.trace) == ("abc-123", "the trace")
     for insane in ("a b", "x" * 200, "é".encode().decode("latin-1"), '"'):

@@ -90,7 +90,7 @@ def test_where_upstream_may_redirect_what_is_passed_through_and_how_much_is_logg
     for _ in range(4):
         assert b"there is nothing here" not in ask(other).body
         assert "upstream.redirect_hosts" in ask(mirror.image_url).body.decode()
-    assert '"event.action": "http.request"' in mirror.log()
+    eventually(lambda: '"event.action": "http.request"' in mirror.log(), what="the line of a request")
     rewrite(mirror, "upstream: redirect_hosts = []", f'upstream: proxy = "http://127.0.0.1:{free_port()}"')
     hang_up(mirror, 1 if workers == 1 else 3)
     assert "the proxy (upstream.proxy)" in ask(other).body.decode()
