@@ -28,6 +28,9 @@ LOOK = 60.0
 
 _NEVER = float("inf")
 
+RETRY = 5.0
+"""Seconds until another attempt after the store failed, an image changed, or another process was scrubbing."""
+
 
 class Scrubber:
     """Verifies every image of `store` once in `interval` seconds, which may be changed."""
@@ -64,7 +67,7 @@ class Scrubber:
                 pause = await self._scrub_next()
             except MirrorError as error:  # the store's own error, which it has logged
                 log.debug("scrubbing pauses: %s", error)
-                pause = LOOK
+                pause = RETRY
             except Exception:
                 log.exception("scrubbing pauses", extra=event("mirror.mistake"))
                 pause = LOOK
@@ -75,7 +78,7 @@ class Scrubber:
         pause = min(LOOK, self.interval)
         lock = await self._store.scrubbing()
         if lock is None:
-            return pause
+            return min(pause, RETRY)
         try:
             wall, now = self._clock.wall(), self._clock.steady()
             waiting = {
@@ -109,4 +112,5 @@ class Scrubber:
             self._metrics.scrubs.labels("good").inc()
             log.info("%s was verified again", image_hash, extra=event("scrub.good", image=image_hash))
         else:
+            self._tried[image_hash] += RETRY - self.interval
             log.debug("%s cannot be verified now: %s", image_hash, verified.detail)

@@ -14,7 +14,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.store.base import FellBehind
 from mirror.store.digest import check
 
-SIZE = 6 << 20
+SIZE = 4 << 20
 """Bytes kept; more than a `JournalWriter` hands over at once."""
 
 GATHER = 2.0
@@ -26,7 +26,7 @@ READER_GRACE = 5.0
 LONELY = 10.0
 """Seconds without any reader after which it is assumed that no client wants the rest."""
 
-SLICE = 32 << 10
+SLICE = 16 << 10
 """Bytes given to a reader at once, at most: they are in memory twice until they are sent."""
 
 
