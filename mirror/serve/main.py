@@ -61,8 +61,8 @@ async def serve(
     _warn_of_time_zone(environ)
     metrics, throttle, shared = Metrics(), Throttle(), Shared.of()
     writer.count_lost_with(metrics.log_lines_lost.inc)
-    pace = RateSchedule(throttle, config.upstream)
     with Events() as events:
+        pace = RateSchedule(throttle, config.upstream)  # its first rate is an event
         async with (
             AsyncExitStack() as until_the_end,
             reaping(),
