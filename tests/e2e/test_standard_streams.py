@@ -9,7 +9,7 @@ import pytest
 
 from mirror.simulator.client import TOKEN, Fault, Simulator
 from tests.support.air_gap import Site, put
-from tests.support.commands import COMMAND, environment
+from tests.support.commands import COMMAND, drawn, environment
 from tests.support.downloads import Download
 from tests.support.fixtures import SIZE
 from tests.support.processes import MirrorProcess
@@ -111,19 +111,9 @@ def test_a_bar_on_a_terminal_is_drawn_in_any_encoding(
 ) -> None:
     directory = tmp_path / STRANGE
     directory.mkdir()
-    terminal, end = os.openpty()
     environ = environment(TERM="xterm", DATAROBOT_API_TOKEN=TOKEN, **encoding)
-    command = [*COMMAND, "get", "-o", str(directory / "image"), simulator.api_url]
-    process = subprocess.Popen(command, env=environ, stdout=end, stderr=end)
-    os.close(end)
-    shown = b""
-    try:
-        while data := os.read(terminal, 1 << 16):
-            shown += data
-    except OSError:  # how a terminal ends whose last user has gone
-        pass
-    os.close(terminal)
-    assert process.wait(60) == 0, shown
+    status, shown = drawn([*COMMAND, "get", "-o", str(directory / "image"), simulator.api_url], environ)
+    assert status == 0, shown
     assert (directory / "image").stat().st_size == SIZE
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.forking import fork
@@ -49,10 +50,10 @@ def run_really(*arguments: str | Path, **environ: str) -> subprocess.CompletedPr
     )
 
 
-def on_a_terminal(*arguments: str | Path, **environ: str) -> str:
-    """What the command draws on a terminal, without the escape sequences; it must succeed."""
+def drawn(command: Sequence[str | Path], environ: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run a command on a terminal of its own; its exit status, and all that it draws."""
     terminal, end = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], env=environment(TERM="xterm", **environ), stdout=end, stderr=end)
+    process = subprocess.Popen(command, env=environ, stdout=end, stderr=end)
     os.close(end)
     shown = b""
     try:
@@ -61,7 +62,13 @@ def on_a_terminal(*arguments: str | Path, **environ: str) -> str:
     except OSError:  # how a terminal ends whose last user has gone
         pass
     os.close(terminal)
-    assert process.wait() == 0
+    return process.wait(60), shown
+
+
+def on_a_terminal(*arguments: str | Path, **environ: str) -> str:
+    """What the command draws on a terminal, without the escape sequences; it must succeed."""
+    status, shown = drawn([*COMMAND, *arguments], environment(TERM="xterm", **environ))
+    assert status == 0
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
