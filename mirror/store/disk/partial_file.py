@@ -79,7 +79,7 @@ class PartialFile:
             self._take_up()
 
     def reader(self, offset: int) -> contextlib.AbstractAsyncContextManager[Reader]:
-        """See `Partial.reader`."""
+        """See `Partial.reader`: this journal always has a file, so it is never asked for one."""
         raise NotImplementedError("readers have the file")
 
     async def recover(self) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from tests.support.s3.client import S3Client
 START_SECONDS = 120.0
 
 
-class S3Server:
+class S3Server(ABC):
     """A server with one identity that may do everything. Use as a context manager; `start` again goes on with its data.
 
     Subclasses launch their processes; `front` is the name of the one that answers S3.
@@ -59,9 +60,9 @@ class S3Server:
         """Somebody who may do everything here."""
         return S3Client(self.endpoint_url, self.access_key, self.secret_key)
 
+    @abstractmethod
     def launch(self) -> None:
         """Start the processes that do not run."""
-        raise NotImplementedError
 
     def ready(self) -> bool:
         """Whether objects can be written and read."""
