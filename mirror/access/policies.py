@@ -20,7 +20,7 @@ from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.config.reloadable import Ready
-from mirror.images.catalog import Catalog, Current
+from mirror.images.metadata_cache import Current, MetadataCache
 from mirror.images.upstream_health import Away
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
@@ -188,7 +188,7 @@ class UpstreamAccess:
 
     def __init__(
         self,
-        catalog: Catalog,
+        metadata_cache: MetadataCache,
         *,
         ttl: float,
         stale_if_error: float,
@@ -197,7 +197,7 @@ class UpstreamAccess:
         clock: Clock,
         refused: SharedNotes | None = None,
     ) -> None:
-        self._catalog = catalog
+        self._metadata_cache = metadata_cache
         self._ttl = ttl
         self._stale_if_error = stale_if_error
         self._clock = clock
@@ -247,10 +247,10 @@ class UpstreamAccess:
     async def _ask(self, name: str, caller: Caller) -> Current:
         try:
             if self._decisions.accepted_at(name) is not None:  # a known caller never waits behind a flood of others
-                current = await self._catalog.fetch(caller)
+                current = await self._metadata_cache.fetch(caller)
             else:
                 async with self._strangers.turn():
-                    current = await self._catalog.fetch(caller)
+                    current = await self._metadata_cache.fetch(caller)
         except UpstreamRefused as refusal:
             if refusal.status in {401, 403}:
                 self._refused.put(name, caller.authorization, refusal)
@@ -260,7 +260,7 @@ class UpstreamAccess:
             accepted = await self._decisions.heard_of(caller.authorization)
             if accepted is None or self._clock.steady() - accepted > self._stale_if_error:
                 raise away.error from None
-            return await self._catalog.last_known(away)
+            return await self._metadata_cache.last_known(away)
         await self._decisions.accept(caller.authorization)
         return current
 

@@ -71,7 +71,7 @@ class Operator:
 
     async def _on_selection(self, action: Callable[[Selection], Awaitable[str]]) -> str:
         stores = self._mirror.stores
-        lines = lines_of(await stores.front.list(), await self._mirror.catalog.known_hash())
+        lines = lines_of(await stores.front.list(), await self._mirror.metadata_cache.known_hash())
         try:
             return await action(await Selection.of(self._mirror.config, stores, lines))
         except UsageError as error:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from prometheus_client.metrics_core import Metric
 
 from mirror.admin.worker_report import Report, Sample, Telemetry
-from mirror.images.outcome import State
+from mirror.images.fill_outcome import State
 from mirror.model.cache_status import CacheStatus
 from mirror.model.status import Event, RunningFill, StoreState, Traffic, UpstreamState
 

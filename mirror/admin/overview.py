@@ -173,9 +173,9 @@ class Overview:
         return _Found(health, images, rooms)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
-        note = await self._mirror.catalog.last_answer()
+        note = await self._mirror.metadata_cache.last_answer()
         try:
-            shown = await self._mirror.catalog.known_hash()
+            shown = await self._mirror.metadata_cache.known_hash()
         except StoreUnavailable:
             shown = None
         stored = {info.metadata.hash: info.metadata for info in images}

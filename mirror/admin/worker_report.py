@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 
 from mirror.admin.recent_events import Events
 from mirror.common.metrics import Metrics
-from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
 from mirror.images.library import Library
+from mirror.images.metadata_cache import MetadataCache
 from mirror.model.status import Event, RunningFill, StoreState, UpstreamState
 from mirror.wiring.stores import Stores
 
@@ -65,11 +65,13 @@ _REPORT = TypeAdapter(Report)
 class Telemetry:
     """Makes the reports of this process. `tick` is to be called every `INTERVAL` seconds."""
 
-    def __init__(self, metrics: Metrics, events: Events, library: Library, catalog: Catalog, stores: Stores) -> None:
+    def __init__(
+        self, metrics: Metrics, events: Events, library: Library, metadata_cache: MetadataCache, stores: Stores
+    ) -> None:
         self.events = events
         self._metrics = metrics
         self._library = library
-        self._catalog = catalog
+        self._metadata_cache = metadata_cache
         self._stores = stores
         self._paces: dict[Fill, _Pace] = {}
 
@@ -87,7 +89,7 @@ class Telemetry:
     @property
     def upstream(self) -> UpstreamState:
         """The state of upstream, as this process knows it."""
-        return self._catalog.upstream_state
+        return self._metadata_cache.upstream_state
 
     @property
     def store(self) -> StoreState:

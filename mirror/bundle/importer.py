@@ -23,13 +23,13 @@ from mirror.common.tasks import finished
 from mirror.common.units import format_size
 from mirror.config import Config
 from mirror.images.fill import Fill
-from mirror.images.outcome import FillFailed, Reason, State
-from mirror.images.watch import watch
+from mirror.images.fill_outcome import FillFailed, Reason, State
+from mirror.images.fill_progress import show_progress
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Stream
 from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
-from mirror.wiring.mirror import loaded_catalog
+from mirror.wiring.mirror import loaded_metadata_cache
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 PIECE = 2 << 20
@@ -78,11 +78,11 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
                 meter.say(f"{name} is stored already")
             else:
                 checked = await _Import(config, stores, carried, name, meter, pool).run()
-            catalog = await loaded_catalog(config, None, stores, pool)
+            metadata_cache = await loaded_metadata_cache(config, None, stores, pool)
             current = False
             if config.upstream.url is not None:
                 meter.say("clients get it by name when upstream says that it is the current one, and by its hash now")
-            elif current := await catalog.imported(metadata):
+            elif current := await metadata_cache.imported(metadata):
                 meter.say("it is the current image: clients get it now")
             else:
                 meter.say("another image stays the current one, for it is newer; clients get this one by its hash")
@@ -142,7 +142,7 @@ class _Import:
             self._meter.say("another process is receiving this image into the same store: following it")
         running = asyncio.create_task(fill.run(), name=f"import {self._metadata.hash}")
         try:
-            await watch(fill, self._meter, kept="the same command goes on from there", doing="importing")
+            await show_progress(fill, self._meter, kept="the same command goes on from there", doing="importing")
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):

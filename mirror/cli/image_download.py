@@ -19,7 +19,7 @@ from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE
 from mirror.http.image_response import safe_name
 from mirror.images.fill import Fill
-from mirror.images.outcome import FillFailed, Reason
+from mirror.images.fill_outcome import FillFailed, Reason
 from mirror.images.retry import RetryBudget
 from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout, UsageError

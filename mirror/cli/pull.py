@@ -11,9 +11,9 @@ from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
-from mirror.images.outcome import FillFailed, Reason, State
+from mirror.images.fill_outcome import FillFailed, Reason, State
+from mirror.images.fill_progress import show_progress
 from mirror.images.upstream_health import Away
-from mirror.images.watch import watch
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import ConfigError, MirrorError, UpstreamRefused
@@ -66,7 +66,7 @@ class _Pull:
 
     async def _current(self) -> ImageMetadata:
         try:
-            return (await self._mirror.catalog.fetch(self._caller)).metadata
+            return (await self._mirror.metadata_cache.fetch(self._caller)).metadata
         except Away as away:
             raise away.error from None
         except UpstreamRefused as refusal:
@@ -92,7 +92,7 @@ class _Pull:
         if opened.fill.state is State.FOLLOWING:
             self._meter.say("another process is receiving this image into the same store: following it")
         if opened.status is not CacheStatus.BYPASS:
-            await watch(opened.fill, self._meter, kept="will be resumed by the next pull or by serve")
+            await show_progress(opened.fill, self._meter, kept="will be resumed by the next pull or by serve")
         if opened.fill.passes_through:
             raise StoreUnavailable(self._mirror.library.store_state.trouble or "the mirror's store takes no image")
         await self._settle()

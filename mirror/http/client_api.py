@@ -14,11 +14,11 @@ from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.exchange import Exchange, marked
 from mirror.http.image_response import bodied, bodiless, redirection
 from mirror.http.send import Sender
-from mirror.images.catalog import Catalog, Current
 from mirror.images.describe import describe
+from mirror.images.fill_outcome import FillFailed, Reason
 from mirror.images.library import Library
-from mirror.images.opened import Opened
-from mirror.images.outcome import FillFailed, Reason
+from mirror.images.metadata_cache import Current, MetadataCache
+from mirror.images.open_image import OpenImage
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable
@@ -56,7 +56,7 @@ class ClientApi:
     def __init__(
         self,
         access: Access,
-        catalog: Catalog,
+        metadata_cache: MetadataCache,
         library: Library,
         upstream: Upstream | None,
         sender: Sender,
@@ -67,7 +67,7 @@ class ClientApi:
     ) -> None:
         self._name = name
         self._access = access
-        self._catalog = catalog
+        self._metadata_cache = metadata_cache
         self._library = library
         self._upstream = upstream
         self._sender = sender
@@ -127,7 +127,7 @@ class ClientApi:
 
     async def _list(self, exchange: Exchange, caller: Caller) -> web.StreamResponse:
         await self._access.admit(caller)
-        current = await self._catalog.known_hash()
+        current = await self._metadata_cache.known_hash()
         images = [describe(info, current=info.metadata.hash == current) for info in await self._library.list()]
         return _json(json.dumps(images).encode(), CacheStatus.HIT)
 
@@ -197,7 +197,7 @@ class ClientApi:
             await self._sender.send(exchange, response, opened.body, start, stop)
         return response
 
-    async def _answered(self, opened: Opened, deadline: float) -> None:
+    async def _answered(self, opened: OpenImage, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
                 await opened.answered()
@@ -209,8 +209,8 @@ class ClientApi:
     async def _current(self, exchange: Exchange, caller: Caller) -> Current:
         """Admit the caller and find out what is current. Asks upstream once where one answer tells both."""
         speaker = self._access.credential_for_metadata(caller)
-        current = await self._access.admit(caller) or await self._catalog.current(speaker)
-        return await self._catalog.shown(current, None if exchange.request.method == "HEAD" else speaker)
+        current = await self._access.admit(caller) or await self._metadata_cache.current(speaker)
+        return await self._metadata_cache.shown(current, None if exchange.request.method == "HEAD" else speaker)
 
     async def _known(self, caller: Caller, image_hash: str) -> ImageMetadata:
         if stored := await self._library.stored(image_hash):
@@ -219,7 +219,7 @@ class ClientApi:
             if info.metadata.hash == image_hash:
                 return info.metadata
         try:
-            current = await self._catalog.current(self._access.credential_for_metadata(caller))
+            current = await self._metadata_cache.current(self._access.credential_for_metadata(caller))
         except MirrorError:
             current = None
         if current is None or current.metadata.hash != image_hash:
@@ -227,7 +227,7 @@ class ClientApi:
         return current.metadata
 
 
-def _status(opened: Opened) -> CacheStatus:
+def _status(opened: OpenImage) -> CacheStatus:
     """Return the cache status of an opened image: the fill knows by now where its bytes come from."""
     fill = opened.fill
     if fill is not None and opened.body is fill:

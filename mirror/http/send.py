@@ -19,7 +19,7 @@ from mirror.common.log import event
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
 from mirror.http.send_threads import SendThread
-from mirror.images.outcome import FillFailed
+from mirror.images.fill_outcome import FillFailed
 from mirror.store.base import Body, Cut
 from mirror.store.shared_file import LOOK, SharedFile
 

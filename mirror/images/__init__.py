@@ -1,4 +1,4 @@
-"""Knows which image is current and fetches images: catalog, library, fill, prefetch, scrub, retention.
+"""Knows which image is current and fetches images: metadata cache, library, fill, prefetch, scrub, retention.
 
 Nothing here decides who may read, or sees a request. May import `store`, `upstream` and all folders below them.
 """

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mirror.common.log import event
 from mirror.common.units import format_size
+from mirror.images.fill_outcome import FillFailed, Reason, State, verdict_on
 from mirror.images.journal_writer import write
-from mirror.images.outcome import FillFailed, Reason, State, verdict_on
 from mirror.images.retry import RetryBudget
 from mirror.model.errors import BadUpstream, Unavailable
 from mirror.model.metadata import ImageMetadata

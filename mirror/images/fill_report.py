@@ -7,7 +7,7 @@ from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration, format_size
 from mirror.images.fill import Fill
-from mirror.images.outcome import OUTCOMES, Reason
+from mirror.images.fill_outcome import OUTCOMES, Reason
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import WrongBytes
 from mirror.model.caller import Caller

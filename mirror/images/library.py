@@ -17,9 +17,9 @@ from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.common.tasks import BackgroundTasks
 from mirror.images.fill import Fill
+from mirror.images.fill_outcome import State
 from mirror.images.fill_report import FillReport
-from mirror.images.opened import Opened
-from mirror.images.outcome import State
+from mirror.images.open_image import OpenImage
 from mirror.images.pass_through import PassThrough
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import TIMES, WrongBytes, shared_wrong_bytes
@@ -146,7 +146,7 @@ class Library:
         stop: int | None = None,
         *,
         pass_through: bool = True,
-    ) -> Opened:
+    ) -> OpenImage:
         """Return the image's body for a reader from `start`; begin a fill when it is neither stored nor on its way.
 
         With `stop`, the bytes up to there will be read at once, so the first of them are fetched; a range that a fill
@@ -168,7 +168,7 @@ class Library:
         span: tuple[int, int] | None,
         *,
         pass_through: bool,
-    ) -> Opened:
+    ) -> OpenImage:
         if opened := await self._find(metadata, caller, start, span):
             return opened
         async with self._beginning.setdefault(metadata.hash, asyncio.Lock()):
@@ -180,7 +180,7 @@ class Library:
             upstream = self._source(metadata, caller)
             begun = await self._begin(metadata, upstream, span, pass_through=pass_through)
             if not isinstance(begun, Transfer):
-                return Opened(begun, CacheStatus.HIT)
+                return OpenImage(begun, CacheStatus.HIT)
             fill = Fill(
                 metadata,
                 CountingSource(begun.source, self._metrics.fetched),
@@ -194,7 +194,7 @@ class Library:
             task = self._background.start(self._run(fill), f"fill {metadata.hash}")
             self._fills[metadata.hash] = _Running(fill, upstream, task, datetime.now(UTC))
             self._report.began(fill, caller)
-            return Opened(fill, _how(fill, CacheStatus.STORED), fill)
+            return OpenImage(fill, _how(fill, CacheStatus.STORED), fill)
 
     def bring(self, metadata: ImageMetadata, caller: Caller) -> None:
         """Begin a fill into the store in the background, or lend one that runs the caller's credential."""
@@ -226,16 +226,16 @@ class Library:
 
     async def _find(
         self, metadata: ImageMetadata, caller: Caller, start: int, span: tuple[int, int] | None
-    ) -> Opened | None:
+    ) -> OpenImage | None:
         running = self._fills.get(metadata.hash)
         if running and running.fill.state is not State.PUBLISHED and running.fill.reaches(start):
             running.source.offer(caller)
-            return Opened(running.fill, _how(running.fill, CacheStatus.COLLAPSED), running.fill)
+            return OpenImage(running.fill, _how(running.fill, CacheStatus.COLLAPSED), running.fill)
         if image := await self.stored(metadata.hash, span):
-            return Opened(image, CacheStatus.HIT)
+            return OpenImage(image, CacheStatus.HIT)
         return None
 
-    async def _ahead(self, opened: Opened, fill: Fill, span: tuple[int, int]) -> Opened | None:
+    async def _ahead(self, opened: OpenImage, fill: Fill, span: tuple[int, int]) -> OpenImage | None:
         """Return a body with `span`, which the fill has not reached, from where it is stored; None if nowhere."""
         try:
             async with asyncio.timeout(AHEAD):
@@ -246,7 +246,7 @@ class Library:
         except (StoreUnavailable, Cut, TimeoutError) as error:
             log.debug("%s has to wait for its fill: %s", fill.metadata.hash, error)
             return None
-        return Opened(image, CacheStatus.HIT, fill)
+        return OpenImage(image, CacheStatus.HIT, fill)
 
     async def _holds(self, image_hash: str) -> bool:
         """Return whether the store has such an image, maybe one that has to be verified again."""

@@ -16,10 +16,10 @@ from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Prefetch
-from mirror.images.catalog import Catalog
 from mirror.images.fill import Fill
+from mirror.images.fill_outcome import State
 from mirror.images.library import Library
-from mirror.images.outcome import State
+from mirror.images.metadata_cache import MetadataCache
 from mirror.images.upstream_health import Away
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
@@ -44,7 +44,7 @@ class Prefetcher:
     def __init__(
         self,
         config: Prefetch,
-        catalog: Catalog,
+        metadata_cache: MetadataCache,
         library: Library,
         own: OwnCredential,
         metrics: Metrics,
@@ -52,7 +52,7 @@ class Prefetcher:
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self._config = config
-        self._catalog = catalog
+        self._metadata_cache = metadata_cache
         self._library = library
         self._own = own
         self._counter = metrics.prefetches
@@ -137,12 +137,12 @@ class Prefetcher:
         """Begin to fetch the current image unless it is stored; return the image, and the fill if it began here."""
         caller = self._own.lend(Caller(None, "prefetch", who=who))
         try:
-            current = await self._catalog.fetch(caller)
+            current = await self._metadata_cache.fetch(caller)
         except Away as away:
             raise away.error from None
         except UpstreamRefused as refusal:
             raise _explained(refusal, caller) from None
-        await self._catalog.shown(current, None)  # so that the new image is reported
+        await self._metadata_cache.shown(current, None)  # so that the new image is reported
         metadata = current.metadata
         name = f"{metadata.hash[:12]} ({format_size(metadata.size)})"
         if await self._library.has(metadata.hash):

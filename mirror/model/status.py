@@ -60,7 +60,7 @@ class StoreState:
 class RunningFill:
     """A transfer that runs.
 
-    `state` is one of `mirror.images.outcome.State`; `seconds_left` is None while it is unknown. `clients` are the
+    `state` is one of `mirror.images.fill_outcome.State`; `seconds_left` is None while it is unknown. `clients` are the
     downloads that read along now; `resumes` counts how often it was cut and went on.
     """
 

@@ -44,7 +44,7 @@ class AdminListener:
         self._host = config.admin.host if passed is None else str(passed.getsockname()[0])
         if not is_loopback(self._host) and config.admin.token_file is None:
             raise ConfigError("the admin socket that was passed is not on loopback, so admin.token_file is required")
-        self.prefetcher = Prefetcher(config.prefetch, mirror.catalog, mirror.library, mirror.own, mirror.metrics)
+        self.prefetcher = Prefetcher(config.prefetch, mirror.metadata_cache, mirror.library, mirror.own, mirror.metrics)
         self.port = 0
         self._mirror = mirror
         self._health = health

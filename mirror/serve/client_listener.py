@@ -47,7 +47,7 @@ class ClientListener:
             stack.callback(sender.close)
             api = ClientApi(
                 mirror.access,
-                mirror.catalog,
+                mirror.metadata_cache,
                 mirror.library,
                 mirror.upstream,
                 sender,

@@ -75,7 +75,7 @@ async def serve(
                 shared=shared,
             ) as mirror,
         ):
-            processes = AllProcesses(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores))
+            processes = AllProcesses(Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores))
             memory = throttle.descriptor, *shared.descriptors
             clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear, verbosity.output)
             readiness = Readiness(mirror, processes, clients)
@@ -153,7 +153,7 @@ def _listening(server: Server) -> Sequence[socket.socket]:
 async def _background(mirror: Mirror, prefetcher: Prefetcher) -> AsyncIterator[None]:
     """Maintain the bucket, scrub and prefetch in the background while the context lasts."""
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(mirror.stores.kept(mirror.catalog.known_hash))
+        await stack.enter_async_context(mirror.stores.kept(mirror.metadata_cache.known_hash))
         if mirror.stores.disk is not None:
             scrubber = Scrubber(mirror.stores.disk, mirror.config.store.scrub_interval, mirror.metrics)
             mirror.parts.append(at_once(lambda config: setattr(scrubber, "interval", config.store.scrub_interval)))

@@ -83,7 +83,7 @@ async def _serve(
                 shared=shared,
                 name=name,
             ) as mirror,
-            _reporting(Telemetry(metrics, events, mirror.library, mirror.catalog, mirror.stores)),
+            _reporting(Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores)),
             ClientListener(mirror, tls, passed, verbosity.output),
         ):
             told = config

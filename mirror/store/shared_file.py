@@ -5,7 +5,7 @@ import time
 import weakref
 
 from mirror.store.read_locks import announce
-from mirror.store.revoke import is_recalled
+from mirror.store.recall import is_recalled
 
 PROBE = 1 << 20
 """Distance in bytes at which `resident` checks: the kernel reads files ahead in pieces of about this size."""

@@ -17,8 +17,8 @@ from mirror.common.metrics import Metrics
 from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config, load_token
 from mirror.config.reloadable import Part, Ready, at_once
-from mirror.images.catalog import Catalog
 from mirror.images.library import Library
+from mirror.images.metadata_cache import MetadataCache
 from mirror.images.rollover import Bring, WhenStored
 from mirror.images.wrong_bytes import shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
@@ -55,7 +55,7 @@ class Mirror:
     pool: ThreadPoolExecutor
     stores: Stores
     upstream: Upstream | None
-    catalog: Catalog
+    metadata_cache: MetadataCache
     access: Access
     library: Library
     metrics: Metrics
@@ -152,13 +152,13 @@ async def open_mirror(
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
 
-        catalog = await loaded_catalog(config, upstream, stores, pool, bring)
+        metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool, bring)
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
         if config.auth.mode == "upstream":
             access = UpstreamAccess(
-                catalog,
+                metadata_cache,
                 ttl=config.auth.ttl,
                 stale_if_error=config.upstream.stale_if_error,
                 note=config.store.path / "access.json",
@@ -177,12 +177,12 @@ async def open_mirror(
             own=own,
             holdback=config.store.holdback,
             retry=config.upstream.fill_retry,
-            changed=catalog.expire,
+            changed=metadata_cache.expire,
             metrics=metrics,
             wrong=shared.wrong if shared else None,
         )
         stack.push_async_callback(library.stop)
-        mirror = Mirror(config, own, pool, stores, upstream, catalog, access, library, metrics, name)
+        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name)
         mirror.parts += _parts(mirror, environ)
         yield mirror
 
@@ -219,7 +219,7 @@ def _parts(mirror: Mirror, environ: Mapping[str, str]) -> Sequence[Part]:
     def take_up(config: Config) -> None:
         mirror.config = config
         mirror.stores.take_up(config.store)
-        mirror.catalog.take_up(config.upstream)
+        mirror.metadata_cache.take_up(config.upstream)
         mirror.library.take_up(holdback=config.store.holdback, retry=config.upstream.fill_retry)
 
     return mirror.access.prepare, own, asked, bucket, at_once(take_up)
@@ -242,10 +242,10 @@ def _upstream(
     return Upstream(config.upstream, url, proxies, metrics, throttle, name)
 
 
-async def loaded_catalog(
+async def loaded_metadata_cache(
     config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
-) -> Catalog:
-    """Make the catalog and load what an earlier process knew. `bring` fetches a new image under `when_stored`."""
+) -> MetadataCache:
+    """Make the metadata cache and load what was known earlier. `bring` fetches a new image under `when_stored`."""
     rollover = None
     if config.upstream.rollover == "when_stored":
         rollover = WhenStored(
@@ -255,7 +255,7 @@ async def loaded_catalog(
             note=config.store.path / SHOWN,
             pool=pool,
         )
-    catalog = Catalog(
+    metadata_cache = MetadataCache(
         upstream,
         stores.front,
         ttl=config.upstream.metadata_ttl,
@@ -266,5 +266,5 @@ async def loaded_catalog(
         shared=stores.note,
         clock=Clock(),
     )
-    await catalog.load()
-    return catalog
+    await metadata_cache.load()
+    return metadata_cache

@@ -16,7 +16,7 @@ from mirror.store.base import StoredInfo
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
-from mirror.wiring.mirror import loaded_catalog
+from mirror.wiring.mirror import loaded_metadata_cache
 from mirror.wiring.stores import Stores, open_stores
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
         stores = replace(stores, front=stores.bucket)
     url = config.upstream.url
     upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
-    catalog = await loaded_catalog(config, upstream, stores, pool)
-    return lines_of(await stores.front.list(), await catalog.known_hash())
+    metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool)
+    return lines_of(await stores.front.list(), await metadata_cache.known_hash())
 
 
 def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[StoredLine]:

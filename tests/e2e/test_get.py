@@ -508,11 +508,11 @@ def test_ended_while_it_loads_it_leaves_no_part_of_an_image_and_no_engine_at_wor
     script.write_text(f'#!/bin/sh\necho $$ > {pid}\n{{ {feeding}; }} | {real} "$@"\n')
     script.chmod(0o755)
 
-    def images() -> str:
+    def images() -> set[str]:  # Docker lists those of one second in any order
         listed = subprocess.run(
             [*real.split(), "images", "--all", "--quiet"], capture_output=True, text=True, check=True
         )
-        return listed.stdout
+        return set(listed.stdout.split())
 
     before = images()
     path = f"{engines.path}:/usr/bin:/bin"

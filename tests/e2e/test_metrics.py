@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from mirror.images.outcome import OUTCOMES
+from mirror.images.fill_outcome import OUTCOMES
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.admin import ask_admin, metric
 from tests.support.downloads import Download

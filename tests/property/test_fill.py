@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mirror.images import retry as patience
 from mirror.images.fill import Fill
-from mirror.images.outcome import FillFailed, Reason, State
+from mirror.images.fill_outcome import FillFailed, Reason, State
 from mirror.model.errors import BadUpstream, NotFound
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, NoSource

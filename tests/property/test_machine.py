@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from mirror.images import retry as patience
+from mirror.images.fill_outcome import FillFailed, Reason
 from mirror.images.library import Library
-from mirror.images.outcome import FillFailed, Reason
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk import partial_file

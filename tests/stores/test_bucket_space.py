@@ -14,10 +14,10 @@ from mirror.model.note import Note
 from mirror.model.source import NoSource
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
-from mirror.store.s3 import coordinator, lease, lease_keeper, parts, served_marks, space
+from mirror.store.s3 import coordinator, last_served, lease, lease_keeper, parts, space
 from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.space import BucketSpace
 from tests.support.kinds import PART, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import make_bucket
@@ -40,7 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
     monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
     monkeypatch.setattr(space, "LATELY", 0.0)
-    monkeypatch.setattr(served_marks, "MARK", 0.05)
+    monkeypatch.setattr(last_served, "MARK", 0.05)
     monkeypatch.setattr(space, "PAUSE", 0.05)
 
 

@@ -14,8 +14,8 @@ from typing import cast
 
 import pytest
 
+from mirror.images.fill_outcome import FillFailed
 from mirror.images.library import Library
-from mirror.images.outcome import FillFailed
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import MirrorError
 from mirror.store.disk.store import DiskStore

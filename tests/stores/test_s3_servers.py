@@ -27,7 +27,7 @@ from mirror.store.s3.byte_range import Span
 from mirror.store.s3.capabilities import find_out
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ConditionFailed, NotSupported, ObjectGone
 from tests.support.s3.fixtures import KIND, SERVERS, TestBucket, make_bucket
 from tests.support.s3.server import S3Server, credentials

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirror.config import Config
 from mirror.images.fill import Fill
-from mirror.images.outcome import FillFailed
+from mirror.images.fill_outcome import FillFailed
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Body, Transfer
 from mirror.wiring.stores import Stores, open_stores

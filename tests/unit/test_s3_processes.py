@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.store.s3 import lease_holders as processes
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3 import live_processes as processes
+from mirror.store.s3.live_processes import Processes
 
 
 async def left_by_one_that_died(root: Path) -> str:

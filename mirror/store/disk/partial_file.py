@@ -30,7 +30,7 @@ from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
 from mirror.store.read_locks import withdraw
-from mirror.store.revoke import readmit
+from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from mirror.store.revoke import recall
+from mirror.store.recall import recall
 
 KEPT_SECONDS = 86_400
 

@@ -35,7 +35,7 @@ from mirror.store.disk.removal import carry_out, leftovers, remove_image, remove
 from mirror.store.disk.space import Collected, Space, Use
 from mirror.store.disk.verification import Verification, Verified
 from mirror.store.disk.verified_marker import Identity, verified_at
-from mirror.store.revoke import is_recalled, recall
+from mirror.store.recall import is_recalled, recall
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from enum import StrEnum
 from mirror.store.disk.layout import Layout
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
-from mirror.store.revoke import readmit, recall
+from mirror.store.recall import readmit, recall
 
 STEP = 4 << 20
 """Bytes digested at a time."""

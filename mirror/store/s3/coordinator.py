@@ -22,7 +22,7 @@ from mirror.store.s3.bucket_state import NEXT, NOT_FROM_THE_OBJECT, UPLOADING, B
 from mirror.store.s3.capabilities import KnownCapabilities
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Held, Lease, LeaseNote
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ObjectGone, Version
 from mirror.store.s3.provenance import Provenance, WrittenPart
 from mirror.store.s3.upload import Upload

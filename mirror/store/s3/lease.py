@@ -1,7 +1,7 @@
 """Decides which of the mirrors that share a bucket fetches an image: at most one, if the server supports conditions.
 
 `leases/<hash>` is written only when no other mirror was first. It stays valid for LEASE seconds by the server's clock,
-or until its holder is known to be dead, which processes of the same store can see (`mirror.store.s3.lease_holders`). It
+or until its holder is known to be dead, which processes of one store can see (`mirror.store.s3.live_processes`). It
 also says how far its holder is, so that the others can read along. A lease saves traffic and decides nothing about
 bytes: a holder that has lost it without knowing does no harm.
 """
@@ -14,7 +14,7 @@ from itertools import groupby
 
 from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ConditionFailed, NotSupported
 
 LEASE = 30.0

@@ -29,7 +29,7 @@ from mirror.store.pinning import BucketPins
 from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ConditionFailed, Listed, Version
 
 log = logging.getLogger(__name__)

@@ -34,11 +34,11 @@ from mirror.store.s3.coordinator import Coordinator, Readable, SharedBucket
 from mirror.store.s3.errors import BucketFailed, failed
 from mirror.store.s3.image import BucketImage
 from mirror.store.s3.journal import PartsJournal
-from mirror.store.s3.lease_holders import Processes
+from mirror.store.s3.last_served import LastServed
 from mirror.store.s3.leftovers import Leftovers
 from mirror.store.s3.listing import Listing
+from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ObjectGone, Version
-from mirror.store.s3.served_marks import ServedMarks
 from mirror.store.s3.source import BucketSource
 from mirror.store.s3.space import Bounds, BucketSpace
 from mirror.store.s3.verification import BucketVerification
@@ -69,7 +69,7 @@ class S3Store:
         self.capabilities = KnownCapabilities(bucket)
         self.background = BackgroundTasks()
         self._pins = BucketPins(bucket)
-        self._marks = ServedMarks(bucket)
+        self._marks = LastServed(bucket)
         self._listing = Listing(bucket)
         self._verification = BucketVerification(bucket, self._listing, self.versions, self.background)
         self._space: BucketSpace | None = None

@@ -22,7 +22,7 @@ MARK = LATELY / 3
 log = logging.getLogger(__name__)
 
 
-class ServedMarks:
+class LastServed:
     """Remembers when the images of `bucket` were served; `shared` says whether the other mirrors are told."""
 
     def __init__(self, bucket: Bucket) -> None:

@@ -10,7 +10,7 @@ from mirror.store.base import Body, Remote
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenImage:
     """A body to send, how it was found, and the fill if there is one."""
 
     body: Body

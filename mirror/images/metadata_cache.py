@@ -38,7 +38,7 @@ class Current:
     status: CacheStatus
 
 
-class Catalog:
+class MetadataCache:
     """Caches upstream's current image. `ttl` and `stale_if_error` are in seconds; `note` is the last answer's file.
 
     `rollover` decides what clients get until a new image is stored; without it they get the new one at once. `shared`

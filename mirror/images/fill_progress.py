@@ -11,7 +11,7 @@ TICK = 0.2
 """Seconds between two updates."""
 
 
-async def watch(fill: Fill, meter: Meter, *, kept: str, doing: str | None = None) -> None:
+async def show_progress(fill: Fill, meter: Meter, *, kept: str, doing: str | None = None) -> None:
     """Show how far a fill is until its verdict, under the words `doing` or else its state. Raises FillFailed.
 
     When cancelled, it says how far the fill came, and that this much is `kept`.
