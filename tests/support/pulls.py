@@ -80,14 +80,23 @@ def archive(directory: Path, version: str, layout: Layout = Layout.CRANE, paddin
 
 @contextmanager
 def pullable(
-    directory: Path, images: Sequence[ImageSpec], sections: Mapping[str, Mapping[str, Any]] | None = None, **setup: Any
+    directory: Path,
+    images: Sequence[ImageSpec],
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    patience: float | None = None,
+    **setup: Any,
 ) -> Iterator[tuple[Simulator, ForkedMirror]]:
-    """Run a mirror that has a registry, in front of a simulator that has these images, the first of them current."""
-    with (
-        Simulator.start(images, **setup) as simulator,
-        ForkedMirror(directory, simulator.api_url, {"registry": {"enabled": True}, **(sections or {})}) as mirror,
-    ):
-        yield simulator, mirror
+    """Run a mirror that has a registry, in front of a simulator that has these images, the first of them current.
+
+    With `patience`, a request waits that long for an image that is on its way.
+    """
+    with Simulator.start(images, **setup) as simulator:
+        mirror = ForkedMirror(directory, simulator.api_url, {"registry": {"enabled": True}, **(sections or {})})
+        if patience is not None:
+            mirror.constants = {"mirror.registry.pull:PATIENCE": patience}
+        with mirror:
+            yield simulator, mirror
 
 
 def manifest(mirror: MirrorProcess, reference: str = "latest", seconds: float = 60.0) -> Answer:
