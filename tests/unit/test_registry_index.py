@@ -14,7 +14,7 @@ from mirror.registry.index import ArchiveIndex, NotAnArchive
 from mirror.registry.indexer import Stopped, build, load
 from mirror.registry.seek_index import SPACING, DamagedIndex
 from mirror.store.disk.verification import Verdict
-from tests.support.layouts import File, Layout, archive_files, image_config, make_tar, sha256
+from tests.support.layouts import File, Layout, Link, archive_files, image_config, make_tar, sha256
 from tests.support.registry import Stored, stored, zipped
 from tests.support.scripted import disk_store, put
 
@@ -178,7 +178,8 @@ SECOND_ID = sha256(image_config([SECOND]))
 
 def two_images() -> bytes:
     """Two images in one archive."""
-    files, manifest = {}, []
+    files: dict[str, File | Link] = {}
+    manifest: list[object] = []
     for layer, tag in ((make_tar({"first": File(b"1")}), "first:1"), (SECOND, "second:1")):
         files |= archive_files(Layout.CLASSIC, [layer], [tag])
         document = files["manifest.json"]
