@@ -145,8 +145,8 @@ def test_the_chart_and_the_kustomize_base_run_the_same_pod() -> None:
     same = ("terminationGracePeriodSeconds", "automountServiceAccountToken", "securityContext")
     assert [ours[key] for key in same] == [theirs[key] for key in same]
     (our,), (their,) = ours["containers"], theirs["containers"]
-    same = ("ports", "startupProbe", "livenessProbe", "readinessProbe", "resources", "securityContext", "volumeMounts")
-    assert [our[key] for key in same] == [their[key] for key in same]
+    keys = ("ports", "startupProbe", "livenessProbe", "readinessProbe", "resources", "securityContext", "volumeMounts")
+    assert [our[key] for key in keys] == [their[key] for key in keys]
 
 
 def test_what_pulls_on_each_node_may_do_nothing_else() -> None:
