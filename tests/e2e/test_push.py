@@ -9,7 +9,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ class Image:
         tls = ssl.create_default_context(cafile=ca)
 
         async def run() -> Pushed:
-            async with RemoteRegistry(target, credential, tls, plain=ca is None) as remote:
+            async with RemoteRegistry(target, credential, tls, may_be_plain=ca is None) as remote:
                 return await pusher.push(self.index, file, remote, "1", alike, Silence())
 
         return asyncio.run(run())
@@ -118,12 +118,19 @@ def test_over_tls_with_a_private_authority(tmp_path: Path, image: Image) -> None
         assert image.push(registry.host, ca=registry.cert).sent == len(image.index.blobs)
         with pytest.raises(MirrorError, match="is not trusted: name its authority by --ca-file"):
             target = Target(registry.host, "site/pps")
-            asyncio.run(entered(RemoteRegistry(target, KNOWN, ssl.create_default_context(), plain=False)))
+            asyncio.run(entered(RemoteRegistry(target, KNOWN, ssl.create_default_context(), may_be_plain=False)))
 
 
 async def entered(remote: RemoteRegistry) -> None:
     async with remote:
         await remote.enter()
+
+
+def test_by_plain_http_only_what_may_be_asked_so(registry: DockerRegistry) -> None:
+    with pytest.raises(MirrorError, match=r"does not speak TLS: .* --tls-verify=false"):
+        target = Target(registry.host, "site/pps")
+        asyncio.run(entered(RemoteRegistry(target, KNOWN, ssl.create_default_context(), may_be_plain=False)))
+    assert not registry.requests("GET")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,6 @@ class Relay:
         self._cuts = list(cuts)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._stack = ExitStack()
 
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -172,7 +178,6 @@ class Relay:
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()
-        self._stack.close()
 
     def _accept(self) -> None:
         while True:
@@ -180,34 +185,31 @@ class Relay:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = self._stack.enter_context(socket.create_connection(("127.0.0.1", self._port)))
-            self._stack.enter_context(client)
-            threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
-            threading.Thread(target=self._pass_back, args=(server, client), daemon=True).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
-        passed = 0
-        try:
-            while data := client.recv(1 << 14):
-                server.sendall(data)
-                passed += len(data)
-                if self._cuts and passed > self._cuts[0]:
-                    self._cuts.pop(0)
-                    for end in (client, server):
-                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    break
-        except OSError:
-            pass
-        for end in (client, server):  # closed while another thread reads from it, a socket would stay open
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+            back = threading.Thread(target=self._pass_back, args=(server, client), daemon=True)
+            back.start()
+            passed = 0
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                while data := client.recv(1 << 14):
+                    server.sendall(data)
+                    passed += len(data)
+                    if self._cuts and passed > self._cuts[0]:
+                        self._cuts.pop(0)
+                        for end in (client, server):
+                            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        break
+            for end in (client, server):  # a socket that another thread reads from would stay open
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            back.join()
 
     def _pass_back(self, server: socket.socket, client: socket.socket) -> None:
-        try:
+        with suppress(OSError):
             while data := server.recv(1 << 14):
                 client.sendall(data)
-        except OSError:
-            pass
 
 
 @pytest.mark.usefixtures("quick")
@@ -244,6 +246,14 @@ def test_a_blob_that_is_too_large_for_one_request_goes_in_chunks(image: Image, m
         assert set(registry.blobs) == set(image.index.blobs)
         largest = max(blob.size for blob in image.index.blobs.values())
         assert len(registry.parts) >= largest >> 20
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_registry_that_does_not_read_on_is_given_up(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_registry, "STALLED", 0.3)
+    monkeypatch.setattr(remote_registry, "TRIES", 2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(MirrorError, match="the line broke"):
+        image.push(f"127.0.0.1:{deaf.getsockname()[1]}")
 
 
 @pytest.mark.usefixtures("quick")

@@ -33,11 +33,13 @@ PAUSE = 1.0
 MOST_PAUSE = 20.0
 """Seconds before the second try, twice as many before each further one, and the most."""
 
+STALLED = 120.0
+"""Seconds without progress after which a request counts as failed: a registry may take long to digest a layer."""
+
 CHUNK = 32 << 20
 """Bytes of a request at most, once a registry, or a proxy before it, has refused a larger one (413)."""
 
 _MAX_ANSWER = 1 << 20
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15.0, sock_read=120.0)
 _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -49,6 +51,10 @@ class _Again(Exception):
         self.after = after
 
 
+class _NoTls(Exception):
+    """There is a server, and it does not speak TLS as we do."""
+
+
 class _TooLarge(Exception):
     """A request was refused for its size."""
 
@@ -56,15 +62,17 @@ class _TooLarge(Exception):
 class RemoteRegistry:
     """One repository of another registry. Use as a context manager.
 
-    `plain` asks it by http. `tls` says which certificates are trusted.
+    `tls` says which certificates are trusted. A registry without TLS is asked by plain http if it `may_be_plain`.
     """
 
-    def __init__(self, target: Target, credential: Credential | None, tls: ssl.SSLContext, *, plain: bool) -> None:
+    def __init__(
+        self, target: Target, credential: Credential | None, tls: ssl.SSLContext, *, may_be_plain: bool
+    ) -> None:
         self._target = target
         self._credential = credential
         self._tls = tls
-        self._base = URL.build(scheme="http" if plain else "https", authority=target.host)
-        self._repository = self._base / "v2" / target.repository
+        self._may_be_plain = may_be_plain
+        self._base = URL.build(scheme="https", authority=target.host)
         self._chunk: int | None = None
         self._scopes: tuple[str, ...] = (f"repository:{target.repository}:pull,push",)
 
@@ -73,7 +81,7 @@ class RemoteRegistry:
             connector=aiohttp.TCPConnector(ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"pps-mirror/{__version__}"},
-            timeout=_TIMEOUT,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15.0),
         )
         self._authorization = Authorization(self._session, self._base, self._credential)
         return self
@@ -84,8 +92,18 @@ class RemoteRegistry:
         await self._session.close()
 
     async def enter(self) -> None:
-        """Find out whether there is a registry, and get in. Raises MirrorError."""
-        await self._retried("GET", self._base / "v2" / "", {200}, "is no registry")
+        """Find out whether there is a registry, and how it is asked, and get in. Raises MirrorError."""
+        try:
+            await self._retried("GET", self._base / "v2" / "", {200}, "is no registry")
+        except _NoTls as error:
+            if not self._may_be_plain:
+                raise MirrorError(
+                    f"{self._target.registry} does not speak TLS: if it is to be asked by plain http, say "
+                    "--tls-verify=false"
+                ) from error
+            self._base = self._base.with_scheme("http")
+            self._authorization = Authorization(self._session, self._base, self._credential)
+            await self._retried("GET", self._base / "v2" / "", {200}, "is no registry")
 
     async def has(self, digest: str) -> bool:
         """Return whether the repository has a blob. Raises MirrorError."""
@@ -141,12 +159,17 @@ class RemoteRegistry:
 
     # Internals
 
+    @property
+    def _repository(self) -> URL:
+        return self._base / "v2" / self._target.repository
+
     async def _begin(self) -> URL:
         _, headers = await self._retried("POST", self._repository / "blobs" / "uploads" / "", {202}, "takes no uploads")
         return self._location(headers)
 
     async def _send_part(self, location: URL, start: int, stop: int, read: Read, sent: Callable[[int], None]) -> URL:
         """Send the bytes [start, stop) of a blob; return where the next ones go. Raises _TooLarge, _Again."""
+        loop = asyncio.get_running_loop()
 
         async def pieces() -> AsyncIterator[memoryview]:
             at = start
@@ -154,11 +177,13 @@ class RemoteRegistry:
                 yield piece
                 at += len(piece)
                 sent(at)
+                limit.reschedule(loop.time() + STALLED)
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(stop - start)}
         if start or self._chunk is not None:  # some registries know no ranges, so the usual request has none
             headers["Content-Range"] = f"{start}-{stop - 1}"
-        status, answered = await self._once("PATCH", location, data=pieces(), headers=headers)
+        limit = asyncio.timeout(STALLED)
+        status, answered = await self._once("PATCH", location, data=pieces(), headers=headers, limit=limit)
         if status == 413 and self._chunk is None:
             raise _TooLarge
         if status not in {202, 204}:
@@ -224,15 +249,17 @@ class RemoteRegistry:
         *,
         data: bytes | AsyncIterator[memoryview] | None = None,
         headers: Mapping[str, str] | None = None,
+        limit: asyncio.Timeout | None = None,
     ) -> tuple[int, Mapping[str, str]]:
         """Send a request, and once more when the registry wants a credential, or another one. Raises _Again."""
         ours = url.origin() == self._base
         for first in (True, False):
             given = {**(headers or {}), **(self._authorization.headers if ours else {})}
             try:
-                async with self._session.request(
-                    method, url, data=data, headers=given, allow_redirects=False
-                ) as response:
+                async with (
+                    limit or asyncio.timeout(STALLED),
+                    self._session.request(method, url, data=data, headers=given, allow_redirects=False) as response,
+                ):
                     status, answered = response.status, response.headers
                     self._said = (await response.content.read(_MAX_ANSWER))[:300].decode("utf-8", "replace")
                 if status == 401 and ours and first and (challenge := answered.get("WWW-Authenticate")):
@@ -245,9 +272,7 @@ class RemoteRegistry:
                     f"the certificate of {error.host} is not trusted: name its authority by --ca-file"
                 ) from error
             except aiohttp.ClientConnectorSSLError as error:
-                raise MirrorError(
-                    f"{error.host} does not speak TLS: if it is to be asked by plain http, say --tls-verify=false"
-                ) from error
+                raise _NoTls from error
             except _BROKEN as error:
                 raise _Again(f"the line broke ({type(error).__name__})") from error
             break

@@ -42,5 +42,10 @@ class Target:
         """Where the registry is asked: Docker Hub has another name for that than in references."""
         return _DOCKER_HUB if self.registry in {"docker.io", "index.docker.io"} else self.registry
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the registry is on this machine, where plain http is as good as any, as docker takes it."""
+        return bool(re.fullmatch(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?", self.registry))
+
     def __str__(self) -> str:
         return f"{self.registry}/{self.repository}" + (f":{self.tag}" if self.tag else "")
