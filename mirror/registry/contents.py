@@ -23,6 +23,12 @@ from mirror.registry.wrapping import wrapped_size
 _HOPS = 40
 """Links followed at most, as Linux does."""
 
+_MAX_LAYERS = 1000
+"""docker itself takes 127."""
+
+_MAX_IMAGES = 1000
+"""Images in one archive."""
+
 _NAMED_BY_HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})(?:\.tar|\.tar\.gz|\.json)?")
 
 MANIFEST = "manifest.json"
@@ -68,8 +74,6 @@ class Contents:
             f"sha256:{config.sha256}", config.member.size, CONFIG_TYPE, config.member.offset, config.member.size
         )
         made = make_manifest(blob, layers)
-        if len(made) > MAX_DOCUMENT:
-            raise NotAnArchive(f"it has {len(layers)} layers, and no client takes a manifest of so many")
         return ArchiveIndex(
             manifest=made,
             manifest_digest=digest_of(made),
@@ -81,6 +85,8 @@ class Contents:
         )
 
     def _choose(self, images: Sequence[Entry], wanted: str | None) -> tuple[Entry, Sequence[str]]:
+        if len(images) > _MAX_IMAGES:
+            raise NotAnArchive(f"it has {len(images)} images; at most {_MAX_IMAGES} are looked at")
         if wanted is None:
             return images[0], ()
         for entry in images:
@@ -92,6 +98,8 @@ class Contents:
         return images[0], [f"no image in the archive has the id sha256:{wanted} that upstream gives"]
 
     def _layers(self, entry: Entry, wanted: Sequence[str]) -> Sequence[Blob]:
+        if len(entry.Layers) > _MAX_LAYERS:
+            raise NotAnArchive(f"it has {len(entry.Layers)} layers; at most {_MAX_LAYERS} are served")
         if len(entry.Layers) != len(wanted):
             raise NotAnArchive(f"it has {len(entry.Layers)} layers, and its config names {len(wanted)}")
         return [

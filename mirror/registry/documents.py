@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.registry.index import NotAnArchive
 
+_MAX_VALUES = 50_000
+"""Values in one document at most, so that it takes little memory."""
+
 
 class Entry(BaseModel):
     """An image in `manifest.json`: the names of the members that are its config and layers, and its tags."""
@@ -45,6 +48,7 @@ def wanted_id(metadata: ImageMetadata) -> str | None:
 
 def entries(manifest: bytes) -> Sequence[Entry]:
     """Read `manifest.json`; at least one. Raises NotAnArchive."""
+    _check_values(manifest, "manifest.json")
     try:
         found = _Manifest.model_validate_json(manifest).root
     except ValidationError as error:
@@ -56,10 +60,16 @@ def entries(manifest: bytes) -> Sequence[Entry]:
 
 def diff_ids(config: bytes) -> Sequence[str]:
     """Return the digests of the uncompressed layers that an image's config names. Raises NotAnArchive."""
+    _check_values(config, "config")
     try:
         return _Config.model_validate_json(config).rootfs.diff_ids or ()
     except ValidationError as error:
         raise NotAnArchive(f"its config is unusable: {_explain(error)}") from None
+
+
+def _check_values(document: bytes, what: str) -> None:
+    if document.count(b",") > _MAX_VALUES:
+        raise NotAnArchive(f"its {what} has more than {_MAX_VALUES} values")
 
 
 def _explain(error: ValidationError) -> str:

@@ -11,6 +11,9 @@ from mirror.registry.inflater import GZIP, RAW, BadGzip, Inflater
 PIECE = 256 << 10
 """Bytes at a time: what was inflated is hashed or sent while a core's cache still has it."""
 
+_BARREN = 1 << 20
+"""Bytes of a file that may inflate to nothing at most: in real ones each block and member has something in it."""
+
 _TRAILER = 8
 """Bytes of a member's check and length, which zlib leaves alone when it began within the member."""
 
@@ -130,7 +133,10 @@ class GzipFile:
 
         With `to_block_end` it stops at the next point, and then 0 may mean that.
         """
+        began = self.source
         while not self._gunzip.has_trailing:
+            if self.source - began > _BARREN:
+                raise BadGzip(f"{_BARREN} bytes of it have nothing in them")
             if not self._gunzip.unread and not self._more():
                 break
             count = self._gunzip.inflate(into, to_block_end=to_block_end)

@@ -67,7 +67,6 @@ def build(
 
 
 def _build(archive: int, directory: Path, metadata: ImageMetadata, passed: Callable[[int], None]) -> ArchiveIndex:
-    os.posix_fadvise(archive, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     with ExitStack() as stack:
         writer = stack.enter_context(SeekIndexWriter(directory)) if _is_gzip(archive) else None
         budget = Budget(metadata.size)

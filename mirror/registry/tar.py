@@ -195,9 +195,13 @@ def _decoded(name: bytes) -> str:
 
 
 def has_checksum(header: bytes) -> bool:
-    """Return whether a block is a header of a tar. Raises NotAnArchive."""
+    """Return whether a block is a header of a tar."""
     without = header[:148] + b" " * 8 + header[156:]
-    unsigned, told = sum(without), _number(header[148:156])
+    unsigned = sum(without)
+    try:
+        told = _number(header[148:156])
+    except NotAnArchive:
+        return False
     return told in (unsigned, unsigned - 256 * sum(byte > 127 for byte in without))
 
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ class Stored:
     metadata: ImageMetadata
     fd: int
 
-    def build(self) -> ArchiveIndex:
+    def build(self, progress: Callable[[int], None] = lambda _: None) -> ArchiveIndex:
         """Index it."""
-        return build(self.fd, self.directory, self.metadata)
+        return build(self.fd, self.directory, self.metadata, progress=progress)
 
     def load(self) -> ArchiveIndex | None:
         """Return the index that was made before."""
