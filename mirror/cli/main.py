@@ -265,6 +265,18 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from mirror.cli import push
+    from mirror.common import progress
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    wanted = push.PushOptions(options.target, options.hash, options.tls_verify, options.ca_file)
+    pushed = push.run(_settings(options), wanted, os.environ, meter)
+    if options.json:
+        _print_json([pushed.describe()])
+    return 0
+
+
 def _get(options: argparse.Namespace) -> int:
     from mirror.cli import get
     from mirror.cli.container_engines import Loader
@@ -311,6 +323,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "gc": _gc,
     "export": _export,
     "import": _import,
+    "push": _push,
     "get": _get,
     "demo": _demo,
     "completion": _completion,
