@@ -76,12 +76,10 @@ async def _push(
         if not names:
             raise MirrorError(f"{image_hash[:12]} has no tag of its own: give one, as {target}:TAG")
         target = Target(target.registry, target.repository, names[0])
-        alike = [
-            name for name in (config.registry.repository, *tags.aliases(index.repo_tags)) if name != target.repository
-        ]
-        remote = RemoteRegistry(
-            target, credential, tls, may_be_plain=target.is_local or not options.verify_tls
-        )
+        known = dict.fromkeys((config.registry.repository, *tags.aliases(index.repo_tags)))
+        alike = [name for name in known if name != target.repository]
+        may_be_plain = target.is_local or not options.verify_tls
+        remote = RemoteRegistry(target, credential, tls, may_be_plain=may_be_plain)
         meter.say(f"pushing {image_hash[:12]} ({format_size(metadata.size)}) to {target}")
         async with remote:
             pushed = await push(index, archive, remote, names[0], alike, meter)

@@ -17,7 +17,9 @@ def test_every_panel_has_something_to_show_once_an_image_was_fetched(
     simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask, tmp_path: Path
 ) -> None:
     simulator.set_rate(MIB // 2)
-    mirror = fresh_mirror({"auth": {"ttl": "0s"}}, environ={"DATAROBOT_API_TOKEN": TOKEN})
+    mirror = fresh_mirror(
+        {"auth": {"ttl": "0s"}, "registry": {"enabled": True}}, environ={"DATAROBOT_API_TOKEN": TOKEN}
+    )
     asked = list(expressions())
     assert len(asked) > 50
     with Prometheus(tmp_path / "prometheus", [mirror]) as prometheus:
