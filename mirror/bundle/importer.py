@@ -29,7 +29,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Stream
 from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
-from mirror.wiring.mirror import loaded_metadata_cache
+from mirror.wiring.metadata_cache import loaded_metadata_cache
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 PIECE = 2 << 20

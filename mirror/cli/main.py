@@ -1,7 +1,7 @@
 """The command line: parses arguments, calls the command, prints its result. It has no other logic.
 
 Each command imports what it needs when it is run: help, version and completion answer in a twentieth of the time that
-loading everything takes.
+loading everything takes, and commands that only look at the store do not load what speaks HTTP.
 
 Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
 """

@@ -10,6 +10,7 @@ from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream
 from mirror.model.metadata import MAX_BODY, ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, Stream
+from mirror.upstream.aiohttp_internals import body
 from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
@@ -83,9 +84,9 @@ class ImageSource:
             raise Broken("upstream cannot answer the range: starting over", definitive_after=TRIES)
         raise await self._refusal(response, offset)
 
-    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes | memoryview]:
         try:
-            async for piece in answer.content.iter_any():
+            async for piece in body(answer):
                 async for part in self._upstream.throttle.pass_on(piece):
                     yield part
         except _LINE_BROKE as error:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,6 @@ from mirror.config import Config, load_token
 from mirror.config.reloadable import Part, Ready, at_once
 from mirror.images.library import Library
 from mirror.images.metadata_cache import MetadataCache
-from mirror.images.rollover import Bring, WhenStored
 from mirror.images.wrong_bytes import shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import ConfigError
@@ -32,13 +31,11 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
+from mirror.wiring.metadata_cache import SHOWN, loaded_metadata_cache
 from mirror.wiring.registry import Registry, registry_of
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
-
-SHOWN = "shown.json"
-"""The file, in the store's directory, that says which image clients got last."""
 
 BLOCKING_THREADS = 16
 """How many threads wait for the disk; appending to journals has its own threads."""
@@ -161,7 +158,9 @@ async def open_mirror(
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
 
-        metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool, bring)
+        metadata_cache = await loaded_metadata_cache(
+            config, None if upstream is None else upstream.metadata, stores, pool, bring
+        )
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
@@ -251,31 +250,3 @@ def _upstream(
     if proxy := proxies.for_url(URL(url)):
         log.info("upstream is asked through %s", proxy, extra=event("upstream.proxied"))
     return Upstream(config.upstream, url, proxies, metrics, throttle, name)
-
-
-async def loaded_metadata_cache(
-    config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
-) -> MetadataCache:
-    """Make the metadata cache and load what was known earlier. `bring` fetches a new image under `when_stored`."""
-    rollover = None
-    if config.upstream.rollover == "when_stored":
-        rollover = WhenStored(
-            stores.front,
-            bring=bring,
-            pause=config.upstream.metadata_ttl,
-            note=config.store.path / SHOWN,
-            pool=pool,
-        )
-    metadata_cache = MetadataCache(
-        upstream,
-        stores.front,
-        ttl=config.upstream.metadata_ttl,
-        stale_if_error=config.upstream.stale_if_error,
-        note=config.store.path / "current.json",
-        pool=pool,
-        rollover=rollover,
-        shared=stores.note,
-        clock=Clock(),
-    )
-    await metadata_cache.load()
-    return metadata_cache
