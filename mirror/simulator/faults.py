@@ -86,6 +86,10 @@ class Fault:
     `chunked`."""
     cut_after: int | None = field(default=None, kw_only=True)
     """The connection ends there: FIN, or a reset when `reset`."""
+    cut_within: int | None = field(default=None, kw_only=True)
+    """The same, after a random number of bytes below this: a line that loses connections."""
+    at_most: int | None = field(default=None, kw_only=True)
+    """While so many requests are being answered with bytes, others get `status`, or 503 without one."""
     reset: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
