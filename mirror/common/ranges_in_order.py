@@ -58,7 +58,7 @@ class RangesInOrder:
     """The bytes [start, stop), in ranges of `size` bytes, of which at most `ahead` are received or wait for their turn.
 
     At most `most` requests are under way. `refused` is called with what is left of `most` when the server refuses a
-    request. Reading begins at once; `close` ends it.
+    request. Reading begins at once, with one request until that is answered; `close` ends it.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class RangesInOrder:
         self._tick: asyncio.TimerHandle | None = None
         self._took: deque[float] = deque([SLOW], maxlen=8)
         self._idle_since: float | None = None
+        self._proved = False
         self._undivided = False
         self._closed = False
         self._schedule()
@@ -151,7 +152,8 @@ class RangesInOrder:
                 return
             if each.wanting and not self._ask(each):
                 break
-        while self._next < self._stop and len(self._ranges) < self._ahead and len(self._tasks) < self._most:
+        most = self._most if self._proved else 1
+        while self._next < self._stop and len(self._ranges) < self._ahead and len(self._tasks) < most:
             new = _Range(self._next, self._stop if self._undivided else min(self._next + self._size, self._stop))
             self._next = new.stop
             self._ranges.append(new)
@@ -196,6 +198,9 @@ class RangesInOrder:
         async with self._open(each.received, each.stop) as pieces:
             each.answered = True
             self._wake(each)
+            if not self._proved:
+                self._proved = True
+                self._schedule()
             async for piece in pieces:
                 if each.received + len(piece) > each.stop:
                     raise Broken("more bytes came than were asked for")

@@ -6,9 +6,10 @@ secrets, so messages and logs name hosts only.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import aiohttp
@@ -163,7 +164,9 @@ class Upstream:
             asked.answered(response.status)
         same_origin = redirected and self.policy.same_origin(url)
         with self._metrics.receiving.track_inprogress(), closing(response):
-            yield ImageResponse(response, str(url.host), redirected, same_origin, url)
+            # over the same connections and by the same rules, whatever is reloaded meanwhile
+            again = partial(self._line.send, "GET", url, elsewhere=not self.policy.same_origin(url))
+            yield ImageResponse(response, str(url.host), redirected, same_origin, again)
 
     @asynccontextmanager
     async def more_of(
@@ -173,10 +176,9 @@ class Upstream:
 
         Raises what `image` raises. A redirect is not followed.
         """
-        assert response.url is not None  # noqa: S101 - only tests make responses without
-        elsewhere = not self.policy.same_origin(response.url)
+        assert response.again is not None  # noqa: S101 - only tests make responses without
         with self._metrics.asking("range") as asked:
-            answer = await self._line.send("GET", response.url, headers, elsewhere=elsewhere)
+            answer = await response.again(headers)
             asked.answered(answer.status)
         with self._metrics.receiving.track_inprogress(), closing(answer):
             yield answer
@@ -274,14 +276,14 @@ class Upstream:
 class ImageResponse:
     """The answer at the end of the redirects: from `host`, whether redirected, and if so to upstream itself.
 
-    `url` is where the redirects led, and a secret.
+    `again` sends a request with other headers to where they led.
     """
 
     answer: aiohttp.ClientResponse
     host: str
     redirected: bool
     same_origin: bool = False
-    url: URL | None = field(default=None, repr=False)
+    again: Callable[[Mapping[str, str]], Awaitable[aiohttp.ClientResponse]] | None = field(default=None, repr=False)
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:

@@ -8,6 +8,7 @@ several connections together are not faster, the line is full, and one is used a
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -46,6 +47,9 @@ PATIENCE = 5.0
 GAIN = 1.2
 """How much faster than one several connections have to be."""
 
+LATER = 300.0
+"""Seconds after which a server that refused requests may be asked for more at a time."""
+
 SOON = 30.0
 """A URL that is refused before so many seconds have passed is not good for several requests, or not for long."""
 
@@ -83,7 +87,7 @@ class SeveralRanges:
         self._image = metadata.hash
         self._size = metadata.size
         self._most = most
-        self._limit: int | None = None
+        self._limit = (1, -math.inf)  # how many connections may be used at most, and until when
         self._besides = 0  # whether the transfer is under way, besides the ranges
         self._rate_of_one = 0.0
         self._faster: bool | None = None
@@ -120,12 +124,13 @@ class SeveralRanges:
     @property
     def _now(self) -> int:
         """How many connections may be used now."""
-        return self._most() if self._limit is None else min(self._limit, self._most())
+        limit, until = self._limit
+        return self._most() if _clock() >= until else min(limit, self._most())
 
     def _wants_more(self, watch: "_Watch", position: int) -> bool:
-        if self._now < 2 or self._faster is False:
+        if self._now < 2:
             return False
-        if self._faster is None:
+        if not self._faster:
             if (rate := watch.rate_of_line()) is None:
                 return False
             self._rate_of_one = rate
@@ -151,40 +156,43 @@ class SeveralRanges:
             async with asyncio.timeout(PATIENCE):
                 refusal = await ranges.answered()
         if refusal is not None:
-            self._use_one(str(refusal))
+            self._use(1, str(refusal), math.inf if isinstance(refusal, NoRange) else LATER)
             return False
-        self._say("connections", f"{self._now} connections, since one gives {_rate(self._rate_of_one)} only")
+        self._say("fill.connections", f"{self._now} connections: one gives {_rate(self._rate_of_one)} only")
         return True
 
     async def _in_ranges(self, ranges: RangesInOrder) -> AsyncGenerator[bytes, None]:
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        began = _clock()
         trial = _Trial(WINDOW)
         try:
             async for piece in ranges.pieces():
                 if self._faster is None and (rate := trial.rate(len(piece))) is not None:
                     self._faster = rate >= GAIN * self._rate_of_one
                     if not self._faster:
-                        self._use_one(f"{ranges.most} give no more: {_rate(rate)}")
+                        self._use(1, f"{ranges.most} give no more: {_rate(rate)}")
                 if self._now == 1:
                     ranges.undivide()
                 yield piece
         except NoRange as error:
-            if not error.expired or clock() - began < SOON:
-                self._use_one(str(error))
+            if not error.expired or _clock() - began < SOON:
+                self._use(1, str(error))
             raise Broken(str(error), retry_after=0) from error
 
     def _use_fewer(self, left: int, error: Refused) -> None:
         """Remember that the server has refused a range while `left` others may go on."""
-        self._limit = left + self._besides
-        self._say("connections_refused", f"{self._limit} connection{'s'[: self._limit - 1]}: {error}", logging.WARNING)
+        self._use(left + self._besides, str(error), LATER)
 
-    def _use_one(self, reason: str) -> None:
-        self._limit = 1
-        self._say("connections", f"one connection: {reason}")
+    def _use(self, connections: int, reason: str, seconds: float = math.inf) -> None:
+        """Use so many connections at most, for so long."""
+        self._limit = (connections, _clock() + seconds)
+        words = f"{connections} connections: {reason}" if connections > 1 else f"one connection: {reason}"
+        if seconds == math.inf:
+            self._say("fill.connections", words)
+        else:
+            self._say("fill.connections_refused", words, logging.WARNING)
 
     def _say(self, what: str, words: str, level: int = logging.INFO) -> None:
-        said = event(f"fill.{what}", image=self._image, connections=self._now)
+        said = event(what, image=self._image, connections=self._now)
         log.log(level, "fill of %s goes on with %s", self._image, words, extra=said)
 
 
@@ -202,13 +210,12 @@ class _Watch:
     """Watches how bytes come over one connection."""
 
     def __init__(self) -> None:
-        self._clock = asyncio.get_running_loop().time
-        self._count, self._waited, self._asked = 0, 0.0, self._clock()
+        self._count, self._waited, self._asked = 0, 0.0, _clock()
         self._marks: deque[_Mark] = deque([self._mark(self._asked)], maxlen=5)
 
     def received(self, count: int) -> None:
         """Count bytes that the source gave."""
-        now = self._clock()
+        now = _clock()
         self._count += count
         self._waited += now - self._asked
         if now - self._marks[-1].time >= WATCH / 4:
@@ -216,7 +223,7 @@ class _Watch:
 
     def goes_on(self) -> None:
         """Note that the source is asked for more bytes now."""
-        self._asked = self._clock()
+        self._asked = _clock()
 
     def rate_of_line(self) -> float | None:
         """Return the bytes per second of the last seconds if the connection alone sets them, and they grow no more."""
@@ -238,7 +245,6 @@ class _Trial:
     """Measures a rate, beginning after `skip` bytes: what waited in the window says nothing of the line."""
 
     def __init__(self, skip: int) -> None:
-        self._clock = asyncio.get_running_loop().time
         self._skip = skip
         self._count = 0
         self._began: float | None = None
@@ -249,11 +255,15 @@ class _Trial:
         if self._skip > 0:
             return None
         if self._began is None:
-            self._began = self._clock()
+            self._began = _clock()
             return None
         self._count += count
-        seconds = self._clock() - self._began
+        seconds = _clock() - self._began
         return self._count / max(seconds, 1e-6) if seconds >= WATCH else None
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _rate(rate: float) -> str:

@@ -142,7 +142,7 @@ def test_when_nothing_happens_each_byte_is_asked_for_once(sizes: tuple[int, int,
 
 def test_so_many_are_asked_for_at_once_as_may_be_and_others_when_there_is_room() -> None:
     async def scenario() -> None:
-        server = Server([Fate(latency=10)])  # the first is late: what others give has to wait
+        server = Server([Fate(pause=10)])  # the first is slow: what others give has to wait
         ranges = RangesInOrder(server.open_range, 0, len(DATA), size=1000, ahead=6, most=4)
         await asyncio.sleep(1)
         assert server.most == 4
@@ -166,7 +166,7 @@ def test_one_that_holds_all_others_up_is_asked_for_again() -> None:
 def test_a_server_that_refuses_more_is_asked_for_half_as_many() -> None:
     async def scenario() -> None:
         left: list[int] = []
-        server = Server([Fate(latency=1), Fate(error=Refused)])
+        server = Server([Fate(pause=1), Fate(error=Refused)])
         ranges = RangesInOrder(
             server.open_range, 0, len(DATA), size=500, ahead=6, most=4, refused=lambda most, _: left.append(most)
         )

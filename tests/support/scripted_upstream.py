@@ -9,7 +9,6 @@ from typing import cast
 
 import aiohttp
 from multidict import CIMultiDict
-from yarl import URL
 
 from mirror.model.caller import Caller
 from mirror.upstream.client import ImageResponse
@@ -120,16 +119,14 @@ class ScriptedUpstream:
             if fate.drop:
                 raise aiohttp.ServerDisconnectedError
             answer = cast("aiohttp.ClientResponse", self._answer(fate, wanted, headers))
-            where = URL(f"http://store.example/{wanted}")
-            yield ImageResponse(answer, "store.example", redirected=fate.redirected, url=where)
+            yield ImageResponse(answer, f"{wanted}.store.example", redirected=fate.redirected)
         finally:
             self.filling.remove(wanted)
 
     @asynccontextmanager
     async def more_of(self, response: ImageResponse, headers: dict[str, str]) -> AsyncIterator[_Answer]:
         """See `Upstream.more_of`."""
-        assert response.url is not None
-        wanted = int(response.url.name)
+        wanted = int(response.host.partition(".")[0])
         assert wanted in self.filling, "a range of an image whose transfer is over"
         fate = self.fates.pop(0) if self.fates else Fate()
         await asyncio.sleep(0)
