@@ -92,6 +92,7 @@ class Upstream(Section):
     proxy: OptionalProxy = None
     connect_timeout: Timeout = 10.0
     read_timeout: Timeout = MINUTE
+    connections: Annotated[int, whole(1, 16)] = 4
     metadata_ttl: Duration = 30.0
     stale_if_error: Duration = 30 * DAY
     redirect_hosts: HostPatterns = ()

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "admin.public_url": "http://127.0.0.1/pps-mirror",
     "upstream.url": "https://dr.example",
     "upstream.proxy": "http://proxy.example:3128",
+    "upstream.connections": 2,
     "upstream.max_rate": "5MB/s",
     "upstream.rates": "08:00-18:00=5MB/s",
     "upstream.redirect_hosts": "*.example.com",
