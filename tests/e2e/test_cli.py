@@ -246,7 +246,7 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
     (tmp_path / "images" / old / "pinned").touch()
     done = run_really("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
     header, first, second = done.stdout.splitlines()
-    assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED"]
+    assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED", "TAGS"]
     assert first.split()[:4] == [new[:12], "a-very-long-name-" * 5 + ".tar.gz", "5", "B"]
     assert first.split()[-2:] == ["never", "yes"]  # current: without upstream that is the newest
     assert second.split()[0] == old[:12]
