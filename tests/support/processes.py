@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +20,31 @@ from typing import Any, Protocol, Self
 IMAGE = "/api/v2/mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
 START_SECONDS = 30.0
+HELD = 300
+
+
+_holders: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    return free_ports(1)[0]
+    """A port of loopback where nobody listens until a process is told to.
+
+    A socket stays bound to it that never listens. So the kernel gives the port to nobody else, neither to listen on nor
+    to connect from, and still lets a process listen there that names it, as every server does (SO_REUSEADDR). It is
+    given back when some hundred others have been asked for, which no test does.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _holders.append(holder)
+    if len(_holders) > HELD:
+        _holders.popleft().close()
+    return int(holder.getsockname()[1])
 
 
 def free_ports(count: int) -> list[int]:
     """So many different ones."""
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
+    return [free_port() for _ in range(count)]
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20.0, what: str = "it") -> None:
