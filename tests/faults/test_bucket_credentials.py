@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import signal
 import threading
 import urllib.error
 import urllib.request
@@ -31,6 +30,7 @@ MIB = 1 << 20
 SIZE = 12 * MIB
 NEVER = 1e6
 CONSTANTS = {
+    "mirror.store.memory:GATHER": 0.1,
     "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.clients:LOOK_AGAIN": 0.5,
     "mirror.store.s3.parts:PART": 5 * MIB,
@@ -136,14 +136,6 @@ def arrives(bucket: TestBucket, simulator: Simulator, name: str = "first") -> No
     eventually(arrived, 60, "its arrival in the bucket")
 
 
-def reload(mirror: ForkedMirror) -> str:
-    """Send SIGHUP; what the log says of it."""
-    before = len(mirror.log())
-    mirror.send_signal(signal.SIGHUP)
-    eventually(lambda: "SIGHUP: reloaded" in mirror.log()[before:], what="the reload")
-    return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
-
-
 def check(mirror: ForkedMirror) -> str:
     """What `pps-mirror check` says of the bucket."""
     done = run_forked("check", "-c", mirror.config_file, environ=mirror.environ)
@@ -227,7 +219,7 @@ def test_a_download_that_runs_when_everything_is_found_anew_goes_on_to_its_end(
         with Download(mirror.image_url) as download:
             download.read(MIB)
             for _ in range(3):
-                reload(mirror)
+                mirror.hang_up()
             front.rate = None
             download.read_all()
             assert download.ended == "complete"
@@ -246,12 +238,12 @@ def test_sighup_takes_up_another_key_at_once_and_one_that_has_vanished_changes_n
         keys.write_key_of(bucket.server)
         assert_right(simulator, fetch(mirror.image_url))
         eventually(lambda: "does not know our access key" in degraded(mirror))  # nobody looks again for a long time
-        assert "the bucket's credentials" in reload(mirror)
+        assert "the bucket's credentials" in mirror.hang_up()
         assert_right(simulator, fetch(mirror.image_url))
         arrives(bucket, simulator)
         eventually(lambda: not degraded(mirror), what="health")
         keys.path.unlink()
-        said = reload(mirror)
+        said = mirror.hang_up()
         assert "no credentials were found" in said
         assert "what was found before stays in use" in said
         assert fetch(mirror.image_url).cache_status == HIT

@@ -5,9 +5,7 @@ It also tells, or ends at, each step that it takes to make something durable: se
 
 import importlib
 import json
-import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -19,7 +17,6 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from mirror.common import schedule
-from mirror.common.log import ConsoleFormatter
 from tests.support.forking import fork
 from tests.support.processes import MirrorProcess, Process
 
@@ -52,18 +49,6 @@ class Steps:
         return [Step(*json.loads(line)) for line in self.log.read_text().splitlines()]
 
 
-_WORDS = len("HH:MM:SS WARNING ")
-_SHOWN = re.compile(r"^\S+ [A-Z]+ +\[([a-z_.]+)\] ", re.MULTILINE)
-_format = ConsoleFormatter.format
-
-
-def _show_action(formatter: ConsoleFormatter, record: logging.LogRecord) -> str:
-    """Put the name that machines know a line by before its words."""
-    line = _format(formatter, record)
-    action = getattr(record, "action", None)
-    return f"{line[:_WORDS]}[{action}] {line[_WORDS:]}" if action else line
-
-
 class ForkedMirror(MirrorProcess):
     """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given.
 
@@ -89,12 +74,6 @@ class ForkedMirror(MirrorProcess):
         self._wait_ready_or_dead()
         return self
 
-    def actions(self) -> list[str]:
-        """See `MirrorProcess`; here a log for people has them too, but no worker's, as workers are not forked."""
-        log = self.log()
-        assert log.startswith("{") or "\nworkers" not in self.config_file.read_text(), "workers need a JSON log"
-        return super().actions() if log.startswith("{") else _SHOWN.findall(log)
-
     def set_clock(self, local: str) -> None:
         """Make it this local time for its schedule."""
         self.clock = self.config_file.with_name("clock")
@@ -105,7 +84,6 @@ class ForkedMirror(MirrorProcess):
 
 def _change(store: Path, steps: Steps | None, constants: Mapping[str, float], clock: Path | None) -> None:
     """Make the changes in the process that will be the mirror."""
-    ConsoleFormatter.format = _show_action  # type: ignore[assignment, method-assign]
     if steps is not None:
         _Watched(store, steps).interpose()
     if clock is not None:

@@ -99,7 +99,7 @@ class MirrorProcess:
             "upstream": {"url": upstream_url},
             "auth": {},
             "store": {"path": str(self.store), "min_free": "1MiB"},
-            "log": {"level": "debug", "format": "console"},
+            "log": {"level": "debug", "format": "json"},
         }
         for name, values in (sections or {}).items():
             tables.setdefault(name, {}).update(values)
@@ -186,10 +186,28 @@ class MirrorProcess:
         """Everything it has said so far."""
         return self.log_file.read_text()
 
+    def events(self, *actions: str) -> list[dict[str, Any]]:
+        """What it has logged so far that has a name for machines, or only what has one of these; it logs JSON."""
+        whole = [line for line in self.log().splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+        named = [line for line in map(json.loads, whole) if "event.action" in line]
+        return [line for line in named if not actions or line["event.action"] in actions]
+
     def actions(self) -> list[str]:
-        """What has happened so far, by the names that its log has for machines; the log must be JSON."""
-        lines = [json.loads(line) for line in self.log().splitlines()]
-        return [line["event.action"] for line in lines if "event.action" in line]
+        """What has happened so far, by the names that its log has for machines."""
+        return [event["event.action"] for event in self.events()]
+
+    def hang_up(self, processes: int = 1) -> str:
+        """Send SIGHUP; what its log says of that once it is over in so many processes."""
+        before = len(self.events())
+        self.send_signal(signal.SIGHUP)
+
+        def over() -> bool:
+            new = [event["event.action"] for event in self.events()[before:]]
+            return "reload.failed" in new or new.count("mirror.reloaded") == processes
+
+        eventually(over, what="the reload")
+        said = [event for event in self.events()[before:] if event["message"].startswith("SIGHUP: ")]
+        return "".join(f"{event['log.level'].upper()} {event['message']}\n" for event in said)
 
     def alive(self) -> bool:
         """Whether it runs."""

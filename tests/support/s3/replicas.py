@@ -19,6 +19,8 @@ from tests.support.s3.front import Front
 MIB = 1 << 20
 SIZE = 12 * MIB
 CONSTANTS = {
+    "mirror.images.store_health:LOOK_AGAIN": 0.5,
+    "mirror.store.memory:GATHER": 0.1,
     "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
     "mirror.store.s3.maintenance:FIRST": 0.5,
