@@ -15,6 +15,7 @@ from typing import Any, Self
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.certificates import certificate
 from tests.support.commands import run_forked
 from tests.support.downloads import Download, Outcome, fetch
@@ -31,8 +32,6 @@ SIZE = 12 * MIB
 NEVER = 1e6
 CONSTANTS = {
     "mirror.store.memory:GATHER": 0.1,
-    "mirror.store.s3.outage:SPARED": 1.0,
-    "mirror.store.s3.clients:LOOK_AGAIN": 0.5,
     "mirror.store.s3.parts:PART": 5 * MIB,
 }
 HIT = "pps-mirror; hit"
@@ -96,15 +95,14 @@ Make = Callable[..., ForkedMirror]
 def make(tmp_path: Path, simulator: Simulator) -> Make:
     """Make a mirror over a bucket, not started."""
 
-    def make(
-        bucket: TestBucket, environ: Mapping[str, str], *, look_again: float | None = None, **s3: object
-    ) -> ForkedMirror:
+    def make(bucket: TestBucket, environ: Mapping[str, str], *, look_again: float = 0.5, **s3: object) -> ForkedMirror:
         sections: dict[str, dict[str, object]] = {
             "upstream": {"metadata_ttl": "0s"},
             "store.s3": {**bucket.section, **s3},
         }
         mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, sections, environ)
-        mirror.constants = CONSTANTS | ({"mirror.store.s3.clients:LOOK_AGAIN": look_again} if look_again else {})
+        mirror.timings = Timings(spared=1.0, credentials=look_again)
+        mirror.constants = CONSTANTS
         return mirror
 
     return make

@@ -13,7 +13,7 @@ from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import make_bucket, make_server
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import BYPASS, CONSTANTS, HIT, SIZE, STORED, WELL, Replicas, health, mend
+from tests.support.s3.replicas import BYPASS, HIT, SIZE, STORED, TIMINGS, WELL, Replicas, health, mend
 from tests.support.s3.server import S3Server, credentials
 from tests.support.s3.weed import Weed
 
@@ -103,7 +103,7 @@ def test_a_bucket_that_hangs_is_found_out_once_and_the_image_passed_through(tmp_
     with make_server(tmp_path) as server:
         hanging = replace(replicas, bucket=make_bucket(server))
         mirror = hanging.make(local_copy=False, endpoint=server.endpoint_url)
-        mirror.constants = {}
+        mirror.timings, mirror.constants = None, {}
         with mirror:
             eventually(lambda: health(mirror) == WELL)
             server.freeze()
@@ -159,7 +159,7 @@ def test_without_upstream_and_any_place_that_works_it_is_not_ready(
         eventually(replicas.arrived)
         eventually(lambda: "current.json" in replicas.bucket.names())
     mirror = replicas.make(local_copy=local_copy, upstream=False)
-    mirror.constants = {**CONSTANTS, "mirror.store.s3.store:REMEMBERED": 0.01}
+    mirror.timings = replace(TIMINGS, remembered=0.01)
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), HIT)
         front.refuse()

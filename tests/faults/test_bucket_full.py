@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.admin import metric
 from tests.support.commands import run_forked
 from tests.support.downloads import Outcome, fetch
@@ -21,13 +22,10 @@ MIB = 1 << 20
 SIZE = 6 * MIB
 ROOM = 20 * MIB
 NAMES = [f"image{number}" for number in range(6)]
+TIMINGS = Timings(spared=1.0, first_round=0.5, round=0.5, lately=0.0)
 CONSTANTS = {
     "mirror.store.memory:GATHER": 0.1,
-    "mirror.store.s3.outage:SPARED": 1.0,
     "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.maintenance:FIRST": 0.5,
-    "mirror.store.s3.maintenance:INTERVAL": 0.5,
-    "mirror.store.s3.space:LATELY": 0.0,
     "mirror.admin.overview:BUCKET_FRESH": 0.2,
 }
 
@@ -48,6 +46,7 @@ def make(directory: Path, bucket: TestBucket, simulator: Simulator, *, local_cop
         "store.s3": {**bucket.section, "local_copy": local_copy, "max_size": str(ROOM), "keep": keep},
     }
     mirror = ForkedMirror(directory, simulator.api_url, sections, bucket.server.environ)
+    mirror.timings = TIMINGS
     mirror.constants = CONSTANTS
     return mirror
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Download, fetch
 from tests.support.processes import eventually
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import CONSTANTS, HIT, MIB, SIZE, STORED, WELL, Replicas, health
+from tests.support.s3.replicas import HIT, MIB, SIZE, STORED, TIMINGS, WELL, Replicas, health
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
@@ -79,7 +80,7 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
 
     front.trouble(trouble)
     mirror = replicas.make(local_copy=local_copy)
-    mirror.constants = {**CONSTANTS, "mirror.store.s3.journal:PUBLISHING": 0.5}
+    mirror.timings = replace(TIMINGS, publishing=0.5)
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(lambda: words in health(mirror).degraded, what="word of it")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
-from tests.support.s3.fleet import CONSTANTS, PART, RATE, SIZE, Fleet, Progress, all_have, arrived, assert_right
+from tests.support.s3.fleet import (
+    PART,
+    RATE,
+    SIZE,
+    TIMINGS,
+    Fleet,
+    Progress,
+    all_have,
+    arrived,
+    assert_right,
+)
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
@@ -54,7 +65,7 @@ def test_who_comes_late_to_a_follower_gets_the_image_though_the_parts_have_gone_
     simulator.fault(Fault("store", hang_after=SIZE - PART // 4))
     fleet = Fleet(tmp_path, bucket, simulator, 2, local_copy=False)
     holder, follower = fleet.mirrors
-    follower.constants = {**CONSTANTS, "mirror.store.s3.coordinator:FOLLOW": 5.0}
+    follower.timings = replace(TIMINGS, follow=5.0)
     with fleet:
         outcomes = fleet.fetch(holder)
         eventually(arrived(fleet, 0.8))

@@ -17,6 +17,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from mirror.common import schedule
+from mirror.store.s3.timings import Timings
+from mirror.wiring import mirror as wiring
 from tests.support.forking import fork
 from tests.support.processes import MirrorProcess, Process
 
@@ -52,18 +54,19 @@ class Steps:
 class ForkedMirror(MirrorProcess):
     """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given.
 
-    `constants` of the mirror's modules have other values in it: by module and name, with a colon between. Its schedule
-    sees the time that the file `clock` says, if there is one.
+    `timings` are what its bucket has. `constants` of the mirror's modules have other values in it: by module and name,
+    with a colon between. Its schedule sees the time that the file `clock` says, if there is one.
     """
 
     steps: Steps | None = None
     clock: Path | None = None
+    timings: Timings | None = None
     constants: Mapping[str, float] = MappingProxyType({})
 
     def _launch(self) -> Process:
         assert not self.through, "only a command can be run through another one"
         assert not self.passed, "only a command inherits descriptors"
-        change = partial(_change, self.store, self.steps, dict(self.constants), self.clock)
+        change = partial(_change, self.store, self.steps, self.timings, dict(self.constants), self.clock)
         serve = ["serve", "-c", str(self.config_file)]
         return fork(serve, self.environ, output=self.log_file, errors=self.log_file, prepare=change)
 
@@ -82,12 +85,16 @@ class ForkedMirror(MirrorProcess):
         new.replace(self.clock)
 
 
-def _change(store: Path, steps: Steps | None, constants: Mapping[str, float], clock: Path | None) -> None:
+def _change(
+    store: Path, steps: Steps | None, timings: Timings | None, constants: Mapping[str, float], clock: Path | None
+) -> None:
     """Make the changes in the process that will be the mirror."""
     if steps is not None:
         _Watched(store, steps).interpose()
     if clock is not None:
         schedule.now = lambda: datetime.fromisoformat(clock.read_text())
+    if timings is not None:
+        wiring.open_stores = partial(wiring.open_stores, timings=timings)  # type: ignore[attr-defined]
     for constant, value in constants.items():
         module, _, name = constant.partition(":")
         imported = importlib.import_module(module)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mirror.simulator.client import Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.downloads import Download, Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -25,13 +26,7 @@ CRAWL = 5e4
 LEASE = 3.0
 """Seconds that a lease lives here; servers tell times in whole seconds."""
 
-CONSTANTS = {
-    "mirror.store.s3.lease:LEASE": LEASE,
-    "mirror.store.s3.lease_keeper:RENEW": 1.0,
-    "mirror.store.s3.upload:FLUSH": 1.0,
-    "mirror.store.s3.parts:PART": PART,
-    "mirror.store.s3.coordinator:LOOK_AGAIN": 1.0,
-}
+TIMINGS = Timings(lease=LEASE, renew=1.0, flush=1.0, cut_off=1.0)
 
 
 class Fleet:
@@ -60,7 +55,8 @@ class Fleet:
             for number in range(count)
         ]
         for mirror in self.mirrors:
-            mirror.constants = CONSTANTS
+            mirror.timings = TIMINGS
+            mirror.constants = {"mirror.store.s3.parts:PART": PART}
         self._running = ExitStack()
         self._clients = ThreadPoolExecutor(64)
 
