@@ -21,6 +21,8 @@ from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
 from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
+from mirror.registry.catalog import Entries
+from mirror.registry.tags import LATEST
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
@@ -43,6 +45,7 @@ class _Found:
     health: Health = Health()  # noqa: RUF009 - frozen
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
+    entries: Entries = Entries()  # noqa: RUF009 - frozen
 
 
 class Overview:
@@ -131,7 +134,7 @@ class Overview:
             current=current,
             upstream=replace(self._processes.upstream, url=mirror.config.upstream.url),
             fills=self._processes.fills,
-            images=[_line(info, current) for info in found.images],
+            images=[_line(info, current, found.entries) for info in found.images],
             rooms=found.rooms,
             today=self._history.today,
             events=self._processes.events,
@@ -143,7 +146,7 @@ class Overview:
         )
 
     async def _search(self) -> _Found:
-        stores = self._mirror.stores
+        mirror, stores = self._mirror, self._mirror.stores
         health = await self._health()
         trouble = await stores.trouble()
         try:
@@ -170,7 +173,11 @@ class Overview:
                     used, limit, largest = bounded.used, bounded.limit, bounded.largest
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
             rooms.append(room)
-        return _Found(health, images, rooms)
+        entries = Entries()
+        if mirror.registry is not None and mirror.registry.offer is not None:
+            with contextlib.suppress(StoreUnavailable):
+                entries = await mirror.registry.offer.catalog.entries()
+        return _Found(health, images, rooms, entries)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()
@@ -199,8 +206,9 @@ class Overview:
         return iter(()) if self._status is None else gauges(self._status, self._mirror.config)
 
 
-def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
+def _line(info: StoredInfo, current: CurrentImage | None, entries: Entries) -> ImageLine:
     metadata = info.metadata
+    entry, is_current = entries.by_hash(metadata.hash), current is not None and current.hash == metadata.hash
     return ImageLine(
         metadata.hash,
         metadata.filename,
@@ -210,6 +218,8 @@ def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
         info.last_served_at,
         info.verified_at,
         info.pinned,
-        current is not None and current.hash == metadata.hash,
+        is_current,
         info.places,
+        [*entries.tags_of(metadata.hash), *([LATEST] if is_current else ())] if entry else (),
+        entry.state if entry else None,
     )

@@ -169,14 +169,13 @@ def _pull(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     from mirror.cli import ls
-    from mirror.images.describe import describe
 
     settings = _settings(options)
-    lines = ls.read(settings)
+    listing = ls.read(settings)
     if options.json:
-        _print_json([describe(line.info, current=line.current) for line in lines])
+        _print_json(listing.describe())
     else:
-        ls.write(lines, settings, sys.stdout)
+        ls.write(listing, settings, sys.stdout)
     return 0
 
 

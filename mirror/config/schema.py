@@ -33,6 +33,7 @@ from mirror.config.types import (
     Port,
     PresignDuration,
     Rate,
+    Repository,
     RequiredWindow,
     Routes,
     Size,
@@ -144,6 +145,13 @@ class Prefetch(Section):
     window: OptionalWindow = None
 
 
+class Registry(Section):
+    """`[registry]`: stored images as a read-only container registry."""
+
+    enabled: Flag = True
+    repository: Repository = "datarobot/datarobot-portable-prediction-api"
+
+
 class Log(Section):
     """`[log]`: what is written to standard error, and how."""
 
@@ -160,6 +168,7 @@ class Config(Section):
     auth: Auth = Auth()
     store: Store = Store()
     prefetch: Prefetch = Prefetch()
+    registry: Registry = Registry()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -25,12 +25,14 @@ from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import ConfigError
 from mirror.model.metadata import ImageMetadata
 from mirror.model.status import Health, StoreState
+from mirror.registry.progress import shared_progress
 from mirror.store.base import StoreUnavailable
 from mirror.upstream import loop_detection as loop
 from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
+from mirror.wiring.registry import Registry, registry_of
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Mirror:
     library: Library
     metrics: Metrics
     name: str
+    registry: Registry | None = None
     parts: list[Part] = field(default_factory=list)
 
     async def health(self, store: StoreState, stuck: str | None = None) -> Health:
@@ -76,6 +79,8 @@ class Mirror:
             said.append(self.stores.bucket.full)
         if store.trouble is not None and not said:
             said.append(store.trouble)
+        if self.registry is not None:
+            said += await self.registry.degraded()
         if self.upstream is None and trouble.keys() == self.stores.places.keys() and not await self._disk_gives():
             return Health(reasons=said)
         return Health(degraded=said)
@@ -90,21 +95,25 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Memory that the processes of a mirror share: which callers upstream refused, and which images had wrong bytes."""
+    """Memory that the processes of a mirror share.
+
+    It says which callers upstream refused, which images had wrong bytes, and how far those are that are being indexed.
+    """
 
     refused: SharedNotes
     wrong: SharedNotes
+    indexing: SharedNotes
 
     @classmethod
-    def of(cls, descriptors: Sequence[int | None] = (None, None)) -> "Shared":
+    def of(cls, descriptors: Sequence[int | None] = (None, None, None)) -> "Shared":
         """Open the memory of another process by its `descriptors`, or make new memory."""
-        refused, wrong = descriptors
-        return cls(shared_refusals(refused), shared_wrong_bytes(wrong))
+        refused, wrong, indexing = descriptors
+        return cls(shared_refusals(refused), shared_wrong_bytes(wrong), shared_progress(indexing))
 
     @property
     def descriptors(self) -> Sequence[int]:
         """The descriptors by which another process opens the memory."""
-        return self.refused.descriptor, self.wrong.descriptor
+        return self.refused.descriptor, self.wrong.descriptor, self.indexing.descriptor
 
 
 @asynccontextmanager
@@ -182,7 +191,9 @@ async def open_mirror(
             wrong=shared.wrong if shared else None,
         )
         stack.push_async_callback(library.stop)
-        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name)
+        notes = shared.indexing if shared else None
+        registry = registry_of(config, stores.disk, metadata_cache, library, pool, metrics, notes)
+        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, registry)
         mirror.parts += _parts(mirror, environ)
         yield mirror
 

@@ -176,6 +176,7 @@ def test_check_writes_a_line_for_each_thing_and_exits_0_when_all_is_well(mirror:
         ("note", "tls"),
         ("ok", "server"),
         ("ok", "admin"),
+        ("note", "registry"),
     ]
     assert not mirror.store.exists()
 

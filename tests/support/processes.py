@@ -99,6 +99,8 @@ class MirrorProcess:
             "upstream": {"url": upstream_url},
             "auth": {},
             "store": {"path": str(self.store), "min_free": "1MiB"},
+            # The images of most tests are random bytes: without an archive there is nothing to pull, which is degraded.
+            "registry": {"enabled": bool(sections and "registry" in sections)},
             "log": {"level": "debug", "format": "json"},
         }
         for name, values in (sections or {}).items():

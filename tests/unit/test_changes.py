@@ -38,6 +38,8 @@ OTHER: dict[str, Any] = {
     "store.s3.public_endpoint_url": "https://s3.example",
     "prefetch.enabled": "true",
     "prefetch.window": "22:00-06:00",
+    "registry.enabled": "false",
+    "registry.repository": "other/image",
     "log.level": "debug",
     "log.format": "json",
 }
