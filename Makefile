@@ -34,7 +34,7 @@ quick: lint                 ## that, pure logic and the disk store: while you wo
 check: lint                 ## that, and the whole suite: in parallel, and then what measures time or memory, alone
 	@failed=0; \
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak and not alone' $(ARGS) || failed=1; \
-	$(BIN)/python -m pytest -m alone $(or $(ARGS),$$(grep -rl 'mark[.]alone' tests)) || [ $$? -eq 5 ] || failed=1; \
+	$(BIN)/python -m pytest -m alone $(or $(ARGS),$$(grep -rl --include=*.py 'mark[.]alone' tests)) || [ $$? -eq 5 ] || failed=1; \
 	exit $$failed  # (5: ARGS leaves none of them)
 
 coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure logic and the disk store reach
