@@ -35,13 +35,6 @@ from mirror.store.s3.objects import ConditionFailed, Version
 
 log = logging.getLogger(__name__)
 
-LATELY = 900.0
-"""Seconds for which an image that was stored, or served by any replica, counts as being served."""
-
-TURN = 10.0
-"""Seconds to wait while another replica evicts; then we evict too."""
-
-PAUSE = 0.5
 
 ROOM = "room"
 """The lease of the replica that evicts."""
@@ -87,7 +80,7 @@ class BucketSpace:
         self._images = images
         self._versions = versions
         self._read = read
-        self._lately = timedelta(seconds=max(LATELY, bounds.lately))
+        self._lately = timedelta(seconds=max(bucket.timings.lately, bounds.lately))
 
     async def use(self) -> Use:
         """Return how full it is. Raises BucketFailed."""
@@ -256,14 +249,14 @@ class BucketSpace:
         """Wait to be the only replica that evicts, if the server supports `conditions`; but not for long."""
         lease, note = self._lease(ROOM), LeaseNote(secrets.token_hex(8), 1)
         clock = asyncio.get_running_loop().time
-        until = clock() + TURN
+        until = clock() + self._bucket.timings.turn
         while conditions:
             held = await lease.look()
             if (held is None or held.free) and await lease.take(note, held):
                 break
             if clock() > until:
                 break
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._bucket.timings.turn_pause)
         try:
             yield
         finally:
