@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from mirror.common.log import event
+from mirror.images.scrub import quarantined
 from mirror.model.errors import BadRequest, MirrorError, UsageError
 from mirror.model.status import Done
 from mirror.store.disk.verification import Verdict
@@ -86,6 +87,8 @@ class Operator:
                 good = verified.verdict is Verdict.GOOD
                 if not good:
                     self._mirror.metrics.unverified.labels("scrub").inc()
+                if verified.bad:
+                    self._mirror.notify(quarantined(verified))
                 said = event("image.verified" if good else "image.bad", image=image_hash, place=name)
                 log.log(
                     logging.INFO if good else logging.ERROR,

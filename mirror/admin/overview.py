@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from mirror import __version__
 from mirror.admin.all_processes import AllMetrics, AllProcesses
 from mirror.admin.gauges import gauges
+from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.traffic_history import History
 from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
@@ -56,12 +57,14 @@ class Overview:
         health: Callable[[], Awaitable[Health]],
         prefetch: Callable[[], PrefetchState],
         clients: ClientProcesses,
+        hooks: Hooks,
     ) -> None:
         self._mirror = mirror
         self._processes = processes
         self._health = health
         self._prefetch = prefetch
         self._clients = clients
+        self._hooks = hooks
         self._history = History(mirror.config.store.path / "history.json")
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
@@ -140,6 +143,7 @@ class Overview:
             workers=self._clients.count,
             workers_missing=self._clients.missing,
             needs_token=mirror.config.admin.token_file is not None,
+            hooks=await self._hooks.lines(),
         )
 
     async def _search(self) -> _Found:

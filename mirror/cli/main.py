@@ -281,6 +281,14 @@ def _get(options: argparse.Namespace) -> int:
     return 0
 
 
+def _hooks(options: argparse.Namespace) -> int:
+    from mirror.cli import hooks
+
+    options.log_level = options.log_level or "info"  # a command's output
+    print(hooks.test(_settings(options), os.environ, options.name))
+    return 0
+
+
 def _completion(options: argparse.Namespace) -> int:
     from mirror.cli import completion
 
@@ -313,6 +321,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "import": _import,
     "get": _get,
+    "hooks": _hooks,
     "demo": _demo,
     "completion": _completion,
 }

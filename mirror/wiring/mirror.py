@@ -24,6 +24,7 @@ from mirror.images.wrong_bytes import shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import ConfigError
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.model.status import Health, StoreState
 from mirror.store.base import StoreUnavailable
 from mirror.upstream import loop_detection as loop
@@ -31,6 +32,7 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
+from mirror.wiring.notices import once_in_a_fleet, telling_of_evictions
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class Mirror:
     """The parts of one mirror, open and connected.
 
     `own` is its own credential; loops are found by `name` (`mirror.upstream.loop_detection`). `config` is the running
-    configuration; `parts` apply another one. Code that builds more parts adds them.
+    configuration; `parts` apply another one. Code that builds more parts adds them. `notify` tells hooks what happened.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class Mirror:
     library: Library
     metrics: Metrics
     name: str
+    notify: Notify
     parts: list[Part] = field(default_factory=list)
 
     async def health(self, store: StoreState, stuck: str | None = None) -> Health:
@@ -117,6 +120,7 @@ async def open_mirror(
     throttle: Throttle | None = None,
     shared: Shared | None = None,
     name: str | None = None,
+    notify: Notify = tell_nobody,
 ) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners. When the context ends its fills are stopped, and their partials kept.
 
@@ -134,7 +138,9 @@ async def open_mirror(
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        stores = await stack.enter_async_context(open_stores(config, pool, metrics.evictions.inc))
+        stores = await stack.enter_async_context(
+            open_stores(config, pool, telling_of_evictions(notify, metrics.evictions.inc))
+        )
         store = stores.front
         try:
             await disk_store(config, pool).prepare()  # without a local copy it still holds the notes
@@ -142,6 +148,7 @@ async def open_mirror(
             if needs_store:
                 raise
             log.error("%s", error, extra=event("store.failing"))
+            notify(Notification(Kind.STORE_FAILING, error.message))
         if throttle is None:
             throttle = Throttle()
             await stack.enter_async_context(RateSchedule(throttle, config.upstream).kept())
@@ -152,7 +159,9 @@ async def open_mirror(
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
 
-        metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool, bring)
+        metadata_cache = await loaded_metadata_cache(
+            config, upstream, stores, pool, bring, once_in_a_fleet(stores.bucket, notify)
+        )
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
@@ -180,9 +189,10 @@ async def open_mirror(
             changed=metadata_cache.expire,
             metrics=metrics,
             wrong=shared.wrong if shared else None,
+            notify=notify,
         )
         stack.push_async_callback(library.stop)
-        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name)
+        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, notify)
         mirror.parts += _parts(mirror, environ)
         yield mirror
 
@@ -243,7 +253,12 @@ def _upstream(
 
 
 async def loaded_metadata_cache(
-    config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
+    config: Config,
+    upstream: Upstream | None,
+    stores: Stores,
+    pool: Executor,
+    bring: Bring = lambda *_: None,
+    notify: Notify = tell_nobody,
 ) -> MetadataCache:
     """Make the metadata cache and load what was known earlier. `bring` fetches a new image under `when_stored`."""
     rollover = None
@@ -254,6 +269,7 @@ async def loaded_metadata_cache(
             pause=config.upstream.metadata_ttl,
             note=config.store.path / SHOWN,
             pool=pool,
+            notify=notify,
         )
     metadata_cache = MetadataCache(
         upstream,
@@ -265,6 +281,7 @@ async def loaded_metadata_cache(
         rollover=rollover,
         shared=stores.note,
         clock=Clock(),
+        notify=notify,
     )
     await metadata_cache.load()
     return metadata_cache

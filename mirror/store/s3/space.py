@@ -50,13 +50,13 @@ ROOM = "room"
 class Bounds:
     """Bounds of at most `max_size` bytes, evicting in the order of `retention`.
 
-    What was served less than `lately` seconds ago stays. `evicted` is called for each image that is evicted.
+    What was served less than `lately` seconds ago stays. `evicted` is called with the hash of each evicted image.
     """
 
     max_size: int
     retention: Retention
     lately: float = 0.0
-    evicted: Callable[[], None] = lambda: None
+    evicted: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class BucketSpace:
             extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
         )
         if removal.kind is Kind.IMAGE:
-            self._bounds.evicted()
+            self._bounds.evicted(image_hash)
         return True
 
     async def _remove(self, image_hash: str, lying: _Lying, conditions: bool) -> bool:
