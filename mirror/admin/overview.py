@@ -15,12 +15,13 @@ from prometheus_client.metrics_core import Metric
 
 from mirror import __version__
 from mirror.admin.all_processes import AllMetrics, AllProcesses
+from mirror.admin.audit import Audit
 from mirror.admin.gauges import gauges
 from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.traffic_history import History
 from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
-from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
+from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
@@ -34,6 +35,9 @@ STORES_FRESH = 2.0
 BUCKET_FRESH = 15.0
 """The same with a bucket, which is further away."""
 
+AUDITED = 20
+"""How many records of what operators did are shown."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +48,7 @@ class _Found:
     health: Health = Health()  # noqa: RUF009 - frozen
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
+    audit: Sequence[AuditLine] = ()
 
 
 class Overview:
@@ -66,6 +71,7 @@ class Overview:
         self._clients = clients
         self._hooks = hooks
         self._history = History(mirror.config.store.path / "history.json")
+        self._audit = Audit(mirror.config.store.path)
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
         self._looking = asyncio.Lock()
@@ -144,6 +150,7 @@ class Overview:
             workers_missing=self._clients.missing,
             needs_token=mirror.config.admin.token_file is not None,
             hooks=await self._hooks.lines(),
+            audit=found.audit,
         )
 
     async def _search(self) -> _Found:
@@ -174,7 +181,8 @@ class Overview:
                     used, limit, largest = bounded.used, bounded.limit, bounded.largest
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
             rooms.append(room)
-        return _Found(health, images, rooms)
+        audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
+        return _Found(health, images, rooms, audit)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()

@@ -171,6 +171,17 @@ class PrefetchState:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditLine:
+    """Something that an operator did. `who` is a user of this machine, or an address; `what` is an image, or words."""
+
+    at: datetime
+    who: str
+    action: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class HookLine:
     """A hook: `where` its events go, and how many are `queued`. `trouble` says why the first of them was not taken.
 
@@ -207,6 +218,7 @@ class Status:
     workers_missing: int
     needs_token: bool
     hooks: Sequence[HookLine] = ()
+    audit: Sequence[AuditLine] = ()
 
 
 def as_json(value: object) -> object:

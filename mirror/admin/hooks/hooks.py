@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
+from mirror.admin.audit import Audit
 from mirror.admin.hooks.command import Command
 from mirror.admin.hooks.delivery import Delivery, Route
 from mirror.admin.hooks.publisher import Publisher
 from mirror.admin.hooks.target import Target
 from mirror.admin.hooks.webhook import Webhook
 from mirror.common.metrics import Metrics
+from mirror.common.tasks import BackgroundTasks
 from mirror.config import Config, Hook
 from mirror.config.reloadable import Ready
 from mirror.model.status import HookLine
@@ -23,6 +26,9 @@ class Hooks:
     def __init__(self, config: Config, environ: Mapping[str, str], metrics: Metrics) -> None:
         self._environ = environ
         self._delivery = Delivery(config.store.path / "hooks", metrics)
+        self._audit = Audit(config.store.path)
+        self._hooks = config.hooks
+        self._background = BackgroundTasks()
         self.publisher = Publisher(config, metrics, self._delivery.moved)
 
     async def lines(self) -> Sequence[HookLine]:
@@ -41,6 +47,9 @@ class Hooks:
             raise
 
         def apply() -> None:
+            if config.hooks != self._hooks:
+                self._background.start(self._record(self._hooks, config.hooks), "record that hooks have changed")
+            self._hooks = config.hooks
             self.publisher.take_up(config)
             queues = self.publisher.queues
             named = zip(config.hooks, targets, strict=True)
@@ -61,7 +70,15 @@ class Hooks:
             if mirror.config.hooks and mirror.stores.bucket is None:
                 with suppress(StoreUnavailable):
                     await self._catch_up(mirror)
-            yield
+            try:
+                yield
+            finally:
+                await self._background.settled()
+
+    async def _record(self, before: Sequence[Hook], after: Sequence[Hook]) -> None:
+        names = dict.fromkeys(hook.name for hook in (*before, *after) if hook not in before or hook not in after)
+        note = partial(self._audit.note, "SIGHUP", "change hooks", ", ".join(names), "done")
+        await asyncio.get_running_loop().run_in_executor(None, note)
 
     async def _catch_up(self, mirror: Mirror) -> None:
         stored = [info.metadata for info in await mirror.stores.front.list()]
