@@ -57,7 +57,8 @@ class Audit:
         try:
             self._append(_LINE.dump_json(line) + b"\n")
         except OSError as error:
-            level = logging.DEBUG if failed else logging.WARNING
+            there_is_a_store = not isinstance(error, FileNotFoundError)
+            level = logging.WARNING if there_is_a_store and not failed else logging.DEBUG
             log.log(level, "%s cannot be written: %s", self._file, error.strerror, extra=event("note.unwritten"))
 
     @contextmanager

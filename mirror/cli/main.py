@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from mirror.cli.parser import build_parser
@@ -20,8 +20,6 @@ from mirror.process import standard_streams
 from mirror.process.interrupt import interrupted_by_sigterm
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from mirror.admin.audit import Recorded
     from mirror.cli.findings import Finding
     from mirror.config import Config
@@ -99,7 +97,7 @@ def _settings(options: argparse.Namespace) -> "Config":
     return settings
 
 
-def _recorded(settings: "Config", action: str, what: str) -> "AbstractContextManager[Recorded]":
+def _recorded(settings: "Config", action: str, what: str) -> AbstractContextManager["Recorded"]:
     """Record for the audit what is done within the context."""
     from mirror.admin.audit import Audit, user
 
