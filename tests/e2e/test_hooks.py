@@ -11,7 +11,7 @@ import pytest
 
 from mirror.simulator.client import Fault, Simulator
 from mirror.simulator.images import Image
-from tests.support.admin import metric, status_of
+from tests.support.admin import ask_admin, metric, status_of
 from tests.support.certificates import certificate
 from tests.support.commands import run
 from tests.support.downloads import Download
@@ -159,6 +159,10 @@ def test_a_receiver_that_does_not_want_it_any_more_gets_the_next_all_the_same(
     assert "hook.given_up" in mirror.actions()
     shown = status_of(mirror)["hooks"][0]
     assert (shown["name"], shown["givenUp"]) == ("it", 1)
+    page = ask_admin(mirror, "GET", "/").body.decode()
+    assert "1 given up" in page
+    assert "http://127.0.0.1:" in page
+    assert "a-secret-of-the-receiver" not in page
     assert metric(mirror, "hook_deliveries_total", hook="it", outcome="given_up") == 1
 
 

@@ -60,7 +60,7 @@ class Webhook:
         """Open it. Raises ConfigError when the file of its secret or of its authorities cannot be used."""
         loop = asyncio.get_running_loop()
         keys = await loop.run_in_executor(None, load_keys, hook)
-        tls = await loop.run_in_executor(None, _trusting, hook)
+        tls = await loop.run_in_executor(None, trusting, hook)
         return cls(hook, keys, tls, Proxies.of(Upstream(), environ))
 
     async def deliver(self, cloud_event: CloudEvent) -> str:
@@ -168,7 +168,7 @@ def load_keys(hook: Hook) -> Sequence[bytes]:
     return keys
 
 
-def _trusting(hook: Hook) -> ssl.SSLContext:
+def trusting(hook: Hook) -> ssl.SSLContext:
     """Trust the system's authorities and those of `ca_file`. Raises ConfigError."""
     context = ssl.create_default_context()
     if hook.ca_file is not None:
