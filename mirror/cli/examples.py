@@ -57,6 +57,8 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror import /media/dvd1 /media/dvd2 /media/dvd3           volumes on several media
   pps-mirror import /media/stick --trust /etc/pps-mirror/signers  only if one of these signed it
   pps-mirror import image.tar.gz metadata.json                    what curl brought from DataRobot""",
+    "hooks": """\
+  pps-mirror hooks test chat -c config.toml        does the hook named chat get there, and what does it answer""",
     "demo": """\
   pps-mirror demo                                  until Ctrl-C
   pps-mirror demo --once --size 256MiB --rate 50MB/s""",

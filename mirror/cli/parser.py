@@ -199,6 +199,14 @@ def build_parser() -> argparse.ArgumentParser:
             "that redirects. It needs no configuration.",
         )
     )
+    hooks = add(
+        "hooks",
+        "try a hook of the configuration",
+        "It sends an event of the type hook.test to the hook's url, or runs its command with that, now and once, past "
+        "the queue, and shows the answer. The exit status is 1 if the event was not taken.",
+    )
+    hooks.add_argument("action", choices=("test",), help="what to do")
+    hooks.add_argument("name", metavar="NAME", help="the name of the hook in the configuration")
     demo = add(
         "demo",
         "show the mirror at work, with a simulated DataRobot",

@@ -1,6 +1,6 @@
 """Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.gauges`.
 
-Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
+Base units, and labels of which there are few: never a file's name, a hash, a client. Each process counts on its own;
 `mirror.admin.all_processes` adds up what its processes counted.
 """
 
@@ -70,6 +70,7 @@ class Metrics:
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
         self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
         self.admin_refusals = counter("admin_refusals", "Admin tokens that were refused.", "reason")
+        self.hook_deliveries = counter("hook_deliveries", "Attempts to tell a hook of an event.", "hook", "outcome")
         self.log_lines_lost = counter("log_lines_lost", "Lines of the log that were not written.")
 
         self._begin_at_zero()

@@ -17,13 +17,14 @@ from mirror.common.clock import Clock
 from mirror.common.units import format_duration
 from mirror.config import Upstream as UpstreamConfig
 from mirror.images.last_answer import LastAnswer, SharedNote, time_of
-from mirror.images.rollover import WhenStored
+from mirror.images.rollover import WhenStored, became_current
 from mirror.images.upstream_health import Away, UpstreamHealth
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import NotFound
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
+from mirror.model.notification import Notify, tell_nobody
 from mirror.model.status import UpstreamState
 from mirror.store.base import BlobStore
 
@@ -62,14 +63,16 @@ class MetadataCache:
         rollover: WhenStored | None = None,
         shared: SharedNote | None = None,
         clock: Clock,
+        notify: Notify = tell_nobody,
     ) -> None:
         self._ask = ask
         self._store = store
         self._ttl = ttl
         self._stale_if_error = stale_if_error
         self._rollover = rollover
+        self._notify = notify
         self._clock = clock
-        self._health = UpstreamHealth(lambda: time_of(clock, clock.steady()))
+        self._health = UpstreamHealth(lambda: time_of(clock, clock.steady()), notify=notify)
         self._last = LastAnswer(note, pool, clock, shared=shared, timeless=ask is None)
         self._confirmed = -math.inf  # when upstream last told this process what it last told any process
         self._learnt = -math.inf  # when the request began that gave the answer we have
@@ -188,7 +191,10 @@ class MetadataCache:
 
     async def _learn(self, metadata: ImageMetadata) -> None:
         self._confirmed = self._clock.steady()
+        before = self._last.metadata
         await self._last.write(metadata)
+        if self._rollover is None and (before is None or before.hash != metadata.hash):
+            self._notify(became_current(metadata))
 
     async def _named_here(self) -> ImageMetadata | None:
         """Return what is current where there is no upstream: what the last note names, else the newest image."""

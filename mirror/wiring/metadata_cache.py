@@ -6,6 +6,7 @@ from mirror.common.clock import Clock
 from mirror.config import Config
 from mirror.images.metadata_cache import Ask, MetadataCache
 from mirror.images.rollover import Bring, WhenStored
+from mirror.model.notification import Notify, tell_nobody
 from mirror.wiring.stores import Stores
 
 SHOWN = "shown.json"
@@ -13,7 +14,12 @@ SHOWN = "shown.json"
 
 
 async def loaded_metadata_cache(
-    config: Config, ask: Ask | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
+    config: Config,
+    ask: Ask | None,
+    stores: Stores,
+    pool: Executor,
+    bring: Bring = lambda *_: None,
+    notify: Notify = tell_nobody,
 ) -> MetadataCache:
     """Make the metadata cache and load what was known earlier. `bring` fetches a new image under `when_stored`."""
     rollover = None
@@ -24,6 +30,7 @@ async def loaded_metadata_cache(
             pause=config.upstream.metadata_ttl,
             note=config.store.path / SHOWN,
             pool=pool,
+            notify=notify,
         )
     metadata_cache = MetadataCache(
         ask,
@@ -35,6 +42,7 @@ async def loaded_metadata_cache(
         rollover=rollover,
         shared=stores.note,
         clock=Clock(),
+        notify=notify,
     )
     await metadata_cache.load()
     return metadata_cache

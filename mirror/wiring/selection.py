@@ -14,9 +14,11 @@ from mirror.config import Config
 from mirror.model.caller import Caller
 from mirror.model.errors import MirrorError, NotFound, UsageError
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Notify, tell_nobody
 from mirror.store.base import StoredInfo
 from mirror.store.disk.store import DiskStore
 from mirror.wiring.metadata_cache import loaded_metadata_cache
+from mirror.wiring.notices import telling_of_evictions
 from mirror.wiring.stores import Stores, open_stores
 
 if TYPE_CHECKING:
@@ -111,10 +113,10 @@ class NotRemoved(MirrorError):
 
 
 @asynccontextmanager
-async def open_selection(config: Config) -> AsyncIterator[Selection]:
+async def open_selection(config: Config, notify: Notify = tell_nobody) -> AsyncIterator[Selection]:
     """Open the stores of a configuration and look up their images. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
-        async with open_stores(config, pool) as stores:
+        async with open_stores(config, pool, telling_of_evictions(notify)) as stores:
             yield await Selection.of(config, stores, await lines(config, stores, pool))
 
 

@@ -12,6 +12,7 @@ from mirror.model.errors import ConfigError
 from tests.support.documents import DOCS, ROOT, Document
 
 OTHER: dict[str, Any] = {
+    "hooks": '[{name = "told", url = "https://ci.example.com/", events = ["image.stored"]}]',
     "server.host": "127.0.0.1",
     "server.port": 9000,
     "server.tls_cert": "other.pem",
