@@ -90,6 +90,12 @@ def _age(moment: datetime, status: Status) -> float:
 
 
 _GAUGES = (
+    Gauge(
+        "hook_queue_events",
+        "Events that wait for a hook's receiver.",
+        ("hook",),
+        lambda status, _: (((hook.name,), hook.queued) for hook in status.hooks),
+    ),
     Gauge("build_info", "Which version runs, on which Python.", ("version", "python"), _version),
     _one("ready", "1 when the mirror can serve.", lambda status, _: not status.health.reasons),
     _one("degraded", "1 when it has to do without something.", lambda status, _: bool(status.health.degraded)),

@@ -136,12 +136,24 @@ def test_help_names_every_command_and_shows_examples() -> None:
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["get", "--help"], ["completion", "bash"]])
 def test_help_version_and_completion_load_nothing_that_they_do_not_need(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mirror", *arguments], capture_output=True, text=True, check=True
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = _loaded(*arguments)
     assert "mirror.cli.parser" in loaded
     assert not loaded & {"asyncio", "aiohttp", "pydantic", "rich", "prometheus_client", "json"}
+
+
+def test_ls_loads_nothing_that_speaks_http(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    settings = {"PPS_MIRROR__STORE__PATH": str(tmp_path), "PPS_MIRROR__UPSTREAM__URL": "http://127.0.0.1:9"}
+    loaded = _loaded("ls", **settings)
+    assert "mirror.cli.ls" in loaded
+    assert not loaded & {"aiohttp", "yarl", "prometheus_client", "aiobotocore", "jinja2"}
+
+
+def _loaded(*arguments: str, **variables: str) -> set[str]:
+    """The modules that a command loads."""
+    command = [sys.executable, "-X", "importtime", "-m", "mirror", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
 
 def test_a_reader_that_has_left_is_no_traceback(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_what_is_no_archive_is_no_image_here_and_can_be_downloaded(tmp_path: Pat
     with pullable(tmp_path, [ImageSpec("random", size=MIB)]) as (simulator, mirror):
         with Download(mirror.image_url) as download:
             assert download.read_all().body == simulator.read("random")
-        eventually(lambda: "[index.refused]" in mirror.log(), 30, "the refusal")
+        eventually(lambda: "index.refused" in mirror.actions(), 30, "the refusal")
         answer = ask(mirror, "manifests/latest")
         assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
         assert "cannot be pulled" in answer.message

@@ -144,6 +144,20 @@ def test_an_archive_that_became_shorter_is_noticed(tmp_path: Path) -> None:
             image.read(index, index.layers[0])
 
 
+def test_a_refusal_is_forgotten_when_there_is_another_file(tmp_path: Path) -> None:
+    right = archive(layers=(make_tar({"etc/hostname": File(b"pps\n")}),))
+    with stored(tmp_path, right) as image:
+        path = image.directory / "image"
+        path.write_bytes(bytes([right[0] ^ 1]) + right[1:])  # one bit has rotted
+        with pytest.raises(NotAnArchive):
+            image.build()
+        with pytest.raises(NotAnArchive):
+            image.load()
+        path.unlink()
+        path.write_bytes(right)
+        assert image.load() is None
+
+
 def test_a_refusal_is_remembered_until_the_format_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with stored(tmp_path, b"no archive") as image:
         with pytest.raises(NotAnArchive):
