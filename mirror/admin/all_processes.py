@@ -73,14 +73,16 @@ class AllProcesses:
         return families
 
     def traffic(self) -> Traffic:
-        """Return the traffic since the mirror started."""
+        """Return the traffic since the mirror started. A pull from the registry counts as a download."""
         families = self.families()
         downloads = _by_label(families, "pps_mirror_downloads", "cache")
+        pulls = int(sum(families["pps_mirror_registry_pulls"].samples.values()))
+        pulled = sum(_by_label(families, "pps_mirror_registry_bytes", "kind").values())
         return Traffic(
-            served=int(sum(_by_label(families, "pps_mirror_served_bytes", "cache").values())),
+            served=int(sum(_by_label(families, "pps_mirror_served_bytes", "cache").values()) + pulled),
             fetched=int(_by_label(families, "pps_mirror_fetched_bytes", "origin").get("upstream", 0)),
-            downloads=int(sum(downloads.values())),
-            hits=int(sum(downloads.get(status.label, 0) for status in CacheStatus if status.is_hit)),
+            downloads=int(sum(downloads.values())) + pulls,
+            hits=int(sum(downloads.get(status.label, 0) for status in CacheStatus if status.is_hit)) + pulls,
         )
 
     @property

@@ -23,6 +23,8 @@ from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
 from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
+from mirror.registry.catalog import Entries
+from mirror.registry.tags import LATEST
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
@@ -49,6 +51,7 @@ class _Found:
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
     audit: Sequence[AuditLine] = ()
+    entries: Entries = Entries()  # noqa: RUF009 - frozen
 
 
 class Overview:
@@ -140,7 +143,7 @@ class Overview:
             current=current,
             upstream=replace(self._processes.upstream, url=mirror.config.upstream.url),
             fills=self._processes.fills,
-            images=[_line(info, current) for info in found.images],
+            images=[_line(info, current, found.entries) for info in found.images],
             rooms=found.rooms,
             today=self._history.today,
             events=self._processes.events,
@@ -154,7 +157,7 @@ class Overview:
         )
 
     async def _search(self) -> _Found:
-        stores = self._mirror.stores
+        mirror, stores = self._mirror, self._mirror.stores
         health = await self._health()
         trouble = await stores.trouble()
         try:
@@ -182,7 +185,11 @@ class Overview:
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
             rooms.append(room)
         audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
-        return _Found(health, images, rooms, audit)
+        entries = Entries()
+        if mirror.registry is not None and mirror.registry.offer is not None:
+            with contextlib.suppress(StoreUnavailable):
+                entries = await mirror.registry.offer.catalog.entries()
+        return _Found(health, images, rooms, audit, entries)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()
@@ -211,8 +218,9 @@ class Overview:
         return iter(()) if self._status is None else gauges(self._status, self._mirror.config)
 
 
-def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
+def _line(info: StoredInfo, current: CurrentImage | None, entries: Entries) -> ImageLine:
     metadata = info.metadata
+    entry, is_current = entries.by_hash(metadata.hash), current is not None and current.hash == metadata.hash
     return ImageLine(
         metadata.hash,
         metadata.filename,
@@ -222,6 +230,8 @@ def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
         info.last_served_at,
         info.verified_at,
         info.pinned,
-        current is not None and current.hash == metadata.hash,
+        is_current,
         info.places,
+        [*entries.tags_of(metadata.hash), *([LATEST] if is_current else ())] if entry else (),
+        entry.state if entry else None,
     )

@@ -32,7 +32,7 @@ from mirror.model.notification import Kind, Notification
 from mirror.model.source import Stream
 from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
-from mirror.wiring.mirror import loaded_metadata_cache
+from mirror.wiring.metadata_cache import loaded_metadata_cache
 from mirror.wiring.notices import once_in_a_fleet, telling_of_evictions
 from mirror.wiring.stores import Stores, disk_store, open_stores
 

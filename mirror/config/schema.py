@@ -34,6 +34,7 @@ from mirror.config.types import (
     Port,
     PresignDuration,
     Rate,
+    Repository,
     RequiredWindow,
     Routes,
     Size,
@@ -92,6 +93,7 @@ class Upstream(Section):
     proxy: OptionalProxy = None
     connect_timeout: Timeout = 10.0
     read_timeout: Timeout = MINUTE
+    connections: Annotated[int, whole(1, 16)] = 4
     metadata_ttl: Duration = 30.0
     stale_if_error: Duration = 30 * DAY
     redirect_hosts: HostPatterns = ()
@@ -145,6 +147,13 @@ class Prefetch(Section):
     window: OptionalWindow = None
 
 
+class Registry(Section):
+    """`[registry]`: stored images as a read-only container registry."""
+
+    enabled: Flag = True
+    repository: Repository = "datarobot/datarobot-portable-prediction-api"
+
+
 class Log(Section):
     """`[log]`: what is written to standard error, and how."""
 
@@ -175,6 +184,7 @@ class Config(Section):
     auth: Auth = Auth()
     store: Store = Store()
     prefetch: Prefetch = Prefetch()
+    registry: Registry = Registry()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ from mirror.serve.readiness import Phase, Readiness
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
 from mirror.wiring.mirror import Mirror, Shared, open_mirror
+from mirror.wiring.registry import NO_DISK
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _listening(server: Server) -> Sequence[socket.socket]:
 
 @asynccontextmanager
 async def _background(mirror: Mirror, prefetcher: Prefetcher) -> AsyncIterator[None]:
-    """Maintain the bucket, scrub and prefetch in the background while the context lasts."""
+    """Maintain the bucket, scrub, index and prefetch in the background while the context lasts."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(mirror.stores.kept(mirror.metadata_cache.known_hash))
         if mirror.stores.disk is not None:
@@ -166,6 +167,11 @@ async def _background(mirror: Mirror, prefetcher: Prefetcher) -> AsyncIterator[N
             )
             mirror.parts.append(at_once(lambda config: setattr(scrubber, "interval", config.store.scrub_interval)))
             await stack.enter_async_context(scrubber.running())
+        if mirror.registry is not None:
+            if mirror.registry.offer is None:
+                log.info("docker pull: %s", NO_DISK, extra=event("registry.empty"))
+            else:
+                await stack.enter_async_context(mirror.registry.offer.indexer.running())
         if mirror.upstream is not None:
             await stack.enter_async_context(prefetcher.running())
         yield

@@ -43,9 +43,9 @@ def main() -> int:
     with log.written_aside(config.log.level, config.log.format) as (verbosity, writer):
         writer.count_lost_with(metrics.log_lines_lost.inc)
         try:
-            throttle, refused, wrong, *passed = map(int, sys.argv[2:])
+            throttle, refused, wrong, indexing, *passed = map(int, sys.argv[2:])
             clients = [listening_socket(each, "clients") for each in passed]
-            shared = Shared.of((refused, wrong))
+            shared = Shared.of((refused, wrong, indexing))
             asyncio.run(
                 _serve(config, os.environ, verbosity, metrics, Throttle(throttle), shared, clients, sys.argv[1])
             )

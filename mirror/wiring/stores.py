@@ -16,6 +16,7 @@ from mirror.store.disk.store import DiskStore
 if TYPE_CHECKING:
     from mirror.store.s3.space import Bounds
     from mirror.store.s3.store import S3Store
+    from mirror.store.s3.timings import Timings
     from mirror.store.tiered import TieredStore
 
 
@@ -82,7 +83,9 @@ Evicted = Callable[[str, str], None]
 
 
 @asynccontextmanager
-async def open_stores(config: Config, pool: Executor, evicted: Evicted = lambda *_: None) -> AsyncIterator[Stores]:
+async def open_stores(
+    config: Config, pool: Executor, evicted: Evicted = lambda *_: None, timings: "Timings | None" = None
+) -> AsyncIterator[Stores]:
     """Open the stores of a configuration; they touch nothing until they are used."""
     disk = disk_store(config, pool, evicted)
     if config.store.s3.bucket is None:
@@ -94,7 +97,8 @@ async def open_stores(config: Config, pool: Executor, evicted: Evicted = lambda 
     from mirror.store.tiered import TieredStore
 
     holdback, directory, bounds = config.store.holdback, config.store.path, _bounds(config.store.s3, evicted)
-    async with opened_bucket(Bucket(config.store.s3), holdback=holdback, directory=directory, bounds=bounds) as bucket:
+    connected = Bucket(config.store.s3, timings)
+    async with opened_bucket(connected, holdback=holdback, directory=directory, bounds=bounds) as bucket:
         if config.store.s3.local_copy:
             tiered = TieredStore(disk, bucket)
             yield Stores(tiered, disk, bucket, tiered, BucketNote(bucket), evicted)

@@ -19,7 +19,9 @@ def test_every_panel_has_something_to_show_once_an_image_was_fetched(
 ) -> None:
     simulator.set_rate(MIB // 2)
     hooks = in_environment(hook(command=["/bin/true"]))
-    mirror = fresh_mirror({"auth": {"ttl": "0s"}}, environ={"DATAROBOT_API_TOKEN": TOKEN, **hooks})
+    mirror = fresh_mirror(
+        {"auth": {"ttl": "0s"}, "registry": {"enabled": True}}, environ={"DATAROBOT_API_TOKEN": TOKEN, **hooks}
+    )
     asked = list(expressions())
     assert len(asked) > 50
     with Prometheus(tmp_path / "prometheus", [mirror]) as prometheus:

@@ -41,7 +41,7 @@ def check(
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)
     found = {finding.check: finding for finding in checks.run(Config.model_validate(tree), environ or {}, None)}
-    assert list(found) == ["configuration", "upstream", "token", "store", "tls", "server", "admin"]
+    assert list(found) == ["configuration", "upstream", "token", "store", "tls", "server", "admin", "registry"]
     return found
 
 

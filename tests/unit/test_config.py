@@ -221,6 +221,13 @@ def test_a_bare_star_in_redirect_hosts_means_any_host(tmp_path: Path, complaint:
         ("[store.s3]\nserve = 'redirect'", "store.s3.serve = 'redirect' needs store.s3.bucket as well"),
         ("[store.s3]\nlocal_copy = 1", "store.s3.local_copy = 1: expected true or false"),
         ("[prefetch]\nwindow = '22-6'", "prefetch.window = '22-6': expected two different times of day"),
+        ("[registry]\nenabled = 'on'", "registry.enabled = 'on': expected true or false"),
+        ("[registry]\nrepository = 'Pps'", "registry.repository = 'Pps': expected a repository's name without a host"),
+        ("[registry]\nrepository = 'h:1/pps'", "registry.repository = 'h:1/pps': expected a repository's name without"),
+        (
+            "[registry]\nrepository = '/pps'",
+            "registry.repository = '/pps': expected a repository's name without a host",
+        ),
         ("[auth]\nmode = 'tokns'", "auth.mode = 'tokns': expected 'upstream', 'tokens' or 'open'"),
         ("[log]\nlevel = 'INFO'", "log.level = 'INFO': expected 'debug', 'info', 'warning' or 'error'"),
         ("[upstream]\npassthrough = [1]", "upstream.passthrough = [1]: expected a text"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mirror.access.tokens import Tokens
 from mirror.admin.hooks.webhook import load_keys, trusting
-from mirror.cli.check import listeners, store, upstream
+from mirror.cli.check import listeners, registry, store, upstream
 from mirror.cli.check.upstream import UpstreamAnswer, ask
 from mirror.cli.findings import Finding
 from mirror.common import time_zone as zone
@@ -27,11 +27,12 @@ def run(config: Config, environ: Mapping[str, str], file: Path | None) -> Iterat
 
 
 def here(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
-    """Check everything on our side: the list of tokens, the stores, the certificate, the listeners."""
+    """Check everything on our side: the list of tokens, the stores, the certificate, the listeners, docker pull."""
     if config.auth.mode == "tokens" and config.auth.tokens_file is not None:
         yield _tokens(config.auth.tokens_file)
     yield from store.examine(config, asked.image)
     yield from listeners.examine(config)
+    yield from registry.examine(config)
     yield from map(_hook, config.hooks)
 
 
