@@ -50,8 +50,8 @@ class _Found:
     health: Health = Health()  # noqa: RUF009 - frozen
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
-    audit: Sequence[AuditLine] = ()
     entries: Entries = Entries()  # noqa: RUF009 - frozen
+    audit: Sequence[AuditLine] = ()
 
 
 class Overview:
@@ -184,12 +184,12 @@ class Overview:
                     used, limit, largest = bounded.used, bounded.limit, bounded.largest
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
             rooms.append(room)
-        audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
         entries = Entries()
         if mirror.registry is not None and mirror.registry.offer is not None:
             with contextlib.suppress(StoreUnavailable):
                 entries = await mirror.registry.offer.catalog.entries()
-        return _Found(health, images, rooms, audit, entries)
+        audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
+        return _Found(health, images, rooms, entries, audit)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()

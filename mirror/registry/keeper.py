@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mirror.common.log import event
@@ -20,7 +21,7 @@ from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration
 from mirror.model.errors import MirrorError
 from mirror.model.metadata import ImageMetadata
-from mirror.model.notification import Kind, Notification, Notify
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.registry import indexer
 from mirror.registry.catalog import Catalog, Entry
 from mirror.registry.index import ArchiveIndex, NotAnArchive
@@ -39,9 +40,11 @@ RETRY = 60.0
 
 
 class Indexer:
-    """Indexes what `catalog` has without an index."""
+    """Indexes what `catalog` has without an index, and notifies of each image that can be pulled now."""
 
-    def __init__(self, catalog: Catalog, progress: IndexProgress, metrics: Metrics, notify: Notify) -> None:
+    def __init__(
+        self, catalog: Catalog, progress: IndexProgress, metrics: Metrics, notify: Notify = tell_nobody
+    ) -> None:
         self._catalog = catalog
         self._progress = progress
         self._metrics = metrics
@@ -107,7 +110,7 @@ class Indexer:
                     extra=event("index.failed", image=image_hash),
                 )
             else:
-                self._ready(image.metadata, index, time.monotonic() - began)
+                self._ready(metadata, index, time.monotonic() - began)
                 del self._failed[image_hash]
             finally:
                 self._progress.forget(image_hash)
@@ -140,9 +143,11 @@ class Indexer:
             log.warning("%s: %s", image_hash, warning, extra=event("index.warned", image=image_hash))
         ready = event("index.ready", image=image_hash)
         log.info("%s can be pulled: indexed in %s", image_hash, format_duration(seconds), extra=ready)
-        said = f"{image_hash} can be pulled from the registry"
         tags = (*of_metadata(metadata), *of_archive(index.repo_tags))
-        self._notify(Notification(Kind.IMAGE_INDEXED, said, image_hash, metadata, tags=tuple(dict.fromkeys(tags))))
+        can = Notification.about(
+            Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
+        )
+        self._notify(replace(can, tags=tuple(dict.fromkeys(tags))))
 
     def _refused(self, image_hash: str, reason: str) -> None:
         self._metrics.indexes.labels("refused").inc()

@@ -158,7 +158,7 @@ class SeveralRanges:
         if refusal is not None:
             self._use(1, str(refusal), math.inf if isinstance(refusal, NoRange) else LATER)
             return False
-        self._say("fill.connections", f"{self._now} connections: one gives {_rate(self._rate_of_one)} only")
+        self._say(f"{self._now} connections: one gives {_rate(self._rate_of_one)} only")
         return True
 
     async def _in_ranges(self, ranges: RangesInOrder) -> AsyncGenerator[bytes | memoryview, None]:
@@ -187,13 +187,14 @@ class SeveralRanges:
         self._limit = (connections, _clock() + seconds)
         words = f"{connections} connections: {reason}" if connections > 1 else f"one connection: {reason}"
         if seconds == math.inf:
-            self._say("fill.connections", words)
+            self._say(words)
         else:
-            self._say("fill.connections_refused", words, logging.WARNING)
+            refused = event("fill.connections_refused", image=self._image, connections=self._now)
+            log.warning("fill of %s goes on with %s", self._image, words, extra=refused)
 
-    def _say(self, what: str, words: str, level: int = logging.INFO) -> None:
-        said = event(what, image=self._image, connections=self._now)
-        log.log(level, "fill of %s goes on with %s", self._image, words, extra=said)
+    def _say(self, words: str) -> None:
+        several = event("fill.connections", image=self._image, connections=self._now)
+        log.info("fill of %s goes on with %s", self._image, words, extra=several)
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,7 +206,7 @@ async def open_mirror(
         notes = shared.indexing if shared else None
         registry = registry_of(config, stores.disk, metadata_cache, library, pool, metrics, notes, notify)
         mirror = Mirror(
-            *(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, notify, registry)
+            config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, notify, registry
         )
         mirror.parts += _parts(mirror, environ)
         yield mirror

@@ -8,7 +8,7 @@ from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.images.library import Library
 from mirror.images.metadata_cache import MetadataCache
-from mirror.model.notification import Notify
+from mirror.model.notification import Notify, tell_nobody
 from mirror.registry.catalog import Catalog
 from mirror.registry.keeper import Indexer
 from mirror.registry.progress import IndexProgress, shared_progress
@@ -61,7 +61,7 @@ def registry_of(
     pool: Executor,
     metrics: Metrics,
     notes: SharedNotes | None,
-    notify: Notify,
+    notify: Notify = tell_nobody,
 ) -> Registry | None:
     """Make the registry of a configuration; None when it is to have none."""
     if not config.registry.enabled:

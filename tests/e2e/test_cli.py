@@ -248,9 +248,9 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
     header, first, second = done.stdout.splitlines()
     assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED", "TAGS"]
     assert first.split()[:4] == [new[:12], "a-very-long-name-" * 5 + ".tar.gz", "5", "B"]
-    assert first.split()[-2:] == ["never", "yes"]  # current: without upstream that is the newest
+    assert first.split()[-3:] == ["never", "yes", "waiting"]  # current: without upstream that is the newest
     assert second.split()[0] == old[:12]
-    assert second.split()[-2:] == ["never", "yes"]  # pinned
+    assert second.split()[-3:] == ["never", "yes", "waiting"]  # pinned
     assert second.rstrip().index("yes", 60) > first.rstrip().index("yes", 60)
     with_upstream = run_really(
         "ls", "--json", PPS_MIRROR__STORE__PATH=str(tmp_path), PPS_MIRROR__UPSTREAM__URL="http://127.0.0.1:9"
