@@ -207,13 +207,13 @@ def test_a_receiver_with_a_certificate_of_the_site_is_trusted_by_ca_file_only(
         assert len(receiver.told) == 2
 
 
-@pytest.mark.parametrize("host", ["evil.localhost.example", "169.254.169.254", "[::ffff:169.254.1.1]"])
-def test_a_name_that_leads_to_this_machine_or_to_the_clouds_services_is_refused(host: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["169.254.169.254", "[::ffff:169.254.1.1]"])
+def test_the_clouds_services_are_refused(host: str, tmp_path: Path) -> None:
     file = tmp_path / "m.toml"
     file.write_text(in_file(hook(url=f"http://{host}:1/")))
     done = run("hooks", "test", "it", "-c", file)
     assert done.returncode == 1
-    assert ("refused" in done.stderr) == ("example" not in host)
+    assert "leads to a link-local address, which is refused" in done.stderr
 
 
 def test_redirects_to_this_machine_are_not_followed(
