@@ -23,6 +23,16 @@ _NEIGHBOURS = 8
 """Slots where a note of one name may be; when all are taken, the oldest goes."""
 
 
+@contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Lock the other processes out of what `descriptor` opens. Within one process, the event loop keeps order."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
 class SharedNotes:
     """At most `slots` notes of up to `longest` bytes, each good for `lasting` seconds after it was written.
 
@@ -54,7 +64,7 @@ class SharedNotes:
     def get(self, name: str) -> bytes | None:
         """Return the note of that name, from whichever process; None when there is none any more."""
         digest = self._digest(name)
-        with self._locked():
+        with locked(self.descriptor):
             for slot in self._slots_of(digest):
                 when, whose, length = _HEAD.unpack_from(self._memory, slot)
                 if whose == digest and self._holds(when):
@@ -67,7 +77,7 @@ class SharedNotes:
         if len(note) > self._longest:
             return
         digest = self._digest(name)
-        with self._locked():
+        with locked(self.descriptor):
             slot = min(self._slots_of(digest), key=lambda slot: self._age_at(slot, digest))
             _HEAD.pack_into(self._memory, slot, self._clock(), digest, len(note))
             self._memory[slot + _HEAD.size : slot + _HEAD.size + len(note)] = note
@@ -75,7 +85,7 @@ class SharedNotes:
     def remove(self, name: str) -> None:
         """Remove the note of that name."""
         digest = self._digest(name)
-        with self._locked():
+        with locked(self.descriptor):
             for slot in self._slots_of(digest):
                 if _HEAD.unpack_from(self._memory, slot)[1] == digest:
                     _HEAD.pack_into(self._memory, slot, 0.0, bytes(len(digest)), 0)
@@ -97,12 +107,3 @@ class SharedNotes:
 
     def _holds(self, when: float) -> bool:
         return 0 <= self._clock() - when < self._lasting
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the other processes out; within one process, all of this happens in the event loop."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)

@@ -1,5 +1,5 @@
-"""Reads the docker image in a stored archive: what it has, and the bytes of each blob, without a second copy.
+"""Offers stored images as a container registry does: what each archive has, and the bytes of each blob in it.
 
 An archive is never trusted: whatever it holds, it costs bounded time, memory and disk. Nothing here speaks HTTP or
-decides who may read. May import `store`, `config` and all folders below them.
+decides who may read. May import `images` and all folders below it.
 """

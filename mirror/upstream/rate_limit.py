@@ -5,14 +5,14 @@ than the bucket holds waits before it takes more; while it waits it reads nothin
 """
 
 import asyncio
-import fcntl
 import mmap
 import os
 import struct
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+
+from mirror.common.shared_memory import locked
 
 BURST_SECONDS = 0.02
 """How much may be taken at once, in seconds of the rate."""
@@ -42,11 +42,11 @@ class Throttle:
 
     def limit(self, rate: int | None) -> None:
         """Limit all that share the bucket to this many bytes per second from now on; None removes the limit."""
-        with self._locked():
+        with locked(self.descriptor):
             _, level, _ = self._drained()
             _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))
 
-    async def pass_on(self, piece: bytes) -> AsyncIterator[bytes]:
+    async def pass_on(self, piece: bytes | memoryview) -> AsyncIterator[bytes | memoryview]:
         """Yield received bytes at the allowed rate, in small steps on a thin line, so that readers do not starve."""
         start = 0
         while start < len(piece):
@@ -66,7 +66,7 @@ class Throttle:
 
     def _put(self, size: int) -> float:
         """Put bytes into the bucket; return the seconds until it has room for more."""
-        with self._locked():
+        with locked(self.descriptor):
             now, level, rate = self._drained()
             if not rate:
                 return 0.0
@@ -78,12 +78,3 @@ class Throttle:
         then, level, rate = _STATE.unpack_from(self._state)
         now = time.monotonic()
         return now, max(0.0, level - (now - then) * rate), rate
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the other processes out; within one process, all of this happens in the event loop."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)

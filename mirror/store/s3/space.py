@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mirror.common.log import event
 from mirror.common.units import format_size
-from mirror.model.metadata import ImageMetadata, is_hash
+from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
 from mirror.store.base import Retention, StoredInfo
 from mirror.store.disk.layout import Layout
@@ -27,20 +27,14 @@ from mirror.store.disk.removal import Kind, Removal
 from mirror.store.disk.space import Use, chosen
 from mirror.store.pinning import BucketPins
 from mirror.store.s3.bucket import Bucket
+from mirror.store.s3.contents import Contents, contents_of
 from mirror.store.s3.errors import BucketFailed, NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.live_processes import Processes
-from mirror.store.s3.objects import ConditionFailed, Listed, Version
+from mirror.store.s3.objects import ConditionFailed, Version
 
 log = logging.getLogger(__name__)
 
-LATELY = 900.0
-"""Seconds for which an image that was stored, or served by any replica, counts as being served."""
-
-TURN = 10.0
-"""Seconds to wait while another replica evicts; then we evict too."""
-
-PAUSE = 0.5
 
 ROOM = "room"
 """The lease of the replica that evicts."""
@@ -50,42 +44,13 @@ ROOM = "room"
 class Bounds:
     """Bounds of at most `max_size` bytes, evicting in the order of `retention`.
 
-    What was served less than `lately` seconds ago stays. `evicted` is called for each image that is evicted.
+    What was served less than `lately` seconds ago stays. `evicted` is called with the hash of each evicted image.
     """
 
     max_size: int
     retention: Retention
     lately: float = 0.0
-    evicted: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True)
-class _Lying:
-    """What is in the bucket `now`: images, whole or not; parts by image; sizes of images being fetched."""
-
-    now: datetime
-    versions: Mapping[str, Version]
-    infos: Sequence[StoredInfo]
-    parts: Mapping[str, Sequence[Listed]]
-    coming: Mapping[str, int]
-
-    @property
-    def used(self) -> int:
-        """Return the bytes of everything."""
-        return sum(map(self.of, {*self.versions, *self.parts}))
-
-    def of(self, image_hash: str) -> int:
-        """Return the bytes of an image, or else of its parts: parts beside a stored image are about to be removed."""
-        parts = sum(listed.version.size for listed in self.parts.get(image_hash, ()))
-        return max(parts, self.stored(image_hash))
-
-    def stored(self, image_hash: str) -> int:
-        """Return the bytes that are stored under its name."""
-        return self.versions[image_hash].size if image_hash in self.versions else 0
-
-    def promised(self, spare: str | None) -> int:
-        """Return the bytes still to come of images that are being fetched, except the one to `spare`."""
-        return sum(max(0, size - self.of(each)) for each, size in self.coming.items() if each != spare)
+    evicted: Callable[[str], None] = lambda _: None
 
 
 class BucketSpace:
@@ -115,25 +80,25 @@ class BucketSpace:
         self._images = images
         self._versions = versions
         self._read = read
-        self._lately = timedelta(seconds=max(LATELY, bounds.lately))
+        self._lately = timedelta(seconds=max(bucket.timings.lately, bounds.lately))
 
     async def use(self) -> Use:
         """Return how full it is. Raises BucketFailed."""
-        lying = await self._look()
+        contents = await self._look()
         current = await self._current()
-        evictable = sum(removal.size for removal in await self._candidates(lying, current, spare=None))
+        evictable = sum(removal.size for removal in await self._candidates(contents, current, spare=None))
         limit = self._bounds.max_size
-        largest = max(0, self._left(lying, None) + evictable)
-        return Use(lying.used, limit, max(0, limit - lying.used), largest)
+        largest = max(0, self._left(contents, None) + evictable)
+        return Use(contents.used, limit, max(0, limit - contents.used), largest)
 
     async def expect(self, metadata: ImageMetadata) -> None:
         """Check that there is or could be room for an image that is not being fetched yet.
 
         Raises NoRoom, BucketFailed.
         """
-        lying = await self._look()
-        if metadata.hash not in lying.coming:
-            await self._plan(lying, metadata, ())
+        contents = await self._look()
+        if metadata.hash not in contents.coming:
+            await self._plan(contents, metadata, ())
 
     async def reserve(self, metadata: ImageMetadata, *, conditions: bool) -> None:
         """Make room for an image whose lease we hold. Raises NoRoom when that is impossible, BucketFailed.
@@ -144,12 +109,12 @@ class BucketSpace:
         if await self._plan(await self._look(), metadata, ()):
             gone: set[Path] = set()
             async with self._turn(conditions):
-                lying = await self._look()
-                while plan := await self._plan(lying, metadata, gone):
+                contents = await self._look()
+                while plan := await self._plan(contents, metadata, gone):
                     for removal in plan:
-                        await self._evict(removal, lying, conditions)
+                        await self._evict(removal, contents, conditions)
                         gone.add(removal.path)
-                    lying = await self._look()
+                    contents = await self._look()
         self._is_full(None)
 
     async def collect(
@@ -161,14 +126,14 @@ class BucketSpace:
         """
         done: list[Removal] = []
         async with self._turn(conditions and not dry_run):
-            lying = await self._look()
-            beyond = -self._left(lying, None) - sum(removal.size for removal in without)
-            candidates = await self._candidates(lying, await self._current(), spare=None)
+            contents = await self._look()
+            beyond = -self._left(contents, None) - sum(removal.size for removal in without)
+            candidates = await self._candidates(contents, await self._current(), spare=None)
             spared = {Path(*removal.path.parts[:2]) for removal in without}
             for removal in candidates:
                 if beyond <= 0:
                     break
-                if removal.path not in spared and (dry_run or await self._evict(removal, lying, conditions)):
+                if removal.path not in spared and (dry_run or await self._evict(removal, contents, conditions)):
                     done.append(removal)
                     beyond -= removal.size
         if self._wanted is not None and not dry_run:
@@ -179,64 +144,54 @@ class BucketSpace:
 
     # Internals
 
-    async def _look(self) -> _Lying:
-        now = await self._bucket.now()
-        parts: dict[str, list[Listed]] = {}
-        async for listed in self._bucket.list("parts/"):
-            parts.setdefault(listed.name.split("/")[1], []).append(listed)
-        coming = {}
-        async for listed in self._bucket.list("leases/"):
-            image_hash = listed.name.removeprefix("leases/")
-            held = await self._lease(image_hash).look() if is_hash(image_hash) else None
-            if held is not None and held.note is not None and not held.free:
-                coming[image_hash] = held.note.size
-        return _Lying(now, await self._versions(), await self._images(), parts, coming)
+    async def _look(self) -> Contents:
+        return await contents_of(self._bucket, self._processes, self._versions, self._images)
 
-    def _left(self, lying: _Lying, spare: str | None) -> int:
+    def _left(self, contents: Contents, spare: str | None) -> int:
         """Return the bytes that may still come, if the image to `spare` were not there."""
-        used = lying.used - (lying.of(spare) if spare is not None else 0)
-        return self._bounds.max_size - used - lying.promised(spare)
+        used = contents.used - (contents.of(spare) if spare is not None else 0)
+        return self._bounds.max_size - used - contents.promised(spare)
 
-    async def _plan(self, lying: _Lying, metadata: ImageMetadata, without: Collection[Path]) -> list[Removal]:
+    async def _plan(self, contents: Contents, metadata: ImageMetadata, without: Collection[Path]) -> list[Removal]:
         """Plan what to remove so that an image fits; nothing when it already does. Raises NoRoom."""
-        short = metadata.size - self._left(lying, metadata.hash)
+        short = metadata.size - self._left(contents, metadata.hash)
         if short <= 0:
             return []
-        candidates = await self._candidates(lying, await self._current(), spare=metadata.hash)
+        candidates = await self._candidates(contents, await self._current(), spare=metadata.hash)
         plan = chosen(candidates, short, without)
         if sum(removal.size for removal in plan) < short:
             self._wanted = metadata
-            raise NoRoom(self._is_full(self._explain(lying, metadata, short)))
+            raise NoRoom(self._is_full(self._explain(contents, metadata, short)))
         return plan
 
-    async def _candidates(self, lying: _Lying, current: Collection[str], *, spare: str | None) -> list[Removal]:
+    async def _candidates(self, contents: Contents, current: Collection[str], *, spare: str | None) -> list[Removal]:
         """Return what may go, in order: first parts that no fill continues, then images."""
-        kept = {*current, *lying.coming, *self._read(), *([spare] if spare else ())}
+        kept = {*current, *contents.coming, *self._read(), *([spare] if spare else ())}
         candidates = []
-        for image_hash, parts in lying.parts.items():
+        for image_hash, parts in contents.parts.items():
             last = max(listed.version.modified for listed in parts)
-            if image_hash not in kept and last < lying.now - self._lately:
-                size = lying.of(image_hash) - lying.stored(image_hash)
+            if image_hash not in kept and last < contents.now - self._lately:
+                size = contents.of(image_hash) - contents.stored(image_hash)
                 candidates.append(Removal(Kind.PARTIAL, Path("parts", image_hash), size, "nobody goes on with it"))
-        lately = {info.metadata.hash for info in lying.infos if self._is_late(info, lying.now)}
-        for info in self._bounds.retention(lying.infos, None, kept | lately):
+        lately = {info.metadata.hash for info in contents.images if self._is_recent(info, contents.now)}
+        for info in self._bounds.retention(contents.images, None, kept | lately):
             place = Path("images", info.metadata.hash)
             candidates.append(Removal(Kind.IMAGE, place, info.metadata.size, "served least recently"))
         return candidates
 
-    def _is_late(self, info: StoredInfo, now: datetime) -> bool:
+    def _is_recent(self, info: StoredInfo, now: datetime) -> bool:
         """Return whether it was stored or served recently."""
         return max(info.stored_at, info.last_served_at or info.stored_at) > now - self._lately
 
-    async def _evict(self, removal: Removal, lying: _Lying, conditions: bool) -> bool:
+    async def _evict(self, removal: Removal, contents: Contents, conditions: bool) -> bool:
         """Evict it, unless a replica has begun to use it since."""
         image_hash = removal.path.name
         if await self._is_wanted(image_hash):
             return False
         if removal.kind is Kind.PARTIAL:
-            for listed in lying.parts[image_hash]:
+            for listed in contents.parts[image_hash]:
                 await self._bucket.delete(listed.name)
-        elif not await self._remove(image_hash, lying, conditions):
+        elif not await self._remove(image_hash, contents, conditions):
             return False
         log.info(
             "evicted %s %s of the bucket (%s)",
@@ -246,14 +201,14 @@ class BucketSpace:
             extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
         )
         if removal.kind is Kind.IMAGE:
-            self._bounds.evicted()
+            self._bounds.evicted(image_hash)
         return True
 
-    async def _remove(self, image_hash: str, lying: _Lying, conditions: bool) -> bool:
-        (info,) = [info for info in lying.infos if info.metadata.hash == image_hash]
+    async def _remove(self, image_hash: str, contents: Contents, conditions: bool) -> bool:
+        (info,) = [info for info in contents.images if info.metadata.hash == image_hash]
         image = f"images/{image_hash}"
         try:
-            await self._bucket.delete(image, if_etag=lying.versions[image_hash].etag if conditions else None)
+            await self._bucket.delete(image, if_etag=contents.versions[image_hash].etag if conditions else None)
         except ConditionFailed:  # it has been stored again
             return False
         for name in (f"{image}.json", f"served/{image_hash}"):
@@ -294,14 +249,14 @@ class BucketSpace:
         """Wait to be the only replica that evicts, if the server supports `conditions`; but not for long."""
         lease, note = self._lease(ROOM), LeaseNote(secrets.token_hex(8), 1)
         clock = asyncio.get_running_loop().time
-        until = clock() + TURN
+        until = clock() + self._bucket.timings.turn
         while conditions:
             held = await lease.look()
             if (held is None or held.free) and await lease.take(note, held):
                 break
             if clock() > until:
                 break
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._bucket.timings.turn_pause)
         try:
             yield
         finally:
@@ -317,7 +272,7 @@ class BucketSpace:
         self.full = why
         return why or ""
 
-    def _explain(self, lying: _Lying, metadata: ImageMetadata, short: int) -> str:
+    def _explain(self, contents: Contents, metadata: ImageMetadata, short: int) -> str:
         bound = self._bounds.max_size
         where = f"the bucket {self._bucket.name}"
         if metadata.size > bound:
@@ -326,9 +281,9 @@ class BucketSpace:
                 f"store.s3.max_size = {format_size(bound)})"
             )
         needs = f"this image needs {format_size(metadata.size)}"
-        if promised := lying.promised(metadata.hash):
+        if promised := contents.promised(metadata.hash):
             needs += f", those that are on their way {format_size(promised)}"
         return (
-            f"{where} holds {format_size(lying.used)} of store.s3.max_size = {format_size(bound)}; {needs}: raise "
+            f"{where} holds {format_size(contents.used)} of store.s3.max_size = {format_size(bound)}; {needs}: raise "
             f"store.s3.max_size, or lower store.s3.keep or unpin images, so that {format_size(short)} can be evicted"
         )
