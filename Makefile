@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Tests mostly wait, so that there are more workers than cores. Those of one file share fixtures, and a worker.
-WORKERS ?= 4
+WORKERS ?= 6
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The oldest Python that README promises; the pins are resolved by it, and hold for every newer one: constraints.txt for
 # what the mirror runs on, constraints-dev.txt for what tests, documents and releases need besides.
@@ -34,7 +34,7 @@ quick: lint                 ## that, pure logic and the disk store: while you wo
 check: lint                 ## that, and the whole suite: in parallel, and then what measures time or memory, alone
 	@failed=0; \
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak and not alone' $(ARGS) || failed=1; \
-	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	$(BIN)/python -m pytest -m alone $(or $(ARGS),$$(grep -rl --include=*.py 'mark[.]alone' tests)) || [ $$? -eq 5 ] || failed=1; \
 	exit $$failed  # (5: ARGS leaves none of them)
 
 coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure logic and the disk store reach
@@ -45,7 +45,7 @@ coverage: $(VENV)/dev.ok    ## build/coverage, pages that show which lines pure 
 test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift, each a real one (needs root)
 	@for server in weed ceph swift; do echo "== $$server"; S3_SERVER=$$server FLEET_SEEDS=20 \
 	  $(BIN)/python -m pytest -q tests/stores/test_conformance.py tests/stores/test_s3_servers.py \
-	  tests/faults/test_fleet.py $(ARGS) || exit 1; done
+	  tests/faults/test_fleet.py tests/faults/test_fleet_takes_over.py $(ARGS) || exit 1; done
 
 soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
 	$(BIN)/python -m pytest -s -m soak $(ARGS)

@@ -16,7 +16,27 @@ pytest_plugins = [
 hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is shows nothing
 hypothesis.settings.load_profile("any machine")
 
-_FIRST = ("faults/test_bucket_fails.py", "faults/test_fleet.py", "faults", "e2e", "stores", "browser")
+_FIRST = (
+    "faults/test_fleet.py",
+    "faults/test_fleet_takes_over.py",
+    "e2e/test_standard_streams.py",
+    "faults/test_bucket_goes_away.py",
+    "faults/test_workers.py",
+    "faults/test_bucket_fails.py",
+    "e2e/test_cli.py",
+    "faults/test_bucket_credentials.py",
+    "faults/test_clock_is_set.py",
+    "e2e/test_s3.py",
+    "stores/test_conformance.py",
+    "stores/test_bucket_space.py",
+    "e2e/test_container.py",
+    "faults/test_bucket_by_hand.py",
+    "e2e",
+    "faults",
+    "stores",
+    "browser",
+)
+"""What takes longest, and beside what only waits, what computes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

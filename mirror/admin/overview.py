@@ -15,12 +15,16 @@ from prometheus_client.metrics_core import Metric
 
 from mirror import __version__
 from mirror.admin.all_processes import AllMetrics, AllProcesses
+from mirror.admin.audit import Audit
 from mirror.admin.gauges import gauges
+from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.traffic_history import History
 from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
-from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
+from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
+from mirror.registry.catalog import Entries
+from mirror.registry.tags import LATEST
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
@@ -33,6 +37,9 @@ STORES_FRESH = 2.0
 BUCKET_FRESH = 15.0
 """The same with a bucket, which is further away."""
 
+AUDITED = 20
+"""How many records of what operators did are shown."""
+
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +50,8 @@ class _Found:
     health: Health = Health()  # noqa: RUF009 - frozen
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
+    entries: Entries = Entries()  # noqa: RUF009 - frozen
+    audit: Sequence[AuditLine] = ()
 
 
 class Overview:
@@ -56,13 +65,16 @@ class Overview:
         health: Callable[[], Awaitable[Health]],
         prefetch: Callable[[], PrefetchState],
         clients: ClientProcesses,
+        hooks: Hooks,
     ) -> None:
         self._mirror = mirror
         self._processes = processes
         self._health = health
         self._prefetch = prefetch
         self._clients = clients
+        self._hooks = hooks
         self._history = History(mirror.config.store.path / "history.json")
+        self._audit = Audit(mirror.config.store.path)
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
         self._looking = asyncio.Lock()
@@ -131,7 +143,7 @@ class Overview:
             current=current,
             upstream=replace(self._processes.upstream, url=mirror.config.upstream.url),
             fills=self._processes.fills,
-            images=[_line(info, current) for info in found.images],
+            images=[_line(info, current, found.entries) for info in found.images],
             rooms=found.rooms,
             today=self._history.today,
             events=self._processes.events,
@@ -140,10 +152,12 @@ class Overview:
             workers=self._clients.count,
             workers_missing=self._clients.missing,
             needs_token=mirror.config.admin.token_file is not None,
+            hooks=await self._hooks.lines(),
+            audit=found.audit,
         )
 
     async def _search(self) -> _Found:
-        stores = self._mirror.stores
+        mirror, stores = self._mirror, self._mirror.stores
         health = await self._health()
         trouble = await stores.trouble()
         try:
@@ -170,7 +184,12 @@ class Overview:
                     used, limit, largest = bounded.used, bounded.limit, bounded.largest
             room = Room("bucket", where, used, len(there), limit, None, largest, trouble.get("bucket"))
             rooms.append(room)
-        return _Found(health, images, rooms)
+        entries = Entries()
+        if mirror.registry is not None and mirror.registry.offer is not None:
+            with contextlib.suppress(StoreUnavailable):
+                entries = await mirror.registry.offer.catalog.entries()
+        audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
+        return _Found(health, images, rooms, entries, audit)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()
@@ -199,8 +218,9 @@ class Overview:
         return iter(()) if self._status is None else gauges(self._status, self._mirror.config)
 
 
-def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
+def _line(info: StoredInfo, current: CurrentImage | None, entries: Entries) -> ImageLine:
     metadata = info.metadata
+    entry, is_current = entries.by_hash(metadata.hash), current is not None and current.hash == metadata.hash
     return ImageLine(
         metadata.hash,
         metadata.filename,
@@ -210,6 +230,8 @@ def _line(info: StoredInfo, current: CurrentImage | None) -> ImageLine:
         info.last_served_at,
         info.verified_at,
         info.pinned,
-        current is not None and current.hash == metadata.hash,
+        is_current,
         info.places,
+        [*entries.tags_of(metadata.hash), *([LATEST] if is_current else ())] if entry else (),
+        entry.state if entry else None,
     )

@@ -224,7 +224,7 @@ def _open_to_all(path: Path) -> bool:
 class _Feed:
     """Gives an image's bytes in order, as many at a time as are asked for."""
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
@@ -239,7 +239,7 @@ class _Feed:
         return taken
 
 
-async def _pieces(image: Body) -> AsyncGenerator[bytes, None]:
+async def _pieces(image: Body) -> AsyncGenerator[bytes | memoryview, None]:
     position, size = 0, image.metadata.size
     while position < size:
         if (file := image.file_at(position)) is None:

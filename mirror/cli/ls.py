@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TextIO
 
@@ -12,6 +13,11 @@ from rich.text import Text
 
 from mirror.common.units import format_size
 from mirror.config import Config
+from mirror.images.describe import describe
+from mirror.model.status import as_json
+from mirror.registry.catalog import Catalog, Entries, Entry
+from mirror.registry.progress import IndexProgress, shared_progress
+from mirror.registry.tags import LATEST
 from mirror.wiring.selection import StoredLine
 from mirror.wiring.selection import lines as listed
 from mirror.wiring.stores import open_stores
@@ -20,19 +26,56 @@ PIPE_WIDTH = 200
 """Columns of a table that is written to a pipe: enough that nothing is cut off."""
 
 
-def read(config: Config) -> Sequence[StoredLine]:
-    """List the stored images, newest first; none when the store does not exist yet. Raises StoreUnavailable."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The stored images, newest first, and which of them the registry offers (`entries`); None without a registry."""
+
+    lines: Sequence[StoredLine]
+    entries: Entries | None
+
+    def describe(self) -> Sequence[dict[str, object]]:
+        """Return them for machines."""
+        return [self._describe(line) for line in self.lines]
+
+    def tags(self, line: StoredLine) -> str:
+        """Return by which tags an image can be pulled, or else how its archive is, in a word."""
+        if (entry := self._entry(line)) is None:
+            return "not on the disk"
+        return ", ".join(self._tags(line)) if entry.index else entry.state.state
+
+    def _describe(self, line: StoredLine) -> dict[str, object]:
+        described = describe(line.info, current=line.current)
+        if self.entries is None:
+            return described
+        entry = self._entry(line)
+        return described | {"tags": self._tags(line), "archive": as_json(entry.state) if entry else None}
+
+    def _entry(self, line: StoredLine) -> Entry | None:
+        return self.entries.by_hash(line.info.metadata.hash) if self.entries else None
+
+    def _tags(self, line: StoredLine) -> Sequence[str]:
+        if self.entries is None or self._entry(line) is None:
+            return []
+        return [*self.entries.tags_of(line.info.metadata.hash), *([LATEST] if line.current else ())]
+
+
+def read(config: Config) -> Listing:
+    """List the stored images; none when the store does not exist yet. Raises StoreUnavailable."""
     with ThreadPoolExecutor(1) as pool:
         return asyncio.run(_read(config, pool))
 
 
-async def _read(config: Config, pool: ThreadPoolExecutor) -> Sequence[StoredLine]:
+async def _read(config: Config, pool: ThreadPoolExecutor) -> Listing:
     async with open_stores(config, pool) as stores:
-        return await listed(config, stores, pool)
+        lines, entries = await listed(config, stores, pool), Entries() if config.registry.enabled else None
+        if entries and stores.disk is not None and (config.store.path / "images").exists():
+            entries = await Catalog(stores.disk, pool, IndexProgress(shared_progress())).entries()
+        return Listing(lines, entries)
 
 
-def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
+def write(listing: Listing, config: Config, stream: TextIO) -> None:
     """Write the images as a table, or that there are none."""
+    lines = listing.lines
     console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
     if not lines:
         missing = "" if config.store.path.exists() else " (it does not exist yet)"
@@ -43,6 +86,8 @@ def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
     titles = ["HASH", "FILE", "SIZE", "STORED", "LAST SERVED", "CURRENT", "PINNED"]
     if config.store.s3.bucket:
         titles.append("WHERE")
+    if config.registry.enabled:
+        titles.append("TAGS")
     for title in titles:
         table.add_column(title, justify="right" if title == "SIZE" else "left", overflow="fold")
     for line in lines:
@@ -56,6 +101,7 @@ def write(lines: Sequence[StoredLine], config: Config, stream: TextIO) -> None:
             "yes" if line.current else "",
             "yes" if info.pinned else "",
             *([" and ".join(info.places)] if config.store.s3.bucket else ()),
+            *([Text(listing.tags(line))] if config.registry.enabled else ()),
         )
     console.print(table)
 

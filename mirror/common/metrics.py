@@ -1,6 +1,6 @@
 """Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.gauges`.
 
-Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
+Base units, and labels of which there are few: never a file's name, a hash, a client. Each process counts on its own;
 `mirror.admin.all_processes` adds up what its processes counted.
 """
 
@@ -56,11 +56,21 @@ class Metrics:
             registry=self.registry,
         )
         self.decisions = counter("access_decisions", "Whether callers were let in.", "decision")
+        self.pulls = counter("registry_pulls", "Manifests that the registry gave, one for each pull.")
+        self.blobs = counter("registry_blobs", "Answers of the registry that carry a blob or a part of it.", "kind")
+        self.registry_bytes = counter("registry_bytes", "Bytes that the registry sent to clients.", "kind")
+        self.indexes = counter("indexes", "Archives that were read for the registry, by what became of it.", "outcome")
+        self.index_seconds = histogram(
+            "index_duration_seconds",
+            "From the beginning of reading an archive to its index, when that was good.",
+            _FILL,
+        )
         self.evictions = counter("evictions", "Images that had to make room.")
         self.scrubs = counter("scrubs", "Stored images that were hashed again by the scrub.", "verdict")
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
         self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
         self.admin_refusals = counter("admin_refusals", "Admin tokens that were refused.", "reason")
+        self.hook_deliveries = counter("hook_deliveries", "Attempts to tell a hook of an event.", "hook", "outcome")
         self.log_lines_lost = counter("log_lines_lost", "Lines of the log that were not written.")
 
         self._begin_at_zero()
@@ -77,6 +87,9 @@ class Metrics:
             (self.fetched, product(("upstream", "replica", "store"))),
             (self.downloads, product(downloads)),
             (self.served, product(downloads)),
+            (self.blobs, product(("config", "layer"))),
+            (self.registry_bytes, product(("manifest", "config", "layer"))),
+            (self.indexes, product(("ready", "refused", "failed"))),
             (self.admin_refusals, product(("wrong", "slowed"))),
             (self.scrubs, product(("good", "bad"))),
             (self.prefetches, product(("began", "nothing", "failed"))),

@@ -21,7 +21,7 @@ SLOW = 1.0
 """The least seconds that a connection is idle, because of the range whose turn it is, before that is asked for again;
 it is also idle for as long as a range usually takes."""
 
-OpenRange = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+OpenRange = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[bytes | memoryview]]]
 """Asks for the bytes [start, stop), and returns when the answer is known to be right.
 
 Raises Broken when the range may be asked for again, Refused when there are too many connections, and anything else when
@@ -39,7 +39,7 @@ class _Range:
     def __init__(self, start: int, stop: int) -> None:
         self.start = self.received = self.given = start
         self.stop = stop
-        self.pieces: deque[bytes] = deque()
+        self.pieces: deque[bytes | memoryview] = deque()
         self.answered = False
         self.refused = False
         self.replaced = False
@@ -112,7 +112,7 @@ class RangesInOrder:
             await self._wait()
         return None if first.answered else first.error
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def pieces(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the bytes in order. Raises why the range whose turn it is cannot be had."""
         while self._ranges or self._next < self._stop:
             if not self._ranges:  # the one connection that there may be is just ending
@@ -207,12 +207,11 @@ class RangesInOrder:
                 each.pieces.append(piece)
                 each.received += len(piece)
                 self._wake(each)
-                if each.received == each.stop:
-                    return
-                while each.received - each.given >= self._size:
+                while each.received - each.given >= self._size and each.received < each.stop:
                     each.room.clear()
                     await each.room.wait()
-        raise Broken("a range ended too early")
+        if each.received < each.stop:
+            raise Broken("a range ended too early")
 
     def _fewer(self, each: _Range, error: Refused) -> None:
         """Go on with half of the requests. One that is refused though it is the only one is not repeated."""

@@ -71,7 +71,7 @@ class Transfer:
     """
 
     offset: int
-    pieces: AsyncGenerator[bytes, None]
+    pieces: AsyncGenerator[bytes | memoryview, None]
     open_range: OpenRange | None
 
 
@@ -98,7 +98,7 @@ class SeveralRanges:
         self._rate_of_one = 0.0
         self._faster: bool | None = None
 
-    async def pieces(self, transfer: Transfer) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, transfer: Transfer) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the bytes from the transfer's offset on, over as many connections as are useful. Raises Broken."""
         position, ranges, watch = transfer.offset, None, _Watch()
         try:
@@ -167,7 +167,7 @@ class SeveralRanges:
         self._say(f"{self._now} connections: one gives {_rate(self._rate_of_one)} only", self._now)
         return True
 
-    async def _in_ranges(self, ranges: RangesInOrder) -> AsyncGenerator[bytes, None]:
+    async def _in_ranges(self, ranges: RangesInOrder) -> AsyncGenerator[bytes | memoryview, None]:
         began = _clock()
         trial = _Trial(self._window)
         try:

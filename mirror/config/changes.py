@@ -30,6 +30,8 @@ RESTART: Final = frozenset(
         "store.s3.region",
         "store.s3.public_endpoint_url",
         "store.s3.local_copy",
+        "registry.enabled",
+        "registry.repository",
     }
 )
 """Keys that take a restart: addresses, places, and what the mirror is built around."""

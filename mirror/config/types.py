@@ -25,6 +25,7 @@ from mirror.common.units import (
     parse_size,
     parse_window,
 )
+from mirror.model.image_name import is_repository
 
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
@@ -171,6 +172,15 @@ def _routes(values: tuple[str, ...]) -> tuple[str, ...]:
     return routes
 
 
+def _repository(value: object) -> str:
+    if not isinstance(value, str) or not is_repository(value):
+        raise ValueError(
+            "expected a repository's name without a host, such as datarobot/datarobot-portable-prediction-api: lower "
+            "case letters, digits, and single . _ - / between them"
+        )
+    return value
+
+
 Port = Annotated[int, whole(0, 65535)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 OptionalSize = Annotated[
@@ -218,5 +228,6 @@ OptionalBucket = Annotated[
 KeyPrefix = Annotated[
     str, BeforeValidator(_matching(r"([\w!.*'()-]+/)*", 'a key prefix such as "pps-mirror/", or an empty text'))
 ]
+Repository = Annotated[str, BeforeValidator(_repository)]
 OptionalRegion = Annotated[str | None, _or_none(_matching(r"[\w-]+", "a region such as eu-west-1"))]
 PresignDuration = Annotated[Duration, _between(1, 7 * DAY, "a duration from 1s to 7d, the longest that S3 signs for")]

@@ -44,6 +44,9 @@ class AccessLog:
             f"{method} {path} {status} {format_size(sent)} in {seconds:.3f} s, {cache}, from {client}, "
             f"request {exchange.id}"
         )
+        if exchange.digest is not None:
+            message += f", {exchange.digest}"
+        digest = exchange.digest or "-"
         duration = int(seconds * 1e9)
         from_outside = f"{method}{path}{client}{exchange.id}"
         lines = self._output.lines
@@ -55,7 +58,7 @@ class AccessLog:
                 f'"pps_mirror.route": "{exchange.route}", "url.path": "{path}", '
                 f'"http.response.status_code": {status}, "http.response.body.bytes": {sent}, '
                 f'"event.duration": {duration}, "client.address": "{client}", "http.request.id": "{exchange.id}", '
-                f'"pps_mirror.cache_status": "{cache}"}}',
+                f'"pps_mirror.cache_status": "{cache}", "pps_mirror.digest": "{digest}"}}',
                 waits=True,
             )
             return
@@ -69,6 +72,7 @@ class AccessLog:
             "client.address": client,
             "http.request.id": exchange.id,
             "pps_mirror.cache_status": cache,
+            "pps_mirror.digest": digest,
         }
         access.info("%s", message, extra={"action": "http.request", "fields": fields})
 

@@ -8,11 +8,12 @@ from aiohttp import web
 
 from mirror.access.policies import Access
 from mirror.common.concurrency_limit import Limiter
-from mirror.common.hosts import unmapped
+from mirror.http.callers import caller_of
 from mirror.http.conditional import Part, select
 from mirror.http.errors import JSON, message_response, sendable
 from mirror.http.exchange import Exchange, marked
 from mirror.http.image_response import bodied, bodiless, redirection
+from mirror.http.registry_api import ROOT, RegistryApi
 from mirror.http.send import Sender
 from mirror.images.describe import describe
 from mirror.images.fill_outcome import FillFailed, Reason
@@ -21,10 +22,9 @@ from mirror.images.metadata_cache import Current, MetadataCache
 from mirror.images.open_image import OpenImage
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
-from mirror.model.errors import BadRequest, MirrorError, NotFound, Unavailable
+from mirror.model.errors import MirrorError, NotFound, Unavailable
 from mirror.model.metadata import ImageMetadata, is_hash
 from mirror.model.source import Origin
-from mirror.upstream import loop_detection as loop
 from mirror.upstream.client import API, IMAGE, METADATA, Upstream
 
 IMAGES = "/mirror/v1/images/"
@@ -50,7 +50,8 @@ Location = Callable[[ImageMetadata], Awaitable[str | None]]
 class ClientApi:
     """Answers the requests of the client listener. `passthrough` are paths below /api/v2/, with a slash at the end.
 
-    `location` says where clients are redirected to for a stored image; loops of mirrors are found by `name`.
+    `location` says where clients are redirected to for a stored image; loops of mirrors are found by `name`. What is
+    below /v2/ is answered by `registry`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ClientApi:
         passthrough: Sequence[str],
         name: str,
         location: Location | None = None,
+        registry: RegistryApi | None = None,
     ) -> None:
         self._name = name
         self._access = access
@@ -72,6 +74,7 @@ class ClientApi:
         self._upstream = upstream
         self._sender = sender
         self._location = location
+        self._registry = registry
         self._passing = Limiter(
             PASSED_AT_ONCE,
             queue=1000,
@@ -94,6 +97,8 @@ class ClientApi:
         """Answer one request."""
         request = exchange.request
         path = request.path if request.path.endswith("/") else request.path + "/"
+        if self._registry is not None and path.startswith(ROOT):
+            return await self._registry(exchange)
         found = self._routes.get(path)
         if found is None and path.startswith(IMAGES):
             found = self._by_hash(*path.removeprefix(IMAGES).split("/"))
@@ -104,7 +109,7 @@ class ClientApi:
             response = message_response(405, "only GET and HEAD are understood here")
             response.headers["Allow"] = "GET, HEAD"
             return response
-        return await route(exchange, _caller(exchange, self._name))
+        return await route(exchange, caller_of(exchange, self._name))
 
     def _by_hash(self, image_hash: str, *rest: str) -> tuple[str, Route] | None:
         if not is_hash(image_hash):
@@ -238,25 +243,6 @@ def _status(opened: OpenImage) -> CacheStatus:
         if fill.origin is Origin.REPLICA:
             return CacheStatus.COLLAPSED
     return opened.status
-
-
-def _caller(exchange: Exchange, name: str) -> Caller:
-    """Make the caller from a request's headers, with the mirrors that it came through; `name` is this one.
-
-    Raises BadRequest for a header that cannot be sent on, LoopDetected for a request that this mirror has sent itself.
-    """
-    request = exchange.request
-    came_by = loop.came_by(request.headers, name)
-    authorization = request.headers.get("Authorization")
-    if authorization is not None and not _is_plain(authorization):
-        raise BadRequest("the Authorization header has characters that no token has")
-    trace = request.headers.get("X-DataRobot-Api-Consumer-Trace")
-    sane_trace = trace if trace and _is_plain(trace) else None
-    return Caller(authorization, exchange.id, sane_trace, came_by, f"client {unmapped(request.remote)}")
-
-
-def _is_plain(text: str) -> bool:
-    return text.isascii() and text.isprintable()
 
 
 def _json(body: bytes, status: CacheStatus) -> web.Response:

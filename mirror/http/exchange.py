@@ -32,7 +32,8 @@ class Exchange:
     `id` identifies the request in the log, in the answer and towards upstream; `route` names it in metrics. `response`
     is None until there is one, and in the end when the client left before it. `cache_status` is that of the response,
     if it has one. `size` is how many bytes of an image the answer contains, None when it contains none. `sent` counts
-    those that the kernel has; the thread that sends updates it.
+    those that the kernel has; the thread that sends updates it. Of a manifest, config or layer, `digest` is its digest,
+    and `kind` says which of the two latter it is.
     """
 
     request: web.BaseRequest
@@ -43,6 +44,8 @@ class Exchange:
     cache_status: CacheStatus | None = None
     size: int | None = None
     sent: int = 0
+    digest: str | None = None
+    kind: str | None = None
 
     @classmethod
     def of(cls, request: web.BaseRequest) -> "Exchange":

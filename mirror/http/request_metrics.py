@@ -52,9 +52,14 @@ class RequestMetrics:
         if exchange.size is None:
             return
         counted, sent = self._counted[exchange], exchange.sent
-        if counted is None:
-            self._metrics.downloads.labels(_label(exchange)).inc()
-        self._metrics.served.labels(_label(exchange)).inc(sent - (counted or 0))
+        if exchange.kind is not None:
+            if counted is None:
+                self._metrics.blobs.labels(exchange.kind).inc()
+            self._metrics.registry_bytes.labels(exchange.kind).inc(sent - (counted or 0))
+        else:
+            if counted is None:
+                self._metrics.downloads.labels(_label(exchange)).inc()
+            self._metrics.served.labels(_label(exchange)).inc(sent - (counted or 0))
         self._counted[exchange] = sent
 
 

@@ -7,6 +7,7 @@ come from outside: code that shows them must treat them as text.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,42 @@ class RunningFill:
     began_at: datetime
 
 
+class Indexing(StrEnum):
+    """Whether a stored image can be pulled as a container image: what its archive holds is known, not yet, or never."""
+
+    WAITING = "waiting"
+    RUNNING = "indexing"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveState:
+    """Whether a stored image can be pulled, and if not, why (`reason`) and how much of its archive is read (`done`)."""
+
+    state: Indexing
+    reason: str | None = None
+    done: float | None = None
+    seconds_left: float | None = None
+    warnings: Sequence[str] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still become one that can be pulled."""
+        return self.state in {Indexing.WAITING, Indexing.RUNNING}
+
+    def __str__(self) -> str:
+        if self.state is Indexing.RUNNING and self.done is not None:
+            return f"indexing {self.done:.0%}"
+        return f"{self.state}: {self.reason}" if self.reason else self.state
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLine:
-    """A stored image. `places` are where it is: disk, bucket."""
+    """A stored image. `places` are where it is: disk, bucket.
+
+    `tags` are those of the registry, and `archive` says whether it can be pulled; None where there is no registry.
+    """
 
     hash: str
     filename: str
@@ -90,6 +124,8 @@ class ImageLine:
     pinned: bool
     current: bool
     places: Sequence[str]
+    tags: Sequence[str] = ()
+    archive: ArchiveState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +207,33 @@ class PrefetchState:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditLine:
+    """Something that an operator did. `who` is a user of this machine, or an address; `what` is an image, or words."""
+
+    at: datetime
+    who: str
+    action: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class HookLine:
+    """A hook: `where` its events go, and how many are `queued`. `trouble` says why the first of them was not taken.
+
+    `next_at` is when it is tried again. `given_up` counts what this process has given up.
+    """
+
+    name: str
+    where: str
+    queued: int = 0
+    delivered_at: datetime | None = None
+    trouble: str | None = None
+    next_at: datetime | None = None
+    given_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All of it, at `now`. `needs_token` when changing anything takes the admin token."""
 
@@ -190,6 +253,8 @@ class Status:
     workers: int
     workers_missing: int
     needs_token: bool
+    hooks: Sequence[HookLine] = ()
+    audit: Sequence[AuditLine] = ()
 
 
 def as_json(value: object) -> object:

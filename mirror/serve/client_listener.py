@@ -3,16 +3,19 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 from mirror.common.log import Output
 from mirror.config import Config
 from mirror.config.reloadable import Part, at_once
 from mirror.http.access_log import AccessLog
+from mirror.http.callers import caller_of
 from mirror.http.client_api import ClientApi, Location
 from mirror.http.connection import ConnectionLimits
 from mirror.http.image_response import content_disposition
 from mirror.http.listener import Listener
+from mirror.http.registry_api import RegistryApi
 from mirror.http.request_metrics import RequestMetrics
 from mirror.http.send import Sender
 from mirror.http.tls import ServerTls
@@ -45,6 +48,17 @@ class ClientListener:
         async with AsyncExitStack() as stack:
             sender = Sender(mirror.pool, SENDING_THREADS)
             stack.callback(sender.close)
+            registry = None
+            if mirror.registry is not None:
+                registry = RegistryApi(
+                    mirror.registry,
+                    mirror.access,
+                    mirror.library,
+                    sender,
+                    mirror.metrics,
+                    partial(caller_of, name=mirror.name),
+                )
+                stack.callback(registry.close)
             api = ClientApi(
                 mirror.access,
                 mirror.metadata_cache,
@@ -54,6 +68,7 @@ class ClientListener:
                 passthrough=mirror.config.upstream.passthrough,
                 name=mirror.name,
                 location=_location(mirror),
+                registry=registry,
             )
             metrics = RequestMetrics(api, self._access_log, mirror.metrics)
             listener = Listener(

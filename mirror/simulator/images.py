@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class ImageSpec:
     """What to hand out under `name`: the file at `path`, else `size` bytes made from `seed` (empty: the name).
 
-    `sha256`, when already known, saves reading the image at start; `created` is an ISO 8601 date-time with a zone.
+    `sha256`, when already known, saves reading the image at start; `created` is an ISO 8601 date-time with a zone;
+    `image_id` is the docker image's id (empty: an invented one).
     """
 
     name: str
@@ -41,6 +42,7 @@ class ImageSpec:
     filename: str = ""
     created: str = "2025-06-30T12:34:56.000000Z"
     tag: str | None = "11.1.0"
+    image_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ class Image:
     @property
     def metadata(self) -> dict[str, Any]:
         """The fields of the metadata answer, true to the bytes."""
-        docker_id = hashlib.sha256(f"docker:{self.spec.sha256}".encode()).hexdigest()
+        invented = hashlib.sha256(f"docker:{self.spec.sha256}".encode()).hexdigest()
+        docker_id = self.spec.image_id.removeprefix("sha256:") or invented
         return {
             "baseImageId": docker_id[-24:],
             "created": self.spec.created,

@@ -68,7 +68,7 @@ class Body(Protocol):
     def file_at(self, offset: int) -> SharedFile | None:
         """Return where the bytes from `offset` are, as far as `available` allows; None when they come from `pieces`."""
 
-    def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+    def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the bytes [start, stop) as they become available, for bytes that are in no file."""
 
 

@@ -15,6 +15,7 @@ from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream
 from mirror.model.metadata import MAX_BODY, ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, Stream
+from mirror.upstream.aiohttp_internals import body
 from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
@@ -95,24 +96,27 @@ class ImageSource:
             raise Broken("upstream cannot answer the range: starting over", definitive_after=TRIES)
         raise await self._refusal(response, offset)
 
-    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes | memoryview, None]:
         try:
-            async for piece in answer.content.iter_any():
+            async for piece in body(answer):
                 yield piece
         except _LINE_BROKE as error:
             raise Broken(f"the line broke: {reason(error)}") from error
         finally:
             answer.close()
 
-    async def _throttled(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _throttled(self, pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
         async for piece in pieces:
             async for part in self._upstream.throttle.pass_on(piece):
                 yield part
 
     def _say(self, words: str, connections: int, *, refused: bool = False) -> None:
-        said = event(f"fill.connections{'_refused' if refused else ''}", image=self._hash, connections=connections)
-        level = logging.WARNING if refused else logging.INFO
-        log.log(level, "fill of %s goes on with %s", self._hash, words, extra=said)
+        said = event("fill.connections", image=self._hash, connections=connections)
+        if refused:
+            said = event("fill.connections_refused", image=self._hash, connections=connections)
+        log.log(
+            logging.WARNING if refused else logging.INFO, "fill of %s goes on with %s", self._hash, words, extra=said
+        )
 
     def _ranged(self, response: ImageResponse) -> OpenRange | None:
         """Return how to ask where the redirect led for ranges; None if there was none, or the object cannot be told."""
@@ -125,7 +129,7 @@ class ImageSource:
     @asynccontextmanager
     async def _open_range(
         self, response: ImageResponse, etag: str, start: int, stop: int
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[bytes | memoryview]]:
         """Ask for the bytes [start, stop) of the object that `response` is of. Raises Broken, Refused, NoRange."""
         headers = {"Range": f"bytes={start}-{stop - 1}", "If-Range": etag}
         async with AsyncExitStack() as stack:

@@ -29,6 +29,8 @@ MIB = 1 << 20
 HOSTILE = "<img src=x onerror=alert(1)>\"'</bdi><script>alert(2)</script>\u202egz.rat" + "x" * 120 + ".tar.gz"
 TOKEN = "the-token-of-the-operators"
 
+IMAGE_HASH = "document.querySelector('#images tbody tr').dataset.hash"
+
 Browse = Callable[..., webdriver.Chrome]
 
 
@@ -64,6 +66,11 @@ def text(browser: webdriver.Chrome, identifier: str) -> str:
     with contextlib.suppress(Exception):
         return browser.find_element(By.ID, identifier).text
     return ""
+
+
+def ask_page(browser: webdriver.Chrome, what: str) -> str:
+    """A text that the page has, read in one step: an element may be replaced between two."""
+    return str(browser.execute_script(f"return {what}"))
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
@@ -185,7 +192,7 @@ def test_a_button_works_from_the_keyboard_and_asks_for_the_token(
 
     def tab() -> str:
         webdriver.ActionChains(browser).send_keys(Keys.TAB).perform()
-        return browser.switch_to.active_element.get_attribute("textContent") or ""
+        return ask_page(browser, "document.activeElement.textContent")
 
     assert tab() == "Skip to the content"
     eventually(lambda: tab().startswith("Pin "), what="the button")
@@ -236,8 +243,7 @@ def test_beyond_this_machine_one_login_is_enough_and_a_wrong_token_does_not_end_
     assert browser.execute_script("return getComputedStyle(document.body).margin") == "0px", "it has its style"
     fetch(mirror.image_url)
     eventually(lambda: "current" in text(browser, "images"), what="the image, pushed")
-    [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
-    path = f"/api/images/{image.get_attribute('data-hash')}"
+    path = f"/api/images/{ask_page(browser, IMAGE_HASH)}"
     for token, said in (("wrong", "this is not the token"), (TOKEN, "is pinned"), ("", "is unpinned")):
         button = f"{path}/unpin" if said == "is unpinned" else f"{path}/pin"
         selector = f'.act[data-path="{button}"]'
@@ -263,8 +269,7 @@ def test_behind_a_proxy_with_a_prefix_it_is_whole_live_and_acts(
         assert browser.execute_script("return getComputedStyle(document.body).margin") == "0px", "it has its style"
         fetch(mirror.image_url)
         eventually(lambda: "current" in text(browser, "images"), what="the image, pushed")
-        [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
-        press(browser, f"/api/images/{image.get_attribute('data-hash')}/pin")
+        press(browser, f"/api/images/{ask_page(browser, IMAGE_HASH)}/pin")
         assert "is pinned" in outcome(browser)
         eventually(lambda: "pinned" in text(browser, "images"), what="the tag")
         links = [link.get_attribute("href") for link in browser.find_elements(By.CSS_SELECTOR, "footer a")]
@@ -280,13 +285,13 @@ def test_the_focus_stays_where_it_was_when_the_page_changes(fresh_mirror: FreshM
     browser.execute_script("document.querySelector('footer a').focus()")
     fetch(mirror.image_url)
     eventually(lambda: "current" in text(browser, "images"), what="the image")
-    assert browser.switch_to.active_element.text == "Metrics"
-    [image] = browser.find_elements(By.CSS_SELECTOR, "#images tbody tr")
-    path = f"/api/images/{image.get_attribute('data-hash')}"
+    assert ask_page(browser, "document.activeElement.textContent") == "Metrics"
+    path = f"/api/images/{ask_page(browser, IMAGE_HASH)}"
     press(browser, f"{path}/pin")
     eventually(lambda: browser.find_elements(By.CSS_SELECTOR, f'.act[data-path="{path}/unpin"]'), what="the pin")
     assert "is pinned" in outcome(browser)
-    assert browser.switch_to.active_element.get_attribute("data-path") == f"{path}/unpin"
+    wanted = f"{path}/unpin"
+    eventually(lambda: ask_page(browser, "document.activeElement.dataset.path") == wanted, what="the focus")
 
 
 def test_on_a_phone_nothing_lies_beyond_the_edge(fresh_mirror: FreshMirror, browse: Browse) -> None:

@@ -203,7 +203,7 @@ def test_changing_takes_the_admin_token_when_there_is_one(
         assert ask_admin(mirror, "POST", pin, CHANGING | {"Authorization": right}).status == 200
     token_file.write_text("another-token-of-the-operators")
     mirror.send_signal(1)
-    eventually(lambda: "reloaded" in mirror.log(), what="the reload")
+    eventually(lambda: "mirror.reloaded" in mirror.actions(), what="the reload")
     assert ask_admin(mirror, "POST", pin, CHANGING | {"Authorization": f"Bearer {ADMIN_TOKEN}"}).status == 401
 
 

@@ -143,7 +143,7 @@ def test_who_guesses_is_slowed_and_others_are_not(site: Site) -> None:
     assert "wrong-0" not in log
     assert site.mirror.process is not None
     site.mirror.send_signal(signal.SIGHUP)
-    eventually(lambda: "reloaded" in site.mirror.log(), what="the reload")
+    eventually(lambda: "mirror.reloaded" in site.mirror.actions(), what="the reload")
     assert site.ask("GET", "/api/status", AUTHORIZED, "127.0.0.7").status == 200
 
 

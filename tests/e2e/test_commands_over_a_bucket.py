@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.by_hand import lay_out
 from tests.support.commands import one_line, run
 from tests.support.downloads import fetch
@@ -140,7 +141,7 @@ def test_an_image_that_was_on_the_disk_before_there_was_a_bucket_is_brought_ther
     with mirror:
         assert fetch(mirror.image_url).length == SIZE
     with_bucket = ForkedMirror(tmp_path, simulator.api_url, {"store.s3": bucket.section}, bucket.server.environ)
-    with_bucket.constants = {"mirror.store.s3.maintenance:FIRST": 0.1}
+    with_bucket.timings = Timings(first_round=0.1)
     with with_bucket:
         eventually(lambda: bucket.read(f"images/{simulator.image_sha256('first')}") == simulator.read("first"))
         eventually(lambda: bucket.names("leases/") == [])

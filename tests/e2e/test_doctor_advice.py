@@ -8,7 +8,7 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from mirror.simulator.client import Simulator
 from tests.support.commands import clean_environment
 from tests.support.needs import needs
-from tests.support.other_user import UID, command_as
+from tests.support.other_user import UID, run_as
 from tests.support.processes import MirrorProcess
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
@@ -53,17 +53,9 @@ def configured(tmp_path: Path, simulator: Simulator) -> Configured:
 
 
 def run(
-    mirror: MirrorProcess, uid: int, command: str, *arguments: str, through: Sequence[str] = (), **environ: str
+    mirror: MirrorProcess, uid: int, command: str, *arguments: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*through, *command_as(uid), command, "-c", str(mirror.config_file), *arguments],
-        env=clean_environment() | environ,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    return run_as(uid, command, "-c", mirror.config_file, *arguments, environ=clean_environment() | environ)
 
 
 def doctor(mirror: MirrorProcess, uid: int, **environ: str) -> list[dict[str, Any]]:
@@ -240,13 +232,13 @@ def test_a_secret_that_the_mirrors_group_alone_can_read_is_in_order(configured: 
 def test_advice_speaks_of_what_is_there(configured: Configured) -> None:
     mirror = configured()
     laid_out(mirror.store, UID, UID)
-    few = [needs("prlimit", "apt-get install util-linux"), "--nofile=1024:1024"]
     for deployment, words in (
         ({}, ("LimitNOFILE=", "AmbientCapabilities", "journalctl -u pps-mirror", "setpriv")),
         (IN_A_CONTAINER, ("--ulimit nofile=", "--publish", "docker logs", "docker exec --user 10001")),
         (POD, ("container runtime", "the Service maps", "kubectl logs", "kubectl exec")),
     ):
-        done = run(mirror, 0, "doctor", "--json", through=few, PPS_MIRROR__SERVER__PORT="700", **deployment)
+        environ = clean_environment() | {"PPS_MIRROR__SERVER__PORT": "700"} | deployment
+        done = run_as(0, "doctor", "-c", mirror.config_file, "--json", environ=environ, open_files=1024)
         said = " ".join(each["advice"] for each in json.loads(done.stdout))
         for word in words:
             assert word in said, deployment

@@ -102,7 +102,7 @@ def test_a_mirror_stops_at_the_first_signal_and_ends_at_the_second(
         with Download(mirror.image_url) as download:
             download.read(HALF // 2)
             os.kill(pid, signal.SIGTERM)
-            eventually(lambda: "stopping: " in mirror.log(), what="the beginning of the stop")
+            eventually(lambda: "mirror.stopping" in mirror.actions(), what="the beginning of the stop")
             assert mirror.process.poll() is None
             os.kill(pid, signal.SIGTERM)
             assert mirror.wait_dead(60) == 128 + signal.SIGTERM
@@ -186,9 +186,9 @@ def test_what_was_left_behind_in_the_container_is_cleared_away(
         enter = [needs("nsenter", "apt-get install util-linux", root=True), f"--target={pid}", "--pid"]
         subprocess.run([*enter, "sh", "-c", "sleep 0 & exit"], check=True)
         os.kill(int(min(workers)), signal.SIGKILL)
-        eventually(lambda: mirror.log().count(" serves, process ") == 3, what="another worker")
+        eventually(lambda: mirror.actions().count("worker.started") == 3, what="another worker")
         eventually(lambda: len(children()) == 2, 60, what="the end of the orphan")
-        assert mirror.log().count("ended with status -9") == 1
+        assert [each["pps_mirror.status"] for each in mirror.events("worker.died")] == [-9]
     finally:
         os.kill(pid, signal.SIGTERM)
         assert mirror.wait_dead(60) == 0

@@ -128,7 +128,7 @@ def test_sigterm_lets_downloads_end_and_accepts_nothing_new(tmp_path: Path, simu
         with Download(mirror.image_url) as download:
             download.read(SIZE // 2)
             mirror.send_signal(signal.SIGTERM)
-            eventually(lambda: "stopping" in mirror.log())
+            eventually(lambda: "mirror.stopping" in mirror.actions())
 
             def refused() -> bool:
                 try:

@@ -159,7 +159,7 @@ def test_without_a_token_it_says_what_is_missing(simulator: Simulator, fresh_mir
     eventually(lambda: "prefetch.failed" in actions_of(mirror), what="a failure")
     time.sleep(2)
     missing = "upstream answered 401, for it wants a token: set upstream.token_file or DATAROBOT_API_TOKEN"
-    assert mirror.log().count(f"prefetching fails: {missing}\n") == 1
+    assert [each["message"] for each in mirror.events("prefetch.failed")] == [f"prefetching fails: {missing}"]
     assert missing in status_of(mirror)["prefetch"]["doing"]
     answer = ask_admin(mirror, "POST", "/api/prefetch", CHANGING)
     assert (answer.status, missing in answer.json["message"]) == (502, True)
@@ -168,8 +168,9 @@ def test_without_a_token_it_says_what_is_missing(simulator: Simulator, fresh_mir
 def test_a_token_that_is_refused_is_said_to_be(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
     wrong = {"DATAROBOT_API_TOKEN": "nobody-gave-this-out"}
     mirror = fresh_mirror({"prefetch": {"enabled": True, "interval": "1s"}}, environ=wrong)
-    said = "prefetching fails: upstream answered 401, for it refuses the mirror's own token\n"
-    eventually(lambda: said in mirror.log(), what="the failure, in full")
+    said = "prefetching fails: upstream answered 401, for it refuses the mirror's own token"
+    eventually(lambda: "prefetch.failed" in mirror.actions(), what="the failure")
+    assert mirror.events("prefetch.failed")[0]["message"] == said
 
 
 def test_a_failure_is_tried_again_at_the_next_look(simulator: Simulator, fresh_mirror: FreshMirror) -> None:

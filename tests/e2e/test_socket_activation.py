@@ -121,7 +121,7 @@ def test_a_worker_that_dies_is_replaced_by_one_that_serves_the_same_socket(stopp
         for pid in re.findall(r"worker \d+ serves, process (\d+)", mirror.log()):
             os.kill(int(pid), signal.SIGKILL)
         assert fetch(mirror.metadata_url).status == 200
-        eventually(lambda: mirror.log().count(" serves, process ") == 4, what="two others")
+        eventually(lambda: mirror.actions().count("worker.started") == 4, what="two others")
 
 
 @pytest.mark.parametrize("pid", ["1", ""])

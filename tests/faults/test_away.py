@@ -87,10 +87,8 @@ def backlog_full() -> Iterator[int]:
 
 @contextmanager
 def refusing() -> Iterator[int]:
-    """A port that nobody listens on, and nobody else can take."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
+    """A port that nobody listens on."""
+    yield free_port()
 
 
 @contextmanager

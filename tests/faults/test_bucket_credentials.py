@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import signal
 import threading
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any, Self
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.certificates import certificate
 from tests.support.commands import run_forked
 from tests.support.downloads import Download, Outcome, fetch
@@ -31,8 +31,7 @@ MIB = 1 << 20
 SIZE = 12 * MIB
 NEVER = 1e6
 CONSTANTS = {
-    "mirror.store.s3.outage:SPARED": 1.0,
-    "mirror.store.s3.clients:LOOK_AGAIN": 0.5,
+    "mirror.store.memory:GATHER": 0.1,
     "mirror.store.s3.parts:PART": 5 * MIB,
 }
 HIT = "pps-mirror; hit"
@@ -96,15 +95,14 @@ Make = Callable[..., ForkedMirror]
 def make(tmp_path: Path, simulator: Simulator) -> Make:
     """Make a mirror over a bucket, not started."""
 
-    def make(
-        bucket: TestBucket, environ: Mapping[str, str], *, look_again: float | None = None, **s3: object
-    ) -> ForkedMirror:
+    def make(bucket: TestBucket, environ: Mapping[str, str], *, look_again: float = 0.5, **s3: object) -> ForkedMirror:
         sections: dict[str, dict[str, object]] = {
             "upstream": {"metadata_ttl": "0s"},
             "store.s3": {**bucket.section, **s3},
         }
         mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, sections, environ)
-        mirror.constants = CONSTANTS | ({"mirror.store.s3.clients:LOOK_AGAIN": look_again} if look_again else {})
+        mirror.timings = Timings(spared=1.0, credentials=look_again)
+        mirror.constants = CONSTANTS
         return mirror
 
     return make
@@ -134,14 +132,6 @@ def arrives(bucket: TestBucket, simulator: Simulator, name: str = "first") -> No
         return image is not None and hashlib.sha256(image).hexdigest() == image_hash
 
     eventually(arrived, 60, "its arrival in the bucket")
-
-
-def reload(mirror: ForkedMirror) -> str:
-    """Send SIGHUP; what the log says of it."""
-    before = len(mirror.log())
-    mirror.send_signal(signal.SIGHUP)
-    eventually(lambda: "SIGHUP: reloaded" in mirror.log()[before:], what="the reload")
-    return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
 
 
 def check(mirror: ForkedMirror) -> str:
@@ -227,7 +217,7 @@ def test_a_download_that_runs_when_everything_is_found_anew_goes_on_to_its_end(
         with Download(mirror.image_url) as download:
             download.read(MIB)
             for _ in range(3):
-                reload(mirror)
+                mirror.hang_up()
             front.rate = None
             download.read_all()
             assert download.ended == "complete"
@@ -246,12 +236,12 @@ def test_sighup_takes_up_another_key_at_once_and_one_that_has_vanished_changes_n
         keys.write_key_of(bucket.server)
         assert_right(simulator, fetch(mirror.image_url))
         eventually(lambda: "does not know our access key" in degraded(mirror))  # nobody looks again for a long time
-        assert "the bucket's credentials" in reload(mirror)
+        assert "the bucket's credentials" in mirror.hang_up()
         assert_right(simulator, fetch(mirror.image_url))
         arrives(bucket, simulator)
         eventually(lambda: not degraded(mirror), what="health")
         keys.path.unlink()
-        said = reload(mirror)
+        said = mirror.hang_up()
         assert "no credentials were found" in said
         assert "what was found before stays in use" in said
         assert fetch(mirror.image_url).cache_status == HIT

@@ -2,20 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.support.downloads import Download, Outcome, fetch
+from tests.support.downloads import fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import make_bucket, make_server
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import BYPASS, CONSTANTS, HIT, MIB, SIZE, STORED, WELL, Replicas, health, mend
+from tests.support.s3.replicas import BYPASS, HIT, SIZE, STORED, TIMINGS, WELL, Replicas, health, mend
 from tests.support.s3.server import S3Server, credentials
 from tests.support.s3.weed import Weed
 
@@ -45,7 +43,7 @@ CAUSES: Mapping[str, tuple[Callable[[Front], None], str]] = {
 
 def loud(mirror: ForkedMirror) -> list[str]:
     """What it has warned of."""
-    return [line for line in mirror.log().splitlines() if " WARNING " in line or " ERROR " in line]
+    return [event["message"] for event in mirror.events() if event["log.level"] in {"warning", "error"}]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_a_bucket_that_hangs_is_found_out_once_and_the_image_passed_through(tmp_
     with make_server(tmp_path) as server:
         hanging = replace(replicas, bucket=make_bucket(server))
         mirror = hanging.make(local_copy=False, endpoint=server.endpoint_url)
-        mirror.constants = {}
+        mirror.timings, mirror.constants = None, {}
         with mirror:
             eventually(lambda: health(mirror) == WELL)
             server.freeze()
@@ -161,7 +159,7 @@ def test_without_upstream_and_any_place_that_works_it_is_not_ready(
         eventually(replicas.arrived)
         eventually(lambda: "current.json" in replicas.bucket.names())
     mirror = replicas.make(local_copy=local_copy, upstream=False)
-    mirror.constants = {**CONSTANTS, "mirror.store.s3.store:REMEMBERED": 0.01}
+    mirror.timings = replace(TIMINGS, remembered=0.01)
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), HIT)
         front.refuse()
@@ -176,161 +174,3 @@ def test_without_upstream_and_any_place_that_works_it_is_not_ready(
         front.listen()
         eventually(lambda: health(mirror).status == 200, what="recovery")
         eventually(lambda: fetch(mirror.image_url).cache_status == HIT, what="recovery")
-
-
-def assert_right_or_reset(replicas: Replicas, outcome: Outcome) -> None:
-    """The client got the image, or it saw that it did not."""
-    assert outcome.ended == "reset" or outcome.sha256 == replicas.simulator.image_sha256("first")
-
-
-DEEDS: Mapping[str, Callable[[Replicas], None]] = {
-    "deleted": lambda replicas: replicas.bucket.delete(replicas.image),
-    "overwritten, same size": lambda replicas: replicas.bucket.write(replicas.image, b"x" * SIZE),
-    "overwritten, last byte": lambda replicas: replicas.bucket.write(
-        replicas.image, replicas.simulator.read("first")[:-1] + b"x"
-    ),
-    "cut short": lambda replicas: replicas.bucket.write(replicas.image, replicas.simulator.read("first")[:MIB]),
-}
-by_hand = pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
-
-
-@KINDS
-@by_hand
-def test_what_was_done_to_the_object_by_hand_reaches_no_client_and_is_mended(
-    replicas: Replicas, local_copy: bool, deed: Callable[[Replicas], None]
-) -> None:
-    with replicas.make(local_copy=local_copy) as mirror, replicas.make("late", local_copy=local_copy) as late:
-        replicas.assert_right(fetch(mirror.image_url), STORED)
-        eventually(replicas.arrived)
-        deed(replicas)
-        for each in (mirror, late):
-            assert_right_or_reset(replicas, fetch(each.image_url))
-        if local_copy:
-            replicas.assert_right(fetch(mirror.image_url), HIT)
-        eventually(lambda: fetch(late.image_url).ended == "complete", what="an end to resets")
-        replicas.assert_right(fetch(late.image_url))
-        eventually(replicas.arrived, what="a right image in the bucket")
-
-
-@by_hand
-def test_what_is_done_to_the_object_during_a_download_ends_it_with_the_right_bytes_or_a_reset(
-    replicas: Replicas, front: Front, deed: Callable[[Replicas], None]
-) -> None:
-    with replicas.make(local_copy=False) as mirror:
-        replicas.assert_right(fetch(mirror.image_url), STORED)
-        eventually(replicas.arrived)
-        front.rate = 4 * MIB
-        image = "/images/[0-9a-f]{64}$"
-        front.trouble(Trouble("GET", image, times=1, cut_after=3 * MIB), Trouble("GET", image, close=True))
-        with Download(mirror.image_url) as download:
-            assert download.header("Cache-Status") == HIT
-            download.read(MIB)
-            deed(replicas)
-            front.clear()
-            download.read_all()
-            assert download.ended == "reset"
-            assert replicas.simulator.read("first").startswith(download.body)
-        eventually(lambda: fetch(mirror.image_url).ended == "complete", what="an end to resets")
-        replicas.assert_right(fetch(mirror.image_url))
-
-
-@KINDS
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        Trouble("PUT", conditional=True, status=501, code="NotImplemented"),
-        Trouble("PUT", conditional=True, unconditional=True),
-    ],
-    ids=["refuses conditions", "ignores conditions"],
-)
-def test_a_server_without_conditional_writes_costs_a_fetch_for_each_replica_and_that_is_said(
-    replicas: Replicas, front: Front, local_copy: bool, trouble: Trouble
-) -> None:
-    front.trouble(trouble)
-    replicas.simulator.set_rate(8 * MIB)
-    with (
-        replicas.make("one", local_copy=local_copy) as one,
-        replicas.make("two", local_copy=local_copy) as two,
-        ThreadPoolExecutor() as pool,
-    ):
-        for outcome in pool.map(lambda mirror: fetch(mirror.image_url), [one, two, one, two]):
-            replicas.assert_right(outcome)
-        assert replicas.simulator.counters().store_gets == 2
-        for mirror in (one, two):
-            assert mirror.log().count("it has no conditional writes") == 1
-        eventually(replicas.arrived)
-        replicas.assert_right(fetch(two.image_url), HIT)
-
-
-@KINDS
-def test_a_server_that_cannot_copy_within_itself_gets_each_part_twice_and_that_is_said(
-    replicas: Replicas, front: Front, local_copy: bool
-) -> None:
-    front.trouble(Trouble("PUT", header="x-amz-copy-source", status=501, code="NotImplemented"))
-    with replicas.make(local_copy=local_copy) as mirror:
-        replicas.assert_right(fetch(mirror.image_url), STORED)
-        eventually(replicas.arrived)
-        assert mirror.log().count("cannot copy within itself") == 1
-        assert health(mirror) == WELL
-        assert fetch(mirror.image_url).cache_status == HIT
-
-
-@pytest.mark.parametrize(
-    ("local_copy", "trouble", "words"),
-    [
-        (True, Trouble("POST", "uploadId=", status=500, code="InternalError"), "an error of its own"),
-        (False, Trouble("POST", "uploadId=", close=True), "the connection broke"),
-    ],
-    ids=["tiered, 500", "bucket only, no answer"],
-)
-def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_anew_and_costs_no_fetch(
-    replicas: Replicas, front: Front, local_copy: bool, trouble: Trouble, words: str
-) -> None:
-    def unfinished() -> list[dict[str, Any]]:
-        return replicas.bucket.client.uploads(replicas.bucket.name)
-
-    front.trouble(trouble)
-    mirror = replicas.make(local_copy=local_copy)
-    mirror.constants = {**CONSTANTS, "mirror.store.s3.journal:PUBLISHING": 0.5}
-    with mirror:
-        replicas.assert_right(fetch(mirror.image_url), STORED)
-        eventually(lambda: words in health(mirror).degraded, what="word of it")
-        assert mirror.actions().count("upload.paused") == 1
-        (upload,) = unfinished()
-        asked = len(front.asked("POST", "uploadId="))
-        eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
-        assert unfinished() == [upload]
-        assert words in health(mirror).degraded
-
-        replicas.bucket.client.abort_upload(replicas.bucket.name, upload)
-        eventually(lambda: "bucket.unpublished" in mirror.actions(), what="an end to attempts")
-        front.clear()
-        eventually(
-            lambda: fetch(mirror.image_url).cache_status == HIT and replicas.arrived(), what="the image's arrival"
-        )
-        eventually(lambda: health(mirror) == WELL, what="recovery")
-        assert unfinished() == []
-        assert replicas.simulator.counters().store_gets == 1
-
-
-def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(replicas: Replicas, front: Front) -> None:
-    replicas.simulator.set_rate(8 * MIB)
-    with replicas.make(local_copy=True) as mirror:
-        with Download(mirror.image_url) as download:
-            eventually(lambda: front.asked("POST", "/images/[0-9a-f]{64}[?]uploads"), what="the upload's beginning")
-            front.trouble(Trouble("HEAD", "/images/[0-9a-f]{64}$", status=500, code="InternalError"))
-            download.read_all()
-        eventually(replicas.arrived)
-        eventually(lambda: "upload.paused" in mirror.actions(), what="word of it")
-        front.clear()
-        eventually(lambda: replicas.bucket.names("parts/") == replicas.bucket.names("leases/") == [], what="an end")
-        assert "bucket.unpublished" not in mirror.actions()
-        eventually(lambda: health(mirror) == WELL, what="recovery")
-
-
-def test_what_keeps_an_upload_of_a_worker_from_going_on_is_in_degraded(replicas: Replicas, front: Front) -> None:
-    front.trouble(Trouble("POST", "uploadId=", status=500, code="InternalError"))
-    environ = {**replicas.bucket.server.environ, "PPS_MIRROR__SERVER__WORKERS": "2"}
-    with replicas.make(local_copy=True, environ=environ) as mirror, Download(mirror.image_url) as download:
-        download.read(1)
-        eventually(lambda: "an error of its own" in health(mirror).degraded, 60, what="word of it")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.admin import metric
 from tests.support.commands import run_forked
 from tests.support.downloads import Outcome, fetch
@@ -21,12 +22,10 @@ MIB = 1 << 20
 SIZE = 6 * MIB
 ROOM = 20 * MIB
 NAMES = [f"image{number}" for number in range(6)]
+TIMINGS = Timings(spared=1.0, first_round=0.5, round=0.5, lately=0.0)
 CONSTANTS = {
-    "mirror.store.s3.outage:SPARED": 1.0,
+    "mirror.store.memory:GATHER": 0.1,
     "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.maintenance:FIRST": 0.5,
-    "mirror.store.s3.maintenance:INTERVAL": 0.5,
-    "mirror.store.s3.space:LATELY": 0.0,
     "mirror.admin.overview:BUCKET_FRESH": 0.2,
 }
 
@@ -47,6 +46,7 @@ def make(directory: Path, bucket: TestBucket, simulator: Simulator, *, local_cop
         "store.s3": {**bucket.section, "local_copy": local_copy, "max_size": str(ROOM), "keep": keep},
     }
     mirror = ForkedMirror(directory, simulator.api_url, sections, bucket.server.environ)
+    mirror.timings = TIMINGS
     mirror.constants = CONSTANTS
     return mirror
 
@@ -120,8 +120,8 @@ def test_two_mirrors_that_roll_over_and_over_stay_within_the_bounds_and_every_cl
         assert simulator.counters().store_gets == len(NAMES)
         assert len(stored(bucket, simulator)) == 3
         assert NAMES[-1] in stored(bucket, simulator)
-        said = [line for each in (one, two) for line in each.log().splitlines() if "evicted image" in line]
-        assert len([line for line in said if "of the bucket" in line]) == len(NAMES) - 3
+        evicted = [event for each in (one, two) for event in each.events("image.evicted")]
+        assert len([each for each in evicted if each["log.logger"].startswith("mirror.store.s3.")]) == len(NAMES) - 3
         eventually(lambda: room_of(one)["used"] == 3 * SIZE)
         assert (room_of(one)["limit"], room_of(one)["images"], room_of(one)["trouble"]) == (ROOM, 3, None)
         assert room_of(one)["largest"] >= SIZE
@@ -147,7 +147,7 @@ def test_when_nothing_may_be_evicted_the_mirror_says_so_and_serves_and_stores_ag
         assert outcome.cache_status == ("pps-mirror; fwd=miss; stored" if local_copy else "pps-mirror; fwd=bypass")
         eventually(lambda: "store.s3.max_size" in degraded(mirror), what="word of it")
         assert stored(bucket, simulator) == NAMES[:3]
-        assert mirror.log().count("of store.s3.max_size") <= 3  # for each fill, not for each look
+        assert mirror.actions().count("bucket.full") <= 3  # for each fill, not for each look
         run(mirror, "unpin", simulator.image_sha256(NAMES[0]))
         if local_copy:  # its keeper brings what is current
             eventually(lambda: NAMES[3] in stored(bucket, simulator), 60, "its arrival in the bucket")

@@ -6,28 +6,24 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mirror.simulator.client import TOKEN, ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import BYPASS, CONSTANTS, HIT, MIB, SIZE, STORED, WELL, Replicas, health, mend
+from tests.support.s3.replicas import BYPASS, HIT, MIB, SIZE, STORED, TIMINGS, WELL, Replicas, health, mend
 
 OBJECT = "/images/[0-9a-f]{64}$"
 
-QUICK = {
-    **CONSTANTS,
-    "mirror.store.s3.bucket:ANSWER": 8.0,
-    "mirror.store.s3.store:ANSWER": 8.0,
-    "mirror.store.s3.outage:SPARED": 0.01,
-    "mirror.images.store_health:LOOK_AGAIN": 0.2,
-}
-REMEMBERING = {**QUICK, "mirror.store.s3.store:REMEMBERED": 1000.0}
+QUICK = replace(TIMINGS, answer=8.0, spared=0.01)
+REMEMBERING = replace(QUICK, remembered=1000.0)
 """What the bucket said of an object once is believed: it goes within that time."""
 
 AWAY: Mapping[str, Callable[[Front], None]] = {
@@ -48,14 +44,14 @@ def shared_simulator() -> Iterator[Simulator]:
 
 
 @contextmanager
-def warm(replicas: Replicas, constants: Mapping[str, float], *, upstream: bool = True) -> Iterator[ForkedMirror]:
+def warm(replicas: Replicas, timings: Timings, *, upstream: bool = True) -> Iterator[ForkedMirror]:
     """A mirror that runs, and has just served the image from the bucket."""
     with replicas.make("filler", local_copy=False) as filler:
         replicas.assert_right(fetch(filler.image_url), STORED)
         eventually(replicas.arrived)
         eventually(lambda: "current.json" in replicas.bucket.names())
     mirror = replicas.make(local_copy=False, upstream=upstream)
-    mirror.constants = constants
+    mirror.timings = timings
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), HIT)
         eventually(lambda: health(mirror) == WELL)
@@ -144,7 +140,7 @@ def test_a_bucket_that_is_deleted_under_a_mirror_stores_nothing_and_that_is_said
 
 def test_a_bucket_that_takes_nothing_any_more_stores_nothing_and_that_is_said(replicas: Replicas, front: Front) -> None:
     mirror = replicas.make(local_copy=False)
-    mirror.constants = QUICK
+    mirror.timings = QUICK
     with mirror:
         eventually(lambda: health(mirror) == WELL)
         front.trouble(Trouble("PUT", status=403, code="AccessDenied"))
@@ -164,7 +160,7 @@ def test_verified_bytes_reach_a_slow_client_though_the_bucket_never_makes_one_ob
     with Simulator.start([ImageSpec("large", size=size)]) as simulator:
         replicas = Replicas(tmp_path, front, bucket, simulator)
         mirror = replicas.make(local_copy=False)
-        mirror.constants = {**QUICK, "mirror.store.s3.bucket:ANSWER": 15.0, "mirror.store.s3.journal:PUBLISHING": 0.5}
+        mirror.timings = replace(QUICK, answer=15.0, publishing=0.5)
         with mirror:
             front.trouble(Trouble("POST", "uploadId=", status=403, code="AccessDenied"))
             with Download(mirror.image_url) as slow:

@@ -73,7 +73,7 @@ def test_a_new_image_takes_the_room_of_the_one_served_least_recently(
     eventually(lambda: served_at(mirror, simulator, "a") > served_at(mirror, simulator, "b"))
     get(mirror, simulator, "c")
     assert stored(mirror, simulator) == {"a", "c"}
-    assert mirror.log().count("evicted image") == 1
+    assert mirror.actions().count("image.evicted") == 1
 
 
 def test_an_image_that_a_client_downloads_stays_until_it_has_it(mirror: MirrorProcess, simulator: Simulator) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -20,12 +21,7 @@ pytestmark = pytest.mark.leases
 
 MIB = 1 << 20
 SIZE = 24 * MIB
-CONSTANTS = {
-    "mirror.store.s3.lease:LEASE": 1e6,
-    "mirror.store.s3.lease_keeper:RENEW": 1.0,
-    "mirror.store.s3.upload:FLUSH": 1.0,
-    "mirror.store.s3.parts:PART": 5 * MIB,
-}
+TIMINGS = Timings(lease=1e6, renew=1.0, flush=1.0)
 """Nobody lives to see such a lease run out."""
 
 KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
@@ -55,7 +51,8 @@ def make(
         {"store.s3": {**bucket.section, "local_copy": local_copy}, **sections},
         bucket.server.environ,
     )
-    mirror.constants = CONSTANTS
+    mirror.timings = TIMINGS
+    mirror.constants = {"mirror.store.s3.parts:PART": 5 * MIB}
     return mirror
 
 

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,6 @@ pytestmark = pytest.mark.real_command
 OTHER = "another-good-token"
 OLD = "the-token-of-yesterday"
 NEW = "the-token-of-today"
-
-Reload = Callable[[MirrorProcess], str]
-
-
-@pytest.fixture
-def reload() -> Reload:
-    """Send SIGHUP; what the log says of it, when it is over."""
-
-    def send(mirror: MirrorProcess) -> str:
-        before = len(mirror.log())
-        mirror.send_signal(signal.SIGHUP)
-        ended = ("SIGHUP: reloaded", "nothing has changed")
-        eventually(lambda: any(each in mirror.log()[before:] for each in ended), what="the reload")
-        return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
-
-    return send
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +48,14 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_who_was_added_is_let_in_who_was_removed_is_not_and_what_runs_goes_on(
-    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask, reload: Reload
+    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask
 ) -> None:
     mirror, tokens, _ = tokens_mirror
     simulator.fault(Fault("store", hang_after=SIZE // 2))
     with Download(mirror.image_url, headers=bearer(OLD)) as download:
         download.read(SIZE // 2)
         write_tokens(tokens, ci=NEW)
-        assert reload(mirror).count("SIGHUP: reloaded auth.tokens_file, upstream.token_file\n") == 1
+        assert mirror.hang_up().count("SIGHUP: reloaded auth.tokens_file, upstream.token_file\n") == 1
         assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [401, 200]
         simulator.release()
         assert download.read_all().body == simulator.read("first")
@@ -79,7 +63,7 @@ def test_who_was_added_is_let_in_who_was_removed_is_not_and_what_runs_goes_on(
 
 @pytest.mark.parametrize("wrong", ["no list", "a bad line", "no file"])
 def test_a_bad_list_is_one_line_in_the_log_and_the_old_one_stays(
-    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask, reload: Reload, wrong: str
+    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask, wrong: str
 ) -> None:
     mirror, tokens, own = tokens_mirror
     tokens.unlink()
@@ -89,8 +73,8 @@ def test_a_bad_list_is_one_line_in_the_log_and_the_old_one_stays(
         write_tokens(tokens, ci=NEW)
         tokens.write_text(f"{tokens.read_text()}ops:{NEW}\n")
     own.write_text(TOKEN)
-    (said,) = reload(mirror).splitlines()
-    assert f"ERROR   SIGHUP: auth.tokens_file = '{tokens}'" in said
+    (said,) = mirror.hang_up().splitlines()
+    assert f"ERROR SIGHUP: auth.tokens_file = '{tokens}'" in said
     assert ("line 2: expected" in said) == (wrong == "a bad line")
     assert said.endswith("; nothing has changed")
     assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [200, 401]
@@ -98,17 +82,17 @@ def test_a_bad_list_is_one_line_in_the_log_and_the_old_one_stays(
 
 
 def test_upstream_is_asked_with_the_new_token_of_the_mirror(
-    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask, reload: Reload
+    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, ask: Ask
 ) -> None:
     mirror, _, own = tokens_mirror
     assert ask(mirror.metadata_url, OLD).status == 200
     own.write_text(TOKEN)
-    reload(mirror)
+    mirror.hang_up()
     assert ask(mirror.image_url, OLD).body == simulator.read("first")
     for place in ("metadata", "image"):
         assert simulator.log(place)[-1].authorization == fingerprint(f"Bearer {TOKEN}")
     own.write_text("two tokens\n")
-    (said,) = reload(mirror).splitlines()
+    (said,) = mirror.hang_up().splitlines()
     assert "upstream.token_file" in said
     assert "expected one token" in said
     assert ask(mirror.metadata_url, OLD).status == 200
@@ -116,14 +100,14 @@ def test_upstream_is_asked_with_the_new_token_of_the_mirror(
 
 
 def test_a_fill_whose_token_was_exchanged_meanwhile_goes_on_with_the_new_one(
-    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator, reload: Reload
+    tokens_mirror: tuple[MirrorProcess, Path, Path], simulator: Simulator
 ) -> None:
     mirror, _, own = tokens_mirror
     simulator.fault(Fault("store", hang_after=1_000_000, cut_after=1_000_000))
     with Download(mirror.image_url, headers=bearer(OLD)) as download:
         simulator.wait_held()
         own.write_text(TOKEN)
-        reload(mirror)
+        mirror.hang_up()
         simulator.set_tokens([TOKEN])
         simulator.release()
         assert download.read_all().ended == "complete"
@@ -144,8 +128,7 @@ def test_workers_read_their_lists_again_too(
     mirror = fresh_mirror(sections, environ={"DATAROBOT_API_TOKEN": TOKEN})
     assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [200, 401]
     write_tokens(tokens, ci=NEW)
-    mirror.send_signal(signal.SIGHUP)
-    eventually(lambda: mirror.log().count("SIGHUP: reloaded auth.tokens_file") == 3, what="the reload of all three")
+    assert mirror.hang_up(3).count("SIGHUP: reloaded auth.tokens_file") == 3
     for _ in range(10):  # whichever of them answers
         assert [ask(mirror.metadata_url, token).status for token in (OLD, NEW)] == [401, 200]
 
@@ -186,7 +169,7 @@ def pem(cert: Path) -> str:
 
 
 def test_new_connections_see_the_new_certificate_and_those_that_are_open_lose_nothing(
-    tls_mirror: MirrorProcess, pair: tuple[Path, Path], tmp_path: Path, simulator: Simulator, reload: Reload
+    tls_mirror: MirrorProcess, pair: tuple[Path, Path], tmp_path: Path, simulator: Simulator
 ) -> None:
     assert presented(tls_mirror) == pem(pair[0])
     simulator.fault(Fault("store", hang_after=SIZE // 2))
@@ -198,7 +181,7 @@ def test_new_connections_see_the_new_certificate_and_those_that_are_open_lose_no
         body = answer.read(SIZE // 2)
         for source, target in zip(certificate(tmp_path / "renewed"), pair, strict=True):
             target.write_bytes(source.read_bytes())
-        assert reload(tls_mirror).endswith("SIGHUP: reloaded server.tls_cert\n")
+        assert tls_mirror.hang_up().endswith("SIGHUP: reloaded server.tls_cert\n")
         assert presented(tls_mirror) == pem(tmp_path / "renewed" / "cert.pem")
         simulator.release()
         assert body + answer.read(SIZE - len(body)) == simulator.read("first")
@@ -208,7 +191,7 @@ def test_new_connections_see_the_new_certificate_and_those_that_are_open_lose_no
 
 @pytest.mark.parametrize("wrong", ["another key", "another certificate", "no key", "no PEM"])
 def test_a_bad_pair_is_one_line_in_the_log_and_the_old_one_is_used_on(
-    tls_mirror: MirrorProcess, pair: tuple[Path, Path], tmp_path: Path, reload: Reload, wrong: str
+    tls_mirror: MirrorProcess, pair: tuple[Path, Path], tmp_path: Path, wrong: str
 ) -> None:
     before = pem(pair[0])
     cert, key = certificate(tmp_path / "renewed")
@@ -220,18 +203,18 @@ def test_a_bad_pair_is_one_line_in_the_log_and_the_old_one_is_used_on(
         pair[1].unlink()
     else:
         pair[0].write_text("-----BEGIN CERTIFICATE-----\n")
-    (said,) = reload(tls_mirror).splitlines()
-    assert "ERROR   SIGHUP: server.tls_" in said
+    (said,) = tls_mirror.hang_up().splitlines()
+    assert "ERROR SIGHUP: server.tls_" in said
     assert said.endswith("; nothing has changed")
     assert presented(tls_mirror) == before  # twice, because half a pair would fail each handshake
     assert presented(tls_mirror) == before
 
 
 def test_with_nothing_to_reload_sighup_changes_nothing(
-    fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask, reload: Reload
+    fresh_mirror: FreshMirror, simulator: Simulator, ask: Ask
 ) -> None:
     mirror = fresh_mirror()
-    assert reload(mirror).endswith("SIGHUP: reloaded nothing\n")
+    assert mirror.hang_up().endswith("SIGHUP: reloaded nothing\n")
     assert ask(mirror.image_url).body == simulator.read("first")
 
 
@@ -241,7 +224,7 @@ def test_sighup_while_it_stops_cuts_nothing_off(fresh_mirror: FreshMirror, simul
     with Download(mirror.image_url) as download:
         download.read(SIZE // 2)
         mirror.send_signal(signal.SIGTERM)
-        eventually(lambda: "stopping" in mirror.log())
+        eventually(lambda: "mirror.stopping" in mirror.actions())
         mirror.send_signal(signal.SIGHUP)
         simulator.release()
         assert download.read_all().body == simulator.read("first")

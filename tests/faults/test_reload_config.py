@@ -19,19 +19,6 @@ OTHER = "another-good-token"
 BOTH = pytest.mark.parametrize("workers", [1, 2], ids=["one process", "workers"])
 
 
-def hang_up(mirror: MirrorProcess, processes: int = 1) -> str:
-    """Send SIGHUP; what the log says of it, when it is over everywhere."""
-    before = len(mirror.log())
-    mirror.send_signal(signal.SIGHUP)
-
-    def over() -> bool:
-        said = mirror.log()[before:]
-        return "nothing has changed" in said or said.count("SIGHUP: reloaded") == processes
-
-    eventually(over, what="the reload")
-    return "".join(line for line in mirror.log()[before:].splitlines(keepends=True) if "SIGHUP" in line)
-
-
 def rewrite(mirror: MirrorProcess, *lines: str) -> None:
     """Write other lines, `section: key = value`, into the configuration, in place of those of the same keys."""
     kept = mirror.config_file.read_text().splitlines()
@@ -66,7 +53,7 @@ def test_how_long_answers_and_decisions_are_fresh(
     if workers == 1:  # else it may be the turn of one that has not asked yet
         assert ask(mirror.metadata_url).status == 200
     rewrite(mirror, 'auth: ttl = "0s"', 'upstream: metadata_ttl = "0s"')
-    said = hang_up(mirror, 1 if workers == 1 else 3)
+    said = mirror.hang_up(1 if workers == 1 else 3)
     assert said.count("SIGHUP: reloaded upstream.metadata_ttl, auth.ttl\n") == (1 if workers == 1 else 3)
     for _ in range(8):
         assert ask(mirror.metadata_url).status == 401
@@ -77,7 +64,7 @@ def test_how_long_answers_and_decisions_are_fresh(
 def test_where_upstream_may_redirect_what_is_passed_through_and_how_much_is_logged(
     fresh_mirror: FreshMirror, ask: Ask, workers: int
 ) -> None:
-    mirror = fresh_mirror(sections(workers))
+    mirror = fresh_mirror(sections(workers) | {"log": {"format": "console"}})
     other = f"{mirror.url}/api/v2/projects/"
     assert b"there is nothing here" in ask(other).body
     rewrite(
@@ -86,16 +73,16 @@ def test_where_upstream_may_redirect_what_is_passed_through_and_how_much_is_logg
         'upstream: passthrough = ["version/", "projects/"]',
         'log: format = "json"',
     )
-    hang_up(mirror, 1 if workers == 1 else 3)
+    mirror.hang_up(1 if workers == 1 else 3)
     for _ in range(4):
         assert b"there is nothing here" not in ask(other).body
         assert "upstream.redirect_hosts" in ask(mirror.image_url).body.decode()
-    eventually(lambda: '"event.action": "http.request"' in mirror.log(), what="the line of a request")
+    eventually(lambda: "http.request" in mirror.actions(), what="the line of a request, in JSON")
     rewrite(mirror, "upstream: redirect_hosts = []", f'upstream: proxy = "http://127.0.0.1:{free_port()}"')
-    hang_up(mirror, 1 if workers == 1 else 3)
+    mirror.hang_up(1 if workers == 1 else 3)
     assert "the proxy (upstream.proxy)" in ask(other).body.decode()
     rewrite(mirror, 'upstream: proxy = ""')
-    hang_up(mirror, 1 if workers == 1 else 3)
+    mirror.hang_up(1 if workers == 1 else 3)
     assert ask(mirror.image_url).status == 200
     rewrite(mirror, 'log: level = "error"')
     mirror.send_signal(signal.SIGHUP)
@@ -120,13 +107,13 @@ def test_prefetching_the_room_and_how_long_downloads_have(
         'server: drain = "7s"',
         "server: max_connections = 1",
     )
-    hang_up(mirror)
+    mirror.hang_up()
     image = mirror.store / "images" / simulator.image_sha256("first") / "image"
     eventually(image.exists, what="the image that nobody asked for")
     eventually(lambda: status_of(mirror)["rooms"][0]["limit"] == 50 << 20, what="the new limit")
     assert status_of(mirror)["prefetch"]["enabled"]
     assert mirror.stop() == 0
-    assert "downloads have 7 s to end" in mirror.log()
+    assert "downloads have 7 s to end" in mirror.events("mirror.stopping")[0]["message"]
 
 
 def test_the_admin_token(fresh_mirror: FreshMirror, tmp_path: Path) -> None:
@@ -136,7 +123,7 @@ def test_the_admin_token(fresh_mirror: FreshMirror, tmp_path: Path) -> None:
     token.write_text("token-of-an-operator")
     token.chmod(0o600)
     rewrite(mirror, f'admin: token_file = "{token}"')
-    assert "SIGHUP: reloaded admin.token_file\n" in hang_up(mirror)
+    assert "SIGHUP: reloaded admin.token_file\n" in mirror.hang_up()
     assert ask_admin(mirror, "POST", "/api/prefetch", CHANGING).status == 401
     bearer = {"Authorization": "Bearer token-of-an-operator"}
     assert ask_admin(mirror, "POST", "/api/prefetch", CHANGING | bearer).status != 401
@@ -149,7 +136,7 @@ def test_what_takes_a_restart_is_named_and_the_rest_is_taken_up(
     mirror = fresh_mirror(sections(workers))
     rewrite(mirror, f"server: port = {free_port()}", f'store: path = "{tmp_path}/elsewhere"', 'auth: ttl = "5s"')
     for _ in range(2):
-        said = hang_up(mirror, 1 if workers == 1 else 3)
+        said = mirror.hang_up(1 if workers == 1 else 3)
         assert "WARNING SIGHUP: a restart is needed for server.port, store.path; until then what was set" in said
     assert ask(mirror.metadata_url).status == 200
     assert not (tmp_path / "elsewhere").exists()
@@ -167,16 +154,16 @@ def test_a_wrong_file_changes_nothing_at_all(
     rewrite(mirror, 'auth: ttl = "0s"', 'log: format = "json"', *([wrong] if ": " in wrong else []))
     if wrong == "broken":
         mirror.config_file.write_text(mirror.config_file.read_text() + "[")
-    said = hang_up(mirror)
+    said = mirror.hang_up()
     assert said.count("\n") == 1
-    assert "ERROR   SIGHUP: " in said
+    assert "ERROR SIGHUP: " in said
     assert said.endswith("; nothing has changed\n")
     simulator.set_tokens([])
     assert ask(mirror.metadata_url).status == 200
 
 
 def limits(mirror: MirrorProcess) -> list[str]:
-    return [line.partition("images are fetched ")[2] for line in mirror.log().splitlines() if "are fetched " in line]
+    return [event["message"].removeprefix("images are fetched ") for event in mirror.events("rate.changed")]
 
 
 def emptied(mirror: MirrorProcess) -> str:
@@ -202,7 +189,7 @@ def test_a_rate_that_was_in_force_is_not_lifted_by_absence(
     mirror = fresh_mirror(sections(1, max_rate="50MB/s"))
     assert len(limits(mirror)) == 1
     expected = change(mirror)
-    assert expected in hang_up(mirror)
+    assert expected in mirror.hang_up()
     assert ask(mirror.image_url).status == 200
     assert len(limits(mirror)) == 1
 
@@ -215,7 +202,7 @@ def test_a_configuration_that_came_by_a_pipe_is_not_read_again(tmp_path: Path, s
     mirror.config_file, mirror.passed = Path(f"/dev/fd/{reading}"), [reading]
     with mirror:
         os.close(reading)
-        said = hang_up(mirror)
+        said = mirror.hang_up()
         assert f"/dev/fd/{reading}: it can be read only once; give a file that stays, to have it read again" in said
         assert len(limits(mirror)) == 1
         assert ask(mirror.image_url).status == 200

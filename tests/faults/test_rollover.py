@@ -200,8 +200,7 @@ def test_clients_get_the_last_image_until_the_new_one_is_stored_and_then_the_new
         eventually(lambda: hit(mirror, simulator, "second"))
         assert {each["hash"]: each["current"] for each in listed(mirror)} == {second: True, first: False}
     assert set(seen) >= {first}
-    assert mirror.log().count(f"upstream has a new image {second}: clients get {first} until it is stored") == 1
-    assert mirror.log().count(f"{second} is stored: clients get it now") == 1
+    assert [each["pps_mirror.image"] for each in mirror.events("image.announced", "image.switched")] == [second] * 2
     assert simulator.counters().store_gets == 2
     assert_right(mirror, simulator, "first", "second")
 
@@ -240,7 +239,7 @@ def test_a_new_image_whose_bytes_are_wrong_never_shows_and_is_tried_again(
     with polling(mirror, simulator):
         eventually(lambda: shown(mirror) == simulator.image_sha256("second"))
         eventually(lambda: hit(mirror, simulator, "second"))
-    assert mirror.log().count(f"failed at byte {SIZE}: wrong bytes") == 2
+    assert [each["pps_mirror.position"] for each in mirror.events("fill.wrong_bytes")] == [SIZE] * 2
 
 
 def test_a_new_image_that_fails_is_not_tried_again_before_the_next_refresh(
@@ -248,7 +247,7 @@ def test_a_new_image_that_fails_is_not_tried_again_before_the_next_refresh(
 ) -> None:
     mirror = started(WHEN_STORED, upstream={"metadata_ttl": "1h", "rollover": "when_stored"})
     pending(mirror, simulator, hang_after=None, corrupt_at=SIZE // 2, times=None)
-    eventually(lambda: "failed at byte" in mirror.log())
+    eventually(lambda: "fill.wrong_bytes" in mirror.actions())
     for _ in range(10):
         assert hit(mirror, simulator, "first")
     assert simulator.counters().store_gets == 2
@@ -438,7 +437,7 @@ def test_an_image_that_was_never_stored_is_not_waited_with(started: Started, sim
         simulator.roll_over("second")
         first, second = simulator.image_sha256("first"), simulator.image_sha256("second")
         assert shown(mirror) == second
-        assert f"{first} is not stored: clients get {second} while it arrives" in mirror.log()
+        assert [each["pps_mirror.image"] for each in mirror.events("image.switched")] == [second]
         with Download(mirror.image_url) as new:
             simulator.wait_held(2)
             assert new.header("ETag") == f'"{second}"'

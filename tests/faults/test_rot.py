@@ -82,7 +82,7 @@ def test_a_file_replaced_by_cp_is_verified_and_served_without_asking_upstream(
     subprocess.run(["cp", "--remove-destination", tmp_path / "copy", image_file(mirror, simulator)], check=True)
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 0
-    assert mirror.log().count("is not the file that was verified") == 2
+    assert mirror.actions().count("image.altered") == 2
 
 
 def test_a_truncated_file_is_continued_from_its_end(mirror: MirrorProcess, simulator: Simulator) -> None:
@@ -148,10 +148,10 @@ def test_the_scrub_finds_a_bit_that_rotted_without_a_trace_and_the_next_request_
     assert_right(fetch(mirror.image_url), simulator)
     flip(image_file(mirror, simulator), SIZE - 1, hidden=True)
     eventually(lambda: quarantined(mirror), what="the scrub's find")
-    eventually(lambda: "is bad: its sha256 is " in mirror.log(), what="its line in the log")
+    eventually(lambda: "scrub.bad" in mirror.actions(), what="its line in the log")
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 2
-    assert mirror.log().count("is bad") == 1
+    assert mirror.actions().count("scrub.bad") == 1
 
 
 def test_the_scrub_takes_what_has_waited_longest_and_goes_on_there_after_a_restart(
@@ -189,5 +189,5 @@ def test_the_scrub_verifies_what_was_laid_out_by_hand_so_that_its_first_request_
 def test_a_mirror_that_scrubs_stops_at_once(fresh_mirror: FreshMirror, simulator: Simulator) -> None:
     mirror = fresh_mirror({"store": {"scrub_interval": "1ms"}})
     assert_right(fetch(mirror.image_url), simulator)
-    eventually(lambda: "was verified again" in mirror.log())
+    eventually(lambda: "scrub.good" in mirror.actions())
     assert mirror.stop() == 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import signal
 import socket
 import ssl
@@ -29,7 +28,7 @@ def stop(mirror: MirrorProcess, number: signal.Signals = signal.SIGTERM) -> Proc
     """Ask it to stop and return when it has begun to."""
     assert mirror.process is not None
     mirror.send_signal(number)
-    eventually(lambda: "stopping: " in mirror.log(), what="the beginning of the stop")
+    eventually(lambda: "mirror.stopping" in mirror.actions(), what="the beginning of the stop")
     return mirror.process
 
 
@@ -206,7 +205,7 @@ def test_a_slow_client_over_tls_gets_all_that_was_not_sent_yet(tmp_path: Path, f
             while len(body) < size - (6 << 20):
                 body += connection.recv(65536)
             process = stop(mirror)
-            while not re.search(r"Image/ 200 .* in ", mirror.log()):  # until all is written, which is not sent
+            while "http.request" not in mirror.actions():  # until all is written, which is not sent
                 body += connection.recv(65536)
                 time.sleep(0.002)
             with pytest.raises(subprocess.TimeoutExpired):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import time
 import urllib.request
@@ -34,7 +33,8 @@ def mirror_with(tmp_path: Path, simulator: Simulator, workers: int = WORKERS, **
 
 def workers_of(mirror: MirrorProcess) -> dict[int, int]:
     """The process of each worker that runs now."""
-    return {int(number): int(pid) for number, pid in re.findall(r"worker (\d+) serves, process (\d+)", mirror.log())}
+    started = mirror.events("worker.started")
+    return {each["pps_mirror.worker"]: int(each["message"].rpartition(" ")[2]) for each in started}
 
 
 def filler(mirror: MirrorProcess) -> int:
@@ -69,8 +69,7 @@ def test_clients_of_all_workers_stream_from_one_fetch(tmp_path: Path, simulator:
         assert statuses.count("pps-mirror; fwd=miss; stored") == 1
         assert set(statuses) == {"pps-mirror; fwd=miss; stored", "pps-mirror; fwd=miss; collapsed"}
         assert simulator.counters().store_gets == 1
-        began = set(re.findall(r"fill of \w+ \S+ \S+ began", mirror.log()))
-        assert began
+        assert mirror.actions().count("fill.began") == 1
         assert {fetch(mirror.image_url).cache_status for _ in range(12)} == {"pps-mirror; hit"}
         assert len(workers_of(mirror)) == WORKERS
 
@@ -93,7 +92,7 @@ def test_a_fill_whose_process_is_killed_is_taken_over_by_another_and_its_clients
         first, second = simulator.log("store")
         assert first.range is None
         assert int((second.range or "bytes=0-").removeprefix("bytes=").rstrip("-")) >= 8 * MIB - 4 * MIB
-        eventually(lambda: mirror.log().count(" serves, process ") == WORKERS + 1, what="another worker")
+        eventually(lambda: mirror.actions().count("worker.started") == WORKERS + 1, what="another worker")
         assert {fetch(mirror.image_url).sha256 for _ in range(8)} == {simulator.image_sha256("first")}
 
 
@@ -106,8 +105,9 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly_while_t
             before = workers_of(mirror)[1]
             os.kill(before, signal.SIGKILL)
             eventually(partial(replaced, mirror, before), what="another worker")
-        delays = re.findall(r"worker 1 ended with status -9; another one starts in ([\d.]+) s", mirror.log())
-        assert delays == ["0.2", "0.4", "0.8"]
+        deaths = mirror.events("worker.died")
+        assert [(each["pps_mirror.worker"], each["pps_mirror.status"]) for each in deaths] == [(1, -9)] * 3
+        assert [each["message"].split()[-2:] for each in deaths] == [["0.2", "s"], ["0.4", "s"], ["0.8", "s"]]
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
 
 
@@ -132,7 +132,7 @@ def test_a_stop_lets_downloads_of_all_workers_end_and_leaves_no_process(tmp_path
         simulator.wait_held()
         processes = workers_of(mirror).values()
         mirror.send_signal(signal.SIGTERM)
-        eventually(lambda: "stopping" in mirror.log())
+        eventually(lambda: "mirror.stopping" in mirror.actions())
         simulator.release()
         assert {download.read_all().body for download in downloads} == {simulator.read("first")}
         assert mirror.wait_dead(20) == 0
@@ -202,9 +202,9 @@ def test_a_worker_that_is_frozen_is_noticed_and_replaced_and_the_others_serve_wh
         for _ in range(12):
             assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
         eventually(lambda: b"1 of 2 workers do not serve" in ready(mirror), 60, what="a word of it")
-        assert "worker 1 does not answer" in mirror.log()
+        assert [each["pps_mirror.worker"] for each in mirror.events("worker.silent")] == [1]
         eventually(partial(replaced, mirror, frozen), 90, what="another worker")
-        assert "worker 1 has been frozen for 30 s: killing it" in mirror.log()
+        assert [each["pps_mirror.worker"] for each in mirror.events("worker.frozen")] == [1]
         eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
 
 
@@ -228,7 +228,7 @@ def test_what_stops_all_processes_for_long_is_no_frozen_worker(tmp_path: Path, s
         for pid in family:
             os.kill(pid, signal.SIGCONT)
         assert fetch(mirror.image_url).status == 200
-        assert "does not answer" not in mirror.log()
+        assert "worker.silent" not in mirror.actions()
         assert workers_of(mirror) == before
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from mirror.model.note import Note
 from mirror.model.source import NoSource
 from mirror.store.base import Cut
 from mirror.store.disk.removal import Kind as RemovalKind
-from mirror.store.s3 import coordinator, last_served, lease, lease_keeper, parts, space
+from mirror.store.s3 import parts
 from mirror.store.s3.errors import NoRoom
 from mirror.store.s3.lease import Lease, LeaseNote
 from mirror.store.s3.live_processes import Processes
-from mirror.store.s3.space import BucketSpace
+from mirror.store.s3.space import Bounds, BucketSpace
+from mirror.store.s3.timings import Timings
 from tests.support.kinds import PART, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import make_bucket
 from tests.support.s3.server import S3Server
@@ -32,16 +34,13 @@ IMAGES = [image_of(MIB, seed) for seed in range(6)]
 HASHES = [metadata_of(image).hash for image in IMAGES]
 
 
+TIMINGS = Timings(renew=1.0, follow=0.1, settle=0.1, lately=0.0, mark=0.05, turn_pause=0.05)
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(coordinator, "FOLLOW", 0.1)
-    monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
-    monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
-    monkeypatch.setattr(space, "LATELY", 0.0)
-    monkeypatch.setattr(last_served, "MARK", 0.05)
-    monkeypatch.setattr(space, "PAUSE", 0.05)
 
 
 @pytest.fixture(params=["bucket", "tiered"])
@@ -50,7 +49,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in server.environ.items():
         monkeypatch.setenv(name, value)
     bucket = make_bucket(server)
-    yield Kind(request.param, tmp_path, bucket)
+    yield Kind(request.param, tmp_path, bucket, TIMINGS)
     bucket.client.remove_bucket(bucket.name)
 
 
@@ -141,14 +140,12 @@ async def test_what_is_pinned_or_current_is_never_evicted(kind: Kind, deed: Deed
         assert len(in_bucket(kind)) == 3
 
 
-async def test_the_ones_stored_last_are_kept_and_so_is_what_was_served_lately(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_ones_stored_last_are_kept_and_so_is_what_was_served_lately(kind: Kind) -> None:
     async with full(kind, keep=2) as replica:
         await serve(replica, 0)
         await replica.put(IMAGES[3])
         assert in_bucket(kind) == [1, 2, 3]  # 0 was the only one that might go
-        monkeypatch.setattr(space, "LATELY", 3600.0)
+    kind.timings = replace(TIMINGS, lately=3600.0)
     async with kind.replica(max_size=ROOM, keep=0) as another:
         assert (await space_of(another).use()).largest == MIB // 2
 
@@ -213,7 +210,7 @@ async def test_replicas_that_evict_at_once_evict_no_more_than_one_would(kind: Ki
         await serve(two, 4)
         await serve(two, 3)
         for room in (rooms := [space_of(replica) for replica in (one, two, three)]):
-            room._bounds = space.Bounds(2 * MIB, room._bounds.retention)
+            room._bounds = Bounds(2 * MIB, room._bounds.retention)
         await asyncio.gather(*(room.collect(dry_run=False, conditions=True) for room in rooms))
         assert in_bucket(kind) == [3, 4]
 
@@ -283,8 +280,8 @@ async def test_what_is_being_read_here_is_marked_again_and_again_and_stays(kind:
 
 
 @pytest.mark.leases
-async def test_parts_that_nobody_goes_on_with_go_before_any_image(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "LEASE", 3.0)
+async def test_parts_that_nobody_goes_on_with_go_before_any_image(kind: Kind) -> None:
+    kind.timings = replace(TIMINGS, lease=3.0)
     large = image_of(PART + MIB)
     async with kind.replica(max_size=PART + 5 * MIB, keep=0) as replica:
         await replica.put(IMAGES[0])

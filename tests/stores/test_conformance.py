@@ -17,7 +17,8 @@ from mirror.images import retry as patience
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.disk.verification import Verdict
-from mirror.store.s3 import coordinator, lease, lease_keeper, leftovers, parts
+from mirror.store.s3 import lease, leftovers, parts
+from mirror.store.s3.timings import Timings
 from tests.support.kinds import HOLDBACK, PART, FillFailed, Kind, Replica, image_of, read
 from tests.support.s3.fixtures import TestBucket, make_bucket
 from tests.support.s3.server import S3Server
@@ -25,15 +26,12 @@ from tests.support.scripted import Opening, metadata_of
 
 SIZES = [1, HOLDBACK - 1, HOLDBACK + 1, PART - 1, PART, PART + 1, 2 * PART + 12345]
 SIZE = 2 * PART + 12345
+TIMINGS = Timings(lease=3.0, renew=1.0, follow=0.1, settle=0.1)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(lease, "LEASE", 3.0)
-    monkeypatch.setattr(lease_keeper, "RENEW", 1.0)
-    monkeypatch.setattr(coordinator, "FOLLOW", 0.1)
-    monkeypatch.setattr(coordinator, "SETTLE", 0.1)
     monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
 
 
@@ -46,7 +44,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in server.environ.items():
         monkeypatch.setenv(name, value)
     bucket = make_bucket(server)
-    yield Kind(request.param, tmp_path, bucket)
+    yield Kind(request.param, tmp_path, bucket, TIMINGS)
     bucket.client.remove_bucket(bucket.name)
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.support.forking import fork
@@ -29,13 +29,17 @@ def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[s
 
 
 def run_forked(
-    *arguments: str | Path, environ: dict[str, str], cwd: Path | None = None, seconds: float = 60.0
+    *arguments: str | Path,
+    environ: dict[str, str],
+    cwd: Path | None = None,
+    prepare: Callable[[], None] | None = None,
+    seconds: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
-    """See `run`; with the environment and the working directory that the command has."""
+    """See `run`; with the environment and the working directory that the command has, after it called `prepare`."""
     words = [str(each) for each in arguments]
     with tempfile.TemporaryDirectory() as directory:
         output, errors = Path(directory, "output"), Path(directory, "errors")
-        process = fork(words, environ, output=output, errors=errors, cwd=cwd)
+        process = fork(words, environ, output=output, errors=errors, cwd=cwd, prepare=prepare)
         try:
             status = process.wait(seconds)
         finally:

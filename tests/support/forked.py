@@ -5,9 +5,7 @@ It also tells, or ends at, each step that it takes to make something durable: se
 
 import importlib
 import json
-import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -19,7 +17,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from mirror.common import schedule
-from mirror.common.log import ConsoleFormatter
+from mirror.store.s3.timings import Timings
+from mirror.wiring import mirror as wiring
 from tests.support.forking import fork
 from tests.support.processes import MirrorProcess, Process
 
@@ -52,33 +51,22 @@ class Steps:
         return [Step(*json.loads(line)) for line in self.log.read_text().splitlines()]
 
 
-_WORDS = len("HH:MM:SS WARNING ")
-_SHOWN = re.compile(r"^\S+ [A-Z]+ +\[([a-z_.]+)\] ", re.MULTILINE)
-_format = ConsoleFormatter.format
-
-
-def _show_action(formatter: ConsoleFormatter, record: logging.LogRecord) -> str:
-    """Put the name that machines know a line by before its words."""
-    line = _format(formatter, record)
-    action = getattr(record, "action", None)
-    return f"{line[:_WORDS]}[{action}] {line[_WORDS:]}" if action else line
-
-
 class ForkedMirror(MirrorProcess):
     """`pps-mirror serve`, forked; otherwise see `MirrorProcess`. `steps` are told of, or died at, when given.
 
-    `constants` of the mirror's modules have other values in it: by module and name, with a colon between. Its schedule
-    sees the time that the file `clock` says, if there is one.
+    `timings` are what its bucket has. `constants` of the mirror's modules have other values in it: by module and name,
+    with a colon between. Its schedule sees the time that the file `clock` says, if there is one.
     """
 
     steps: Steps | None = None
     clock: Path | None = None
+    timings: Timings | None = None
     constants: Mapping[str, float] = MappingProxyType({})
 
     def _launch(self) -> Process:
         assert not self.through, "only a command can be run through another one"
         assert not self.passed, "only a command inherits descriptors"
-        change = partial(_change, self.store, self.steps, dict(self.constants), self.clock)
+        change = partial(_change, self.store, self.steps, self.timings, dict(self.constants), self.clock)
         serve = ["serve", "-c", str(self.config_file)]
         return fork(serve, self.environ, output=self.log_file, errors=self.log_file, prepare=change)
 
@@ -89,12 +77,6 @@ class ForkedMirror(MirrorProcess):
         self._wait_ready_or_dead()
         return self
 
-    def actions(self) -> list[str]:
-        """See `MirrorProcess`; here a log for people has them too, but no worker's, as workers are not forked."""
-        log = self.log()
-        assert log.startswith("{") or "\nworkers" not in self.config_file.read_text(), "workers need a JSON log"
-        return super().actions() if log.startswith("{") else _SHOWN.findall(log)
-
     def set_clock(self, local: str) -> None:
         """Make it this local time for its schedule."""
         self.clock = self.config_file.with_name("clock")
@@ -103,13 +85,16 @@ class ForkedMirror(MirrorProcess):
         new.replace(self.clock)
 
 
-def _change(store: Path, steps: Steps | None, constants: Mapping[str, float], clock: Path | None) -> None:
+def _change(
+    store: Path, steps: Steps | None, timings: Timings | None, constants: Mapping[str, float], clock: Path | None
+) -> None:
     """Make the changes in the process that will be the mirror."""
-    ConsoleFormatter.format = _show_action  # type: ignore[assignment, method-assign]
     if steps is not None:
         _Watched(store, steps).interpose()
     if clock is not None:
         schedule.now = lambda: datetime.fromisoformat(clock.read_text())
+    if timings is not None:
+        wiring.open_stores = partial(wiring.open_stores, timings=timings)  # type: ignore[attr-defined]
     for constant, value in constants.items():
         module, _, name = constant.partition(":")
         imported = importlib.import_module(module)

@@ -13,6 +13,7 @@ from mirror.images.fill import Fill
 from mirror.images.fill_outcome import FillFailed
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Body, Transfer
+from mirror.store.s3.timings import Timings
 from mirror.wiring.stores import Stores, open_stores
 from tests.support.s3.fixtures import TestBucket
 from tests.support.scripted import Opening, ScriptedSource, metadata_of
@@ -110,12 +111,16 @@ class Replica:
 
 
 class Kind:
-    """One kind of store: disk, bucket, or a disk in front of a bucket. Replicas of a disk are processes of one host."""
+    """One kind of store: disk, bucket, or a disk in front of a bucket. Replicas of a disk are processes of one host.
 
-    def __init__(self, name: str, directory: Path, bucket: TestBucket | None) -> None:
+    A bucket has these `timings`.
+    """
+
+    def __init__(self, name: str, directory: Path, bucket: TestBucket | None, timings: Timings | None = None) -> None:
         self.name = name
         self.directory = directory
         self.bucket = bucket
+        self.timings = timings
         self._replicas = 0
 
     @asynccontextmanager
@@ -129,7 +134,7 @@ class Kind:
         config = Config.model_validate({"store": store})
         async with AsyncExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8))
-            stores = await stack.enter_async_context(open_stores(config, pool))
+            stores = await stack.enter_async_context(open_stores(config, pool, timings=self.timings))
             if stores.disk is not None:
                 await stores.disk.prepare()
             if stores.bucket is not None:

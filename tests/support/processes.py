@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +20,31 @@ from typing import Any, Protocol, Self
 IMAGE = "/api/v2/mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
 START_SECONDS = 30.0
+HELD = 300
+
+
+_holders: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    return free_ports(1)[0]
+    """A port of loopback where nobody listens until a process is told to.
+
+    A socket stays bound to it that never listens. So the kernel gives the port to nobody else, neither to listen on nor
+    to connect from, and still lets a process listen there that names it, as every server does (SO_REUSEADDR). It is
+    given back when some hundred others have been asked for, which no test does.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _holders.append(holder)
+    if len(_holders) > HELD:
+        _holders.popleft().close()
+    return int(holder.getsockname()[1])
 
 
 def free_ports(count: int) -> list[int]:
     """So many different ones."""
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
+    return [free_port() for _ in range(count)]
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20.0, what: str = "it") -> None:
@@ -87,7 +99,9 @@ class MirrorProcess:
             "upstream": {"url": upstream_url},
             "auth": {},
             "store": {"path": str(self.store), "min_free": "1MiB"},
-            "log": {"level": "debug", "format": "console"},
+            # The images of most tests are random bytes: without an archive there is nothing to pull, which is degraded.
+            "registry": {"enabled": bool(sections and "registry" in sections)},
+            "log": {"level": "debug", "format": "json"},
         }
         for name, values in (sections or {}).items():
             tables.setdefault(name, {}).update(values)
@@ -174,10 +188,28 @@ class MirrorProcess:
         """Everything it has said so far."""
         return self.log_file.read_text()
 
+    def events(self, *actions: str) -> list[dict[str, Any]]:
+        """What it has logged so far that has a name for machines, or only what has one of these; it logs JSON."""
+        whole = [line for line in self.log().splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+        named = [line for line in map(json.loads, whole) if "event.action" in line]
+        return [line for line in named if not actions or line["event.action"] in actions]
+
     def actions(self) -> list[str]:
-        """What has happened so far, by the names that its log has for machines; the log must be JSON."""
-        lines = [json.loads(line) for line in self.log().splitlines()]
-        return [line["event.action"] for line in lines if "event.action" in line]
+        """What has happened so far, by the names that its log has for machines."""
+        return [event["event.action"] for event in self.events()]
+
+    def hang_up(self, processes: int = 1) -> str:
+        """Send SIGHUP; what its log says of that once it is over in so many processes."""
+        before = len(self.events())
+        self.send_signal(signal.SIGHUP)
+
+        def over() -> bool:
+            new = [event["event.action"] for event in self.events()[before:]]
+            return "reload.failed" in new or new.count("mirror.reloaded") == processes
+
+        eventually(over, what="the reload")
+        said = [event for event in self.events()[before:] if event["message"].startswith("SIGHUP: ")]
+        return "".join(f"{event['log.level'].upper()} {event['message']}\n" for event in said)
 
     def alive(self) -> bool:
         """Whether it runs."""

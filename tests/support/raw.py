@@ -26,11 +26,11 @@ def say(mirror: MirrorProcess, data: bytes, timeout: float = 30.0) -> bytes:
 
 def hear(connection: socket.socket) -> bytes:
     """Everything that comes until the other side closes."""
-    said = b""
+    said = bytearray()
     with contextlib.suppress(ConnectionError):
-        while piece := connection.recv(65536):
+        while piece := connection.recv(1 << 20):
             said += piece
-    return said
+    return bytes(said)
 
 
 @contextmanager

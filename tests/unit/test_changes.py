@@ -12,6 +12,7 @@ from mirror.model.errors import ConfigError
 from tests.support.documents import DOCS, ROOT, Document
 
 OTHER: dict[str, Any] = {
+    "hooks": '[{name = "told", url = "https://ci.example.com/", events = ["image.stored"]}]',
     "server.host": "127.0.0.1",
     "server.port": 9000,
     "server.tls_cert": "other.pem",
@@ -39,6 +40,8 @@ OTHER: dict[str, Any] = {
     "store.s3.public_endpoint_url": "https://s3.example",
     "prefetch.enabled": "true",
     "prefetch.window": "22:00-06:00",
+    "registry.enabled": "false",
+    "registry.repository": "other/image",
     "log.level": "debug",
     "log.format": "json",
 }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.store.s3 import parts
-from mirror.store.s3.lease import LEASE, Held, LeaseNote
+from mirror.store.s3.lease import Held, LeaseNote
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
@@ -108,8 +108,8 @@ def test_a_lease_that_could_lead_astray_is_read_as_nothing(change: dict[str, obj
 
 def test_a_lease_is_free_when_it_says_so_or_has_expired() -> None:
     note = LeaseNote("ab12", 16 * MIB)
-    assert not Held(note, '"e"', LEASE).free
-    assert Held(note, '"e"', LEASE + 1).free
-    assert Held(None, '"e"', 0).free
-    assert Held(dataclasses.replace(note, released=True), '"e"', 0).free
-    assert Held(dataclasses.replace(note, failed="wrong"), '"e"', 0).free
+    assert not Held(note, '"e"').free
+    assert Held(note, '"e"', over=True).free
+    assert Held(None, '"e"').free
+    assert Held(dataclasses.replace(note, released=True), '"e"').free
+    assert Held(dataclasses.replace(note, failed="wrong"), '"e"').free

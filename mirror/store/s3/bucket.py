@@ -22,9 +22,7 @@ from mirror.store.s3.errors import TROUBLE, BucketFailed, failed
 from mirror.store.s3.object_reader import ObjectReader
 from mirror.store.s3.objects import Answer, ConditionFailed, Listed, NotSupported, ObjectGone, Unfinished, Version
 from mirror.store.s3.outage import Outage
-
-ANSWER = 15.0
-"""Seconds for a request without a large body, including all retries: clients may be waiting."""
+from mirror.store.s3.timings import Timings
 
 SLOWEST = 128 << 10
 """The lowest speed, in bytes per second, at which a server may take what is written."""
@@ -41,13 +39,14 @@ class Bucket:
     Credentials come from the standard chain of AWS's libraries. Every method raises BucketFailed.
     """
 
-    def __init__(self, config: S3) -> None:
+    def __init__(self, config: S3, timings: Timings | None = None) -> None:
         assert config.bucket is not None  # noqa: S101 - else there is no such store
         self.name = config.bucket
         self.quoted = True
+        self.timings = timings or Timings()
         self._config = config
-        self._clients = Clients(config)
-        self._outage = Outage(self.name, self._attempt)
+        self._clients = Clients(config, self.timings.credentials)
+        self._outage = Outage(self.name, self._attempt, self.timings.spared)
         self._reader = ObjectReader(self.name, self._clients, self._outage, self._asking, self._object)
         self.read = self._reader.read
 
@@ -109,7 +108,7 @@ class Bucket:
         conditions: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else {}
         if if_etag is not None:
             conditions = {"IfMatch": self.condition(if_etag)}
-        async with self._asking("PutObject", seconds=_patience(data), absent=if_etag is not None):
+        async with self._asking("PutObject", seconds=self._patience(data), absent=if_etag is not None):
             answer = await self._clients.ask("put_object", **self._object(name), Body=_file(data), **conditions)
             return str(answer["ETag"])
         raise ConditionFailed("PutObject")  # the object that was to have that ETag is gone
@@ -163,7 +162,7 @@ class Bucket:
         Raises ObjectGone, NotSupported.
         """
         answer = None
-        async with self._asking("UploadPartCopy", seconds=10 * ANSWER):
+        async with self._asking("UploadPartCopy", seconds=10 * self.timings.answer):
             answer = await self._clients.ask(
                 "upload_part_copy",
                 **self._object(name),
@@ -179,7 +178,7 @@ class Bucket:
     async def upload_part(self, name: str, upload: str, number: int, data: Span) -> str:
         """Write part `number` (from 1) and return its ETag. Raises ObjectGone."""
         answer = None
-        async with self._asking("UploadPart", seconds=_patience(data)):
+        async with self._asking("UploadPart", seconds=self._patience(data)):
             answer = await self._clients.ask(
                 "upload_part", **self._object(name), UploadId=upload, PartNumber=number, Body=_file(data)
             )
@@ -194,7 +193,7 @@ class Bucket:
         """
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         try:
-            async with self._asking("CompleteMultipartUpload", seconds=10 * ANSWER):
+            async with self._asking("CompleteMultipartUpload", seconds=10 * self.timings.answer):
                 await self._clients.ask(
                     "complete_multipart_upload", **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
                 )
@@ -247,7 +246,7 @@ class Bucket:
         """
         question = self._outage.begin(operation)
         try:
-            async with asyncio.timeout(ANSWER if seconds is None else seconds):
+            async with asyncio.timeout(self.timings.answer if seconds is None else seconds):
                 yield
             self._outage.answered(question)
         except TROUBLE as error:
@@ -263,6 +262,10 @@ class Bucket:
         finally:
             self._outage.dropped(question)
 
+    def _patience(self, data: bytes | Span) -> float:
+        """Return the seconds that writing it may take."""
+        return self.timings.answer + (data.size if isinstance(data, Span) else len(data)) / SLOWEST
+
     async def _attempt(self, name: str | None) -> None:
         """Check whether the server is reachable; an object must be readable, if it is there at all."""
         if name is None:
@@ -275,11 +278,6 @@ class Bucket:
 
 def _file(data: bytes | Span) -> io.IOBase:
     return data if isinstance(data, Span) else io.BytesIO(data)
-
-
-def _patience(data: bytes | Span) -> float:
-    """Return the seconds that writing it may take."""
-    return ANSWER + (data.size if isinstance(data, Span) else len(data)) / SLOWEST
 
 
 def _version(answer: Mapping[str, Any]) -> Version:

@@ -29,9 +29,6 @@ READ_TIMEOUT = 20.0
 CONNECTIONS = 1024
 """The most connections at a time: each download that streams from the bucket has one."""
 
-LOOK_AGAIN = 5.0
-"""Seconds between two searches for other credentials, however many requests are refused."""
-
 log = logging.getLogger(__name__)
 
 
@@ -66,10 +63,14 @@ class _Made:
 
 
 class Clients:
-    """Makes clients for `config`, the first at the first request. Every method raises what botocore raises."""
+    """Makes clients for `config`, the first at the first request. Every method raises what botocore raises.
 
-    def __init__(self, config: S3) -> None:
+    Other credentials are searched for every `look_again` seconds at most, however many requests are refused.
+    """
+
+    def __init__(self, config: S3, look_again: float) -> None:
         self._config = config
+        self._look_again = look_again
         self._made: _Made | None = None
         self._old: set[_Made] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -169,7 +170,7 @@ class Clients:
     def _may_look(self) -> bool:
         """Return whether it is time to look again; if so, this counts as looking."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked < LOOK_AGAIN:
+        if now - self._looked < self._look_again:
             return False
         self._looked = now
         return True

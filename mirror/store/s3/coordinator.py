@@ -28,15 +28,6 @@ from mirror.store.s3.provenance import Provenance, WrittenPart
 from mirror.store.s3.upload import Upload
 from mirror.store.s3.verified_versions import Versions
 
-FOLLOW = 0.5
-"""Seconds between two checks of how far another mirror is."""
-
-SETTLE = 1.0
-"""Seconds between two checks whether another mirror has finished."""
-
-LOOK_AGAIN = 10.0
-"""Seconds after which a fill that is cut off checks whether the bucket still fails."""
-
 log = logging.getLogger(__name__)
 
 
@@ -135,7 +126,7 @@ class Coordinator:
                 self._enter(BucketState.FOLLOWING)
                 return note
             if held is not None and not held.free:
-                await asyncio.sleep(FOLLOW)
+                await asyncio.sleep(self.bucket.timings.follow)
             elif self._journal is None:
                 self._enter(BucketState.ALONE)
             elif await self._take(held, BucketState.FETCHING):
@@ -166,13 +157,13 @@ class Coordinator:
             error,
             extra=event("lease.skipped", image=self.metadata.hash),
         )
-        self._look_at = asyncio.get_running_loop().time() + LOOK_AGAIN
+        self._look_at = asyncio.get_running_loop().time() + self.bucket.timings.cut_off
         self._enter(BucketState.CUT_OFF)
 
     async def upstream_is_outdated(self) -> bool:
         """Return whether to stop reading upstream and choose again: another mirror fetches or the bucket is back."""
         if self.state is BucketState.CUT_OFF and (now := asyncio.get_running_loop().time()) >= self._look_at:
-            self._look_at = now + LOOK_AGAIN
+            self._look_at = now + self.bucket.timings.cut_off
             with suppress(BucketFailed):
                 await self._lease.look()
                 return True  # so that not every mirror fetches the rest by itself
@@ -180,7 +171,7 @@ class Coordinator:
 
     async def follow(self) -> LeaseNote | None:
         """Wait a little, and return what the lease's holder says then; None when the lease is no longer held."""
-        await asyncio.sleep(FOLLOW)
+        await asyncio.sleep(self.bucket.timings.follow)
         held = await self._lease.look()
         return held.note if held is not None and not held.free else None
 
@@ -308,7 +299,7 @@ class Coordinator:
                 conditions = (await self._shared.capabilities.get()).conditions
                 held = await self._lease.look() if conditions else None
                 if held is not None and not held.free:
-                    await asyncio.sleep(SETTLE)
+                    await asyncio.sleep(self.bucket.timings.settle)
                 elif self._journal is None:
                     return False
                 else:

@@ -28,12 +28,6 @@ log = logging.getLogger(__name__)
 KEPT = 3
 """Parts in memory, at most: one that grows, and two that are being uploaded."""
 
-LANDING = 30.0
-"""Seconds that uploading a part may take before the bucket counts as failing, and the fill goes on without it."""
-
-PUBLISHING = 20.0
-"""Seconds that readers wait for the image to get its name in the bucket; its bytes are verified already."""
-
 
 class PartsJournal:
     """A `Partial`, with the `coordinator` of its fill. `sure` verifies the image's object as it was stored."""
@@ -92,7 +86,7 @@ class PartsJournal:
         check(self.metadata, self.position, self._digest)
         settling = self.coordinator.settle()
         settling.add_done_callback(self._settled)
-        await asyncio.wait([settling], timeout=PUBLISHING)
+        await asyncio.wait([settling], timeout=self.bucket.timings.publishing)
 
     async def quarantine(self) -> None:
         """See `Partial.quarantine`: wrong parts stay in the bucket for a day, and no mirror takes them over."""
@@ -166,7 +160,7 @@ class PartsJournal:
             self._parts[number] = mmap.mmap(-1, min(self.part_size, self.metadata.size))
             return
         oldest = min(self._parts)
-        if not await self.coordinator.landed(oldest, LANDING):
+        if not await self.coordinator.landed(oldest, self.bucket.timings.landing):
             raise OSError(errno.EIO, "the bucket takes nothing")
         self._parts[number] = self._parts.pop(oldest)
 

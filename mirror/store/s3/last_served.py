@@ -14,10 +14,6 @@ from cachetools import TTLCache
 
 from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
-from mirror.store.s3.space import LATELY
-
-MARK = LATELY / 3
-"""Seconds after which an image that is being served is marked again."""
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +25,7 @@ class LastServed:
         self.shared = False
         self._bucket = bucket
         self._here: dict[str, datetime] = {}
-        self._marked: TTLCache[str, None] = TTLCache(1024, MARK)
+        self._marked: TTLCache[str, None] = TTLCache(1024, bucket.timings.mark)
 
     async def served(self, image_hash: str) -> None:
         """Note that the image is being served now. A failure is ignored."""
@@ -48,7 +44,7 @@ class LastServed:
     async def keep_marking(self, read: Callable[[], Collection[str]]) -> None:
         """Mark again and again what is `read` here, so that other mirrors do not evict it."""
         while True:
-            await asyncio.sleep(MARK)
+            await asyncio.sleep(self._bucket.timings.mark)
             for image_hash in read():
                 await self._mark(image_hash)
 

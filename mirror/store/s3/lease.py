@@ -1,6 +1,6 @@
 """Decides which of the mirrors that share a bucket fetches an image: at most one, if the server supports conditions.
 
-`leases/<hash>` is written only when no other mirror was first. It stays valid for LEASE seconds by the server's clock,
+`leases/<hash>` is written only when no other mirror was first. It stays valid for some seconds by the server's clock,
 or until its holder is known to be dead, which processes of one store can see (`mirror.store.s3.live_processes`). It
 also says how far its holder is, so that the others can read along. A lease saves traffic and decides nothing about
 bytes: a holder that has lost it without knowing does no harm.
@@ -16,9 +16,6 @@ from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.errors import BucketFailed
 from mirror.store.s3.live_processes import Processes
 from mirror.store.s3.objects import ConditionFailed, NotSupported
-
-LEASE = 30.0
-"""Seconds for which a lease is valid unless renewed."""
 
 
 class LeaseLost(Exception):
@@ -84,28 +81,26 @@ class LeaseNote:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The lease as it was found: what its holder says (None if unreadable), its ETag, its age in seconds.
+    """The lease as it was found: what its holder says (None if unreadable), and its ETag.
 
-    `dead` when its holder is known to be dead.
+    `over` when it was not renewed in time, or its holder is known to be dead.
     """
 
     note: LeaseNote | None
     etag: str
-    age: float
-    dead: bool = False
+    over: bool = False
 
     @property
     def free(self) -> bool:
         """Return whether it may be taken over."""
-        if self.note is None or self.note.released or self.note.failed is not None:
-            return True
-        return self.dead or self.age > LEASE
+        return self.over or self.note is None or self.note.released or self.note.failed is not None
 
 
 class Lease:
     """The lease of one image, as seen by one of the `processes` of a store."""
 
     def __init__(self, bucket: Bucket, image_hash: str, processes: Processes) -> None:
+        self.timings = bucket.timings
         self._bucket = bucket
         self._processes = processes
         self._name = f"leases/{image_hash}"
@@ -119,7 +114,7 @@ class Lease:
         age = (answer.now - answer.version.modified).total_seconds()
         note = LeaseNote.decode(answer.data)
         dead = note is not None and note.holder is not None and await self._processes.has_died(note.holder)
-        return Held(note, answer.version.etag, age, dead)
+        return Held(note, answer.version.etag, dead or age > self.timings.lease)
 
     async def take(self, note: LeaseNote, over: Held | None) -> bool:
         """Take the lease if there is none, or it is still as it was found `over`; False when another was first."""

@@ -8,12 +8,9 @@ from dataclasses import replace
 
 from mirror.common.log import event
 from mirror.store.s3.errors import BucketFailed
-from mirror.store.s3.lease import LEASE, Held, Lease, LeaseLost, LeaseNote
+from mirror.store.s3.lease import Held, Lease, LeaseLost, LeaseNote
 from mirror.store.s3.part_table import PartTable
 from mirror.store.s3.retries import PAUSE, Retries
-
-RENEW = LEASE / 3
-"""Seconds between two renewals of a lease when there is nothing new to say."""
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +58,8 @@ class LeaseKeeper:
 
     async def _renew(self) -> None:
         while not self.lost:
-            await self._table.until(functools.partial(self._has_moved, self._table.reached()), RENEW)
+            moved = functools.partial(self._has_moved, self._table.reached())
+            await self._table.until(moved, self._lease.timings.renew)
             try:
                 await self._lease.renew(self._note())
                 self._retries.succeeded(self._lease)

@@ -16,10 +16,6 @@ from mirror.store.s3.store import S3Store
 
 log = logging.getLogger(__name__)
 
-FIRST = 60.0
-INTERVAL = 3600.0
-"""Seconds before the first round and between two; up to half as much is added, so that replicas do not act in step."""
-
 
 class Keeper:
     """Maintains `bucket`. `replenish` uploads the current image if only our disk has it."""
@@ -39,10 +35,11 @@ class Keeper:
             await asyncio.gather(keeping, return_exceptions=True)
 
     async def _run(self) -> None:
-        pause = FIRST
+        timings = self._bucket.bucket.timings
+        pause = timings.first_round
         while True:
             await asyncio.sleep(pause * random.uniform(1.0, 1.5))  # noqa: S311 - not a secret
-            pause = INTERVAL
+            pause = timings.round
             try:
                 for removal in await self._bucket.clear_away(dry_run=False):
                     freed = format_size(removal.size)

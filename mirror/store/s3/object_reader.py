@@ -83,7 +83,7 @@ class ObjectReader:
         try:
             async with aclosing(ranges.pieces(Transfer(start, read(start, stop, eager=eager), open_range))) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    yield bytes(piece)  # these are bytes, and not copied
         finally:
             self._readers -= 1
 

@@ -15,9 +15,6 @@ from mirror.common.circuit_breaker import Breaker, Question
 from mirror.common.log import event
 from mirror.store.s3.errors import BucketFailed
 
-SPARED = 5.0
-"""Seconds between two attempts, made in the background, to find out whether a server that is away is back."""
-
 _READING = frozenset({"HeadObject", "GetObject", "ListBucket", "ListBucketMultipartUploads"})
 _UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError)
 _OVERLOADED = frozenset({502, 503, 504})
@@ -28,13 +25,14 @@ log = logging.getLogger(__name__)
 class Outage:
     """Tracks the server of the bucket `name`.
 
-    `attempt` sends a request, for the object that could not be read, if any.
+    `attempt` sends a request, for the object that could not be read, if any. It is made in the background, every
+    `spared` seconds, to find out whether a server that is away is back.
     """
 
-    def __init__(self, name: str, attempt: Callable[[str | None], Awaitable[None]]) -> None:
+    def __init__(self, name: str, attempt: Callable[[str | None], Awaitable[None]], spared: float) -> None:
         self._name = name
         self._attempt = attempt
-        self._breaker: Breaker[str] = Breaker(time.monotonic, lambda _: SPARED)
+        self._breaker: Breaker[str] = Breaker(time.monotonic, lambda _: spared)
         self._trying: asyncio.Task[None] | None = None
 
     @property

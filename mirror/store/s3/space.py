@@ -35,13 +35,6 @@ from mirror.store.s3.objects import ConditionFailed, Version
 
 log = logging.getLogger(__name__)
 
-LATELY = 900.0
-"""Seconds for which an image that was stored, or served by any replica, counts as being served."""
-
-TURN = 10.0
-"""Seconds to wait while another replica evicts; then we evict too."""
-
-PAUSE = 0.5
 
 ROOM = "room"
 """The lease of the replica that evicts."""
@@ -51,13 +44,13 @@ ROOM = "room"
 class Bounds:
     """Bounds of at most `max_size` bytes, evicting in the order of `retention`.
 
-    What was served less than `lately` seconds ago stays. `evicted` is called for each image that is evicted.
+    What was served less than `lately` seconds ago stays. `evicted` is called with the hash of each evicted image.
     """
 
     max_size: int
     retention: Retention
     lately: float = 0.0
-    evicted: Callable[[], None] = lambda: None
+    evicted: Callable[[str], None] = lambda _: None
 
 
 class BucketSpace:
@@ -87,7 +80,7 @@ class BucketSpace:
         self._images = images
         self._versions = versions
         self._read = read
-        self._lately = timedelta(seconds=max(LATELY, bounds.lately))
+        self._lately = timedelta(seconds=max(bucket.timings.lately, bounds.lately))
 
     async def use(self) -> Use:
         """Return how full it is. Raises BucketFailed."""
@@ -208,7 +201,7 @@ class BucketSpace:
             extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
         )
         if removal.kind is Kind.IMAGE:
-            self._bounds.evicted()
+            self._bounds.evicted(image_hash)
         return True
 
     async def _remove(self, image_hash: str, contents: Contents, conditions: bool) -> bool:
@@ -256,14 +249,14 @@ class BucketSpace:
         """Wait to be the only replica that evicts, if the server supports `conditions`; but not for long."""
         lease, note = self._lease(ROOM), LeaseNote(secrets.token_hex(8), 1)
         clock = asyncio.get_running_loop().time
-        until = clock() + TURN
+        until = clock() + self._bucket.timings.turn
         while conditions:
             held = await lease.look()
             if (held is None or held.free) and await lease.take(note, held):
                 break
             if clock() > until:
                 break
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._bucket.timings.turn_pause)
         try:
             yield
         finally:

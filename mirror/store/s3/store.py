@@ -28,7 +28,7 @@ from mirror.store.disk.removal import Removal
 from mirror.store.disk.space import Collected, Use
 from mirror.store.disk.verification import Verified
 from mirror.store.pinning import BucketPins
-from mirror.store.s3.bucket import ANSWER, Bucket
+from mirror.store.s3.bucket import Bucket
 from mirror.store.s3.capabilities import KnownCapabilities
 from mirror.store.s3.coordinator import Coordinator, Readable, SharedBucket
 from mirror.store.s3.errors import BucketFailed, failed
@@ -46,8 +46,6 @@ from mirror.store.s3.verified_versions import Versions
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 2.0
-"""Seconds for which the version of an object is remembered before the bucket is asked again."""
 
 PROBE = 0.8
 """Seconds that a health check waits for the bucket: orchestrators often wait no longer than one."""
@@ -74,7 +72,7 @@ class S3Store:
         self._verification = BucketVerification(bucket, self._listing, self.versions, self.background)
         self._space: BucketSpace | None = None
         self.take_up(holdback=holdback, bounds=bounds)
-        self._found: TTLCache[str, Version] = TTLCache(1024, REMEMBERED)
+        self._found: TTLCache[str, Version] = TTLCache(1024, bucket.timings.remembered)
         self._coordinators: WeakSet[Coordinator] = WeakSet()
         self._probing: asyncio.Task[None] | None = None
         self._trouble: BucketFailed | None = None
@@ -174,7 +172,7 @@ class S3Store:
         await self.capabilities.get()
         self._found.pop(metadata.hash, None)
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(self.bucket.timings.answer):
                 if image := await self.open(metadata.hash):
                     return image
                 await self.bucket.now()  # that there is no image may also mean that the bucket is gone

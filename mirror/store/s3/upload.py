@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2
 """Parts written at a time: each is in memory until it is written."""
 
-FLUSH = 5.0
-"""Seconds after which a part that a slow line has not filled yet is written as it is, for the mirrors that follow."""
 
 LOSSES = 2
 """How often the upload begins again from nothing when its objects were removed by somebody."""
@@ -177,7 +175,8 @@ class Upload:
         start, stop = table.span(number)
         while table.received < stop:
             before = max(start, table.open_end)
-            if not await table.until(lambda: table.received >= stop, FLUSH) and table.received > before:
+            came = await table.until(lambda: table.received >= stop, self._bucket.timings.flush)
+            if not came and table.received > before:
                 await self._put(number, start, end := table.received)
                 table.grow(end)
 

@@ -1,5 +1,6 @@
 """A synchronous S3 client for tests: makes buckets, looks into them, and alters what lies there."""
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +10,17 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 
+@functools.cache
+def _session() -> Any:
+    """One for all clients: the descriptions that it reads to make the first one take a second."""
+    return botocore.session.Session()
+
+
 class S3Client:
     """Speaks to one server with one identity; botocore's own client is `raw`."""
 
     def __init__(self, endpoint: str, access_key: str, secret_key: str, *, ca: str | None = None) -> None:
-        session = botocore.session.Session()
-        self.raw: Any = session.create_client(
+        self.raw: Any = _session().create_client(
             "s3",
             endpoint_url=endpoint,
             region_name="us-east-1",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import Simulator
+from mirror.store.s3.timings import Timings
 from tests.support.downloads import Outcome
 from tests.support.forked import ForkedMirror
 from tests.support.s3.fixtures import TestBucket
@@ -18,11 +19,11 @@ from tests.support.s3.front import Front
 
 MIB = 1 << 20
 SIZE = 12 * MIB
+TIMINGS = Timings(spared=1.0, first_round=0.5, round=0.5)
 CONSTANTS = {
-    "mirror.store.s3.outage:SPARED": 1.0,
+    "mirror.images.store_health:LOOK_AGAIN": 0.2,
+    "mirror.store.memory:GATHER": 0.1,
     "mirror.store.s3.parts:PART": 5 * MIB,
-    "mirror.store.s3.maintenance:FIRST": 0.5,
-    "mirror.store.s3.maintenance:INTERVAL": 0.5,
 }
 
 HIT = "pps-mirror; hit"
@@ -64,6 +65,7 @@ class Replicas:
             sections,
             environ or self.bucket.server.environ,
         )
+        mirror.timings = TIMINGS
         mirror.constants = CONSTANTS
         return mirror
 
