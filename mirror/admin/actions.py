@@ -5,11 +5,14 @@ What takes long runs in the background; the status page shows its outcome as an 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from mirror.admin.audit import Audit
 from mirror.common.log import event
+from mirror.common.tasks import finished
+from mirror.images.scrub import quarantined
 from mirror.model.errors import BadRequest, MirrorError, UsageError
-from mirror.model.status import Done
+from mirror.model.status import AuditLine, Done
 from mirror.store.disk.verification import Verdict
 from mirror.wiring.mirror import Mirror
 from mirror.wiring.selection import Selection, lines_of
@@ -30,6 +33,25 @@ class Operator:
         self._prefetch = prefetch
         self._changed = changed
         self._verifying: dict[str, asyncio.Task[None]] = {}
+        self._audit = Audit(mirror.config.store.path)
+
+    async def recorded(self, who: str, action: str, what: str, change: Callable[[], Awaitable[Done]]) -> Done:
+        """Do `change`, and record who wanted it, what it was about and how it ended. Raises MirrorError."""
+        outcome = "did not end"
+        try:
+            done = await change()
+            outcome, what = done.message, done.image or what
+        except MirrorError as error:
+            outcome = f"failed: {error}"
+            raise
+        finally:
+            loop = asyncio.get_running_loop()
+            await finished(loop.run_in_executor(self._mirror.pool, self._audit.note, who, action, what, outcome))
+        return done
+
+    async def audit(self, most: int) -> Sequence[AuditLine]:
+        """Return what operators did last, newest first."""
+        return await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, most)
 
     async def prefetch(self) -> Done:
         """Begin to fetch the current image unless it is stored. Returns what was done. Raises MirrorError."""
@@ -86,6 +108,8 @@ class Operator:
                 good = verified.verdict is Verdict.GOOD
                 if not good:
                     self._mirror.metrics.unverified.labels("scrub").inc()
+                if verified.bad:
+                    self._mirror.notify(quarantined(verified))
                 said = event("image.verified" if good else "image.bad", image=image_hash, place=name)
                 log.log(
                     logging.INFO if good else logging.ERROR,

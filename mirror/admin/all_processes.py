@@ -30,10 +30,16 @@ class Family:
 
 
 class AllProcesses:
-    """All processes of a mirror: this one, which has `telemetry`, and the workers that send reports."""
+    """All processes of a mirror: this one, which has `telemetry`, and the workers that send reports.
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    `keep` takes the events for hooks that workers could not queue.
+    """
+
+    def __init__(
+        self, telemetry: Telemetry, keep: Callable[[Mapping[str, Sequence[bytes]]], None] = lambda _: None
+    ) -> None:
         self._telemetry = telemetry
+        self._keep = keep
         self._reports: dict[int, Report] = {}
         self._gone: dict[str, Family] = {}
 
@@ -51,7 +57,8 @@ class AllProcesses:
         if line is not None:
             report = Report.parse(line)
             self._telemetry.events.take(report.events)
-            self._reports[worker] = replace(report, events=())
+            self._keep(report.unqueued)
+            self._reports[worker] = replace(report, events=(), unqueued={})
         elif last := self._reports.pop(worker, None):
             _add(self._gone, (sample for sample in last.samples if sample.type in _SUMMED))
 

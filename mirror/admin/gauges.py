@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from mirror.common.metrics import NAMESPACE
 from mirror.config import Config
-from mirror.model.status import Room, RunningFill, Status
+from mirror.model.status import Indexing, Room, RunningFill, Status
 
 Samples = Iterable[tuple[tuple[str, ...], float | None]]
 """Values of the labels, and the number for them; None where there is nothing to report."""
@@ -62,6 +62,12 @@ def _workers(status: Status, _: Config) -> Samples:
     yield ("missing",), status.workers_missing
 
 
+def _archives(status: Status, config: Config) -> Samples:
+    archives = [image.archive for image in status.images if image.archive is not None]
+    for state in Indexing if config.registry.enabled else ():
+        yield (state,), sum(archive.state is state for archive in archives)
+
+
 def _version(status: Status, _: Config) -> Samples:
     yield (status.version, platform.python_version()), 1
 
@@ -84,6 +90,12 @@ def _age(moment: datetime, status: Status) -> float:
 
 
 _GAUGES = (
+    Gauge(
+        "hook_queue_events",
+        "Events that wait for a hook's receiver.",
+        ("hook",),
+        lambda status, _: (((hook.name,), hook.queued) for hook in status.hooks),
+    ),
     Gauge("build_info", "Which version runs, on which Python.", ("version", "python"), _version),
     _one("ready", "1 when the mirror can serve.", lambda status, _: not status.health.reasons),
     _one("degraded", "1 when it has to do without something.", lambda status, _: bool(status.health.degraded)),
@@ -115,6 +127,7 @@ _GAUGES = (
         lambda room, config: config.store.min_free if room.place == "disk" else None,
     ),
     _of_places("store_images", "Stored images.", lambda room, _: room.images),
+    Gauge("archives", "Stored images, by whether they can be pulled from the registry.", ("state",), _archives),
     _of_places("store_up", "1 when the place can be written.", lambda room, _: room.trouble is None),
     _one("unverified_seconds", "How long ago the image was verified that waits longest.", _longest_unverified),
     _one(

@@ -15,11 +15,13 @@ from prometheus_client.metrics_core import Metric
 
 from mirror import __version__
 from mirror.admin.all_processes import AllMetrics, AllProcesses
+from mirror.admin.audit import Audit
 from mirror.admin.gauges import gauges
+from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.traffic_history import History
 from mirror.admin.worker_report import INTERVAL
 from mirror.common.log import event
-from mirror.model.status import CurrentImage, Health, ImageLine, PrefetchState, Room, Status
+from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
 from mirror.registry.catalog import Entries
 from mirror.registry.tags import LATEST
@@ -35,6 +37,9 @@ STORES_FRESH = 2.0
 BUCKET_FRESH = 15.0
 """The same with a bucket, which is further away."""
 
+AUDITED = 20
+"""How many records of what operators did are shown."""
+
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +51,7 @@ class _Found:
     images: Sequence[StoredInfo] = ()
     rooms: Sequence[Room] = ()
     entries: Entries = Entries()  # noqa: RUF009 - frozen
+    audit: Sequence[AuditLine] = ()
 
 
 class Overview:
@@ -59,13 +65,16 @@ class Overview:
         health: Callable[[], Awaitable[Health]],
         prefetch: Callable[[], PrefetchState],
         clients: ClientProcesses,
+        hooks: Hooks,
     ) -> None:
         self._mirror = mirror
         self._processes = processes
         self._health = health
         self._prefetch = prefetch
         self._clients = clients
+        self._hooks = hooks
         self._history = History(mirror.config.store.path / "history.json")
+        self._audit = Audit(mirror.config.store.path)
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
         self._looking = asyncio.Lock()
@@ -143,6 +152,8 @@ class Overview:
             workers=self._clients.count,
             workers_missing=self._clients.missing,
             needs_token=mirror.config.admin.token_file is not None,
+            hooks=await self._hooks.lines(),
+            audit=found.audit,
         )
 
     async def _search(self) -> _Found:
@@ -177,7 +188,8 @@ class Overview:
         if mirror.registry is not None and mirror.registry.offer is not None:
             with contextlib.suppress(StoreUnavailable):
                 entries = await mirror.registry.offer.catalog.entries()
-        return _Found(health, images, rooms, entries)
+        audit = await asyncio.get_running_loop().run_in_executor(self._mirror.pool, self._audit.last, AUDITED)
+        return _Found(health, images, rooms, entries, audit)
 
     async def _current(self, images: Sequence[StoredInfo]) -> CurrentImage | None:
         note = await self._mirror.metadata_cache.last_answer()

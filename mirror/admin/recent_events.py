@@ -38,7 +38,7 @@ class Events(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record if it is notable: if it has a name for machines."""
         action = getattr(record, "action", None)
-        if action is None or action.startswith("http."):  # one for each request would be too many
+        if action is None or action.startswith(("http.", "hook.output")):  # these may be many
             return
         at = datetime.fromtimestamp(record.created, UTC)
         image = getattr(record, "fields", {}).get("pps_mirror.image")

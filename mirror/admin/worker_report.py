@@ -2,8 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pydantic import TypeAdapter
@@ -40,7 +40,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process reports. `stuck` says why an upload is stuck; `events` are those since the last report."""
+    """What one process reports. `stuck` says why an upload is stuck; `events` are those since the last report.
+
+    `unqueued` are events for hooks that the disk does not take, by hook (see `mirror.admin.hooks.queue`).
+    """
 
     samples: Sequence[Sample] = ()
     fills: Sequence[RunningFill] = ()
@@ -48,6 +51,7 @@ class Report:
     store: StoreState = UNTRIED
     stuck: str | None = None
     events: Sequence[Event] = ()
+    unqueued: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
     def to_line(self) -> bytes:
         """Return the report as one line of JSON, with its line end."""
@@ -63,16 +67,26 @@ _REPORT = TypeAdapter(Report)
 
 
 class Telemetry:
-    """Makes the reports of this process. `tick` is to be called every `INTERVAL` seconds."""
+    """Makes the reports of this process. `tick` is to be called every `INTERVAL` seconds.
+
+    `unqueued` lets go of the events for hooks that could not be queued.
+    """
 
     def __init__(
-        self, metrics: Metrics, events: Events, library: Library, metadata_cache: MetadataCache, stores: Stores
+        self,
+        metrics: Metrics,
+        events: Events,
+        library: Library,
+        metadata_cache: MetadataCache,
+        stores: Stores,
+        unqueued: Callable[[], Mapping[str, Sequence[bytes]]] = dict,
     ) -> None:
         self.events = events
         self._metrics = metrics
         self._library = library
         self._metadata_cache = metadata_cache
         self._stores = stores
+        self._unqueued = unqueued
         self._paces: dict[Fill, _Pace] = {}
 
     def tick(self) -> None:
@@ -84,7 +98,8 @@ class Telemetry:
 
     def report(self) -> Report:
         """Return how this process is now, and the events since the last report."""
-        return Report(self.samples, self.fills, self.upstream, self.store, self._stores.stuck, self.events.untold())
+        untold, unqueued = self.events.untold(), self._unqueued()
+        return Report(self.samples, self.fills, self.upstream, self.store, self._stores.stuck, untold, unqueued)
 
     @property
     def upstream(self) -> UpstreamState:

@@ -14,10 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.admin.hooks.publisher import Publisher
 from mirror.bundle.check_parts import Checked, Checking
 from mirror.bundle.discovery import Carried, find
 from mirror.bundle.format import BadBundle
 from mirror.bundle.medium import open_to_read
+from mirror.common.metrics import Metrics
 from mirror.common.progress import Meter
 from mirror.common.tasks import finished
 from mirror.common.units import format_size
@@ -26,10 +28,12 @@ from mirror.images.fill import Fill
 from mirror.images.fill_outcome import FillFailed, Reason, State
 from mirror.images.fill_progress import show_progress
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Kind, Notification
 from mirror.model.source import Stream
 from mirror.store.base import Transfer
 from mirror.store.disk.layout import Layout, file_at
-from mirror.wiring.mirror import loaded_metadata_cache
+from mirror.wiring.metadata_cache import loaded_metadata_cache
+from mirror.wiring.notices import once_in_a_fleet, telling_of_evictions
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 PIECE = 2 << 20
@@ -70,7 +74,10 @@ def bring_in(
 async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> Imported:
     metadata = carried.metadata
     with ThreadPoolExecutor(4) as pool:
-        async with open_stores(config, pool) as stores:
+        async with (
+            Publisher(config, Metrics()).running() as notify,
+            open_stores(config, pool, telling_of_evictions(notify)) as stores,
+        ):
             await disk_store(config, pool).prepare()
             checked: Sequence[Checked] = ()
             if (stored := await stores.front.open(metadata.hash)) is not None:
@@ -78,7 +85,11 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
                 meter.say(f"{name} is stored already")
             else:
                 checked = await _Import(config, stores, carried, name, meter, pool).run()
-            metadata_cache = await loaded_metadata_cache(config, None, stores, pool)
+                said = f"{metadata.hash} is verified and stored: it was carried here"
+                notify(Notification.about(Kind.IMAGE_STORED, metadata, said))
+            metadata_cache = await loaded_metadata_cache(
+                config, None, stores, pool, notify=once_in_a_fleet(stores.bucket, notify)
+            )
             current = False
             if config.upstream.url is not None:
                 meter.say("clients get it by name when upstream says that it is the current one, and by its hash now")
@@ -88,6 +99,8 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
                 meter.say("another image stays the current one, for it is newer; clients get this one by its hash")
             if stores.bucket is not None:
                 await stores.bucket.background.settled()
+            said = f"{metadata.hash} was imported"
+            notify(Notification.about(Kind.IMPORT_FINISHED, metadata, said, current=current))
             return Imported(metadata, current, checked)
 
 

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mirror.common.temporary_files import need_temporary_files
 from mirror.common.units import format_size, parse_rate, parse_size
 from mirror.config import Config
 from mirror.model.errors import ConfigError, MirrorError
+from mirror.simulator.archives import write_archive
 from mirror.simulator.client import ImageSpec, Simulator
 from mirror.upstream.client import IMAGE, METADATA
 
@@ -41,7 +43,13 @@ SIZE = "256MiB"
 RATE = "32MB/s"
 """The rate of upstream's line, unless the command line says otherwise: the image then takes about eight seconds."""
 
+VERSION = "7.0.0-r1736"
+REPOSITORY = "datarobot/datarobot-portable-prediction-api"
+
 START_SECONDS = 30.0
+PULL_SECONDS = 60.0
+"""Seconds that the image may take until it can be pulled, and the pull."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: which signal a process gets when its parent dies
 
 
@@ -77,18 +85,19 @@ def run(once: bool, rate: str | None, size: str | None, environ: Mapping[str, st
     mirror does not start.
     """
     try:
-        image = ImageSpec("demo", size=parse_size(size or SIZE))
-        bytes_per_second = parse_rate(rate or RATE)
+        bytes_of_image, bytes_per_second = parse_size(size or SIZE), parse_rate(rate or RATE)
     except ValueError as error:
         raise ConfigError(f"demo: {error}") from None
     need_temporary_files()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    with (
-        tempfile.TemporaryDirectory(prefix="pps-mirror-demo-") as directory,
-        Simulator.start([image], rate=bytes_per_second) as simulator,
-    ):
+    with tempfile.TemporaryDirectory(prefix="pps-mirror-demo-") as directory:
         try:
-            return asyncio.run(_Demo(console, simulator, Path(directory), environ).play(once=once))
+            path = Path(directory) / "image"
+            image_id = write_archive(path, bytes_of_image, f"{REPOSITORY}:{VERSION}")
+            filename = f"datarobot-portable-prediction-api-{VERSION}.tar.gz"
+            image = ImageSpec("demo", path=str(path), filename=filename, image_id=image_id)
+            with Simulator.start([image], rate=bytes_per_second) as simulator:
+                return asyncio.run(_Demo(console, simulator, Path(directory), environ).play(once=once))
         except KeyboardInterrupt:
             return 0
 
@@ -137,6 +146,8 @@ class _Demo:
             status = verdict([cold, hot])
             if once:
                 self._console.print(_table([cold, hot]))
+            if self._config.registry.enabled:
+                status += await self._pull()
             for problem in status:
                 self._say(f"Wrong: {problem}")
             if not once and not status:
@@ -250,6 +261,59 @@ class _Demo:
                 for bar, download in zip(bars, act.downloads, strict=True):
                     progress.update(bar, completed=download.received)
 
+    async def _pull(self) -> list[str]:
+        """Pull the image with an engine that is installed, or else say how. Returns what went wrong."""
+        engine = await self._engine()
+        if engine is None:
+            self._say(f"It is a container image too: docker pull {self._name}\n")
+            return []
+        self._say(f"It is a container image too: {engine} pulls it from the mirror.")
+        before = await asyncio.to_thread(self._simulator.counters)
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="pps-mirror-demo-pull-") as directory:
+            self._environ["DOCKER_CONFIG"] = directory
+            for command in _pulling(engine, self._name, self._simulator.token, directory):
+                status, said = await self._run(*command)
+                if status:
+                    return [f"the pull failed: {said}"]
+        fetches = (await asyncio.to_thread(self._simulator.counters)).image_requests - before.image_requests
+        self._say(f"{_fetches(fetches)}, pulled in {time.monotonic() - began:.1f} s.\n")
+        return [] if fetches == 0 else [f"upstream was asked for the image {fetches} times for a pull"]
+
+    async def _engine(self) -> str | None:
+        """Return a program that pulls images and works here."""
+        if shutil.which("skopeo"):
+            return "skopeo"
+        if shutil.which("docker") and self._name.startswith("127.") and (await self._run("docker", "version"))[0] == 0:
+            return "docker"
+        return None
+
+    async def _run(self, *command: str) -> tuple[int | None, str]:
+        """Run a command that ends when this process does; return its status and what it said at the end."""
+        running = await asyncio.create_subprocess_exec(
+            *command,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            async with asyncio.timeout(PULL_SECONDS):
+                said, _ = await running.communicate()
+        except TimeoutError:
+            return None, f"it has not ended after {PULL_SECONDS:g} s"
+        finally:
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
+        return running.returncode, said.decode(errors="replace").strip()[-500:]
+
+    @property
+    def _name(self) -> str:
+        """What engines call the image."""
+        return f"{self._url.partition('://')[2]}/{self._config.registry.repository}:{VERSION}"
+
     async def _fetched(self, before: int) -> int:
         return await asyncio.to_thread(self._simulator.bytes_sent) - before
 
@@ -267,11 +331,22 @@ class _Demo:
             f"curl -r 0-99 {authorization} {self._url}{IMAGE} | wc -c",
             f"curl {authorization} {self._url}/mirror/v1/images/",
             f"curl {admin}/readyz",
+            f"docker login -u token -p {self._simulator.token} {self._name.partition('/')[0]}",
+            f"docker pull {self._name}",
         ):
             self._say(f"  {command}")
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
+
+
+def _pulling(engine: str, name: str, token: str, directory: str) -> Sequence[Sequence[str]]:
+    """Return the commands that pull the image, and leave nothing behind."""
+    if engine == "docker":
+        login = ("docker", "login", "--username=token", f"--password={token}", name.partition("/")[0])
+        return login, ("docker", "pull", "--quiet", name), ("docker", "image", "rm", name)
+    options = ("--quiet", "--src-tls-verify=false", f"--src-creds=token:{token}")
+    return [("skopeo", "--override-os=linux", "copy", *options, f"docker://{name}", f"dir:{directory}/image")]
 
 
 def verdict(rounds: list[Round]) -> list[str]:

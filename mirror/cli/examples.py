@@ -24,6 +24,11 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror get http://mirror:8080/mirror/v1/images/HASH/    a stored image by its hash, to go back to it
   pps-mirror get --load --loader ctr -o /var/tmp/pps.tar.gz https://mirror.example.com
   pps-mirror get --token-file ~/.datarobot-token --retry-for 8h -o pps.tar.gz https://app.datarobot.com""",
+    "push": """\
+  docker login harbor.example.com && pps-mirror push harbor.example.com/datarobot/pps
+  pps-mirror push harbor.example.com/datarobot/pps:7.0.0-r1736 3fa9c1
+  pps-mirror push --ca-file /etc/ssl/site.pem registry.site:5000/pps:latest
+  pps-mirror push --tls-verify=false registry.lab:5000/pps""",
     "ls": """\
   pps-mirror ls
   pps-mirror ls --json | jq -r '.[] | select(.pinned) | .hash'""",
@@ -52,6 +57,8 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror import /media/dvd1 /media/dvd2 /media/dvd3           volumes on several media
   pps-mirror import /media/stick --trust /etc/pps-mirror/signers  only if one of these signed it
   pps-mirror import image.tar.gz metadata.json                    what curl brought from DataRobot""",
+    "hooks": """\
+  pps-mirror hooks test chat -c config.toml        does the hook named chat get there, and what does it answer""",
     "demo": """\
   pps-mirror demo                                  until Ctrl-C
   pps-mirror demo --once --size 256MiB --rate 50MB/s""",

@@ -1,7 +1,7 @@
 """The command line: parses arguments, calls the command, prints its result. It has no other logic.
 
 Each command imports what it needs when it is run: help, version and completion answer in a twentieth of the time that
-loading everything takes.
+loading everything takes, and commands that only look at the store do not load what speaks HTTP.
 
 Exit status: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. SIGTERM ends it as Ctrl-C does.
 """
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from mirror.cli.parser import build_parser
@@ -19,6 +20,7 @@ from mirror.process import standard_streams
 from mirror.process.interrupt import interrupted_by_sigterm
 
 if TYPE_CHECKING:
+    from mirror.admin.audit import Recorded
     from mirror.cli.findings import Finding
     from mirror.config import Config
 
@@ -95,6 +97,13 @@ def _settings(options: argparse.Namespace) -> "Config":
     return settings
 
 
+def _recorded(settings: "Config", action: str, what: str) -> AbstractContextManager["Recorded"]:
+    """Record for the audit what is done within the context."""
+    from mirror.admin.audit import Audit, user
+
+    return Audit(settings.store.path).recording(f"{user(os.environ)}, by command", action, what)
+
+
 def _print_json(value: object) -> None:
     import json
 
@@ -163,7 +172,9 @@ def _pull(options: argparse.Namespace) -> int:
     from mirror.cli import pull
     from mirror.common import progress
 
-    asyncio.run(pull.pull(_settings(options), os.environ, progress.meter(sys.stdout)))
+    settings = _settings(options)
+    with _recorded(settings, "pull", "current"):
+        asyncio.run(pull.pull(settings, os.environ, progress.meter(sys.stdout)))
     return 0
 
 
@@ -188,30 +199,41 @@ def _verify(options: argparse.Namespace) -> int:
     if options.hash is not None and options.all:
         raise UsageError("verify takes a HASH or --all, not both")
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    outcome = manage.verify(_settings(options), options.hash, meter)
+    settings = _settings(options)
+    with _recorded(settings, "verify", options.hash or "all") as recorded:
+        outcome = manage.verify(settings, options.hash, meter)
+        bad = sum(each.verdict is not Verdict.GOOD for each in outcome)
+        recorded.outcome = f"{len(outcome) - bad} good, {bad} not"
     if options.json:
         _print_json([describe_verified(each) for each in outcome])
     return 0 if all(each.verdict is Verdict.GOOD for each in outcome) else 1
 
 
 def _pin(options: argparse.Namespace) -> int:
-    from mirror.cli import manage
-
-    print(f"pinned {manage.pin(_settings(options), options.hash, pinned=True)[:12]}")
-    return 0
+    return _set_pinned(options, pinned=True)
 
 
 def _unpin(options: argparse.Namespace) -> int:
+    return _set_pinned(options, pinned=False)
+
+
+def _set_pinned(options: argparse.Namespace, *, pinned: bool) -> int:
     from mirror.cli import manage
 
-    print(f"unpinned {manage.pin(_settings(options), options.hash, pinned=False)[:12]}")
+    settings = _settings(options)
+    with _recorded(settings, options.command, options.hash) as recorded:
+        recorded.what = manage.pin(settings, options.hash, pinned=pinned)
+    print(f"{'pinned' if pinned else 'unpinned'} {recorded.what[:12]}")
     return 0
 
 
 def _rm(options: argparse.Namespace) -> int:
     from mirror.cli import manage
 
-    print(f"removed {manage.remove(_settings(options), options.hash, force=options.force)[:12]}")
+    settings = _settings(options)
+    with _recorded(settings, "delete by force" if options.force else "delete", options.hash) as recorded:
+        recorded.what = manage.remove(settings, options.hash, force=options.force)
+    print(f"removed {recorded.what[:12]}")
     return 0
 
 
@@ -220,7 +242,9 @@ def _gc(options: argparse.Namespace) -> int:
     from mirror.common.units import format_size
     from mirror.images.describe import describe_removal
 
-    collected = manage.collect(_settings(options), dry_run=options.dry_run)
+    settings = _settings(options)
+    with nullcontext() if options.dry_run else _recorded(settings, "gc", "store"):
+        collected = manage.collect(settings, dry_run=options.dry_run)
     if options.json:
         _print_json([describe_removal(each) for each in collected.removals])
     else:
@@ -238,9 +262,9 @@ def _export(options: argparse.Namespace) -> int:
     from mirror.common import progress
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
-    files = exporter.export(
-        _settings(options), options.hash, options.directory, meter, split=options.split, key=options.sign
-    )
+    settings = _settings(options)
+    with _recorded(settings, "export", f"{options.hash} to {options.directory}"):
+        files = exporter.export(settings, options.hash, options.directory, meter, split=options.split, key=options.sign)
     if options.json:
         _print_json([each.describe() for each in files])
     return 0
@@ -252,16 +276,31 @@ def _import(options: argparse.Namespace) -> int:
     from mirror.common import progress
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    settings, paths = _settings(options), " ".join(map(str, options.paths))
     try:
-        imported = importer.bring_in(
-            _settings(options), options.paths, meter, metadata=options.metadata, trusted=options.trust
-        )
+        with _recorded(settings, "import", paths) as recorded:
+            imported = importer.bring_in(
+                settings, options.paths, meter, metadata=options.metadata, trusted=options.trust
+            )
+            recorded.what = f"{imported.metadata.hash} from {paths}"
     except BadParts as bad:
         if options.json:
             _print_json([bad.describe()])
         raise
     if options.json:
         _print_json([imported.describe()])
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from mirror.cli import push
+    from mirror.common import progress
+
+    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    wanted = push.PushOptions(options.target, options.hash, options.tls_verify, options.ca_file)
+    pushed = push.run(_settings(options), wanted, os.environ, meter)
+    if options.json:
+        _print_json([pushed.describe()])
     return 0
 
 
@@ -277,6 +316,14 @@ def _get(options: argparse.Namespace) -> int:
     got = get.run(wanted, loader, os.environ, meter)
     if options.json:
         _print_json(got.describe() | {"loadedInto": loader.name if loader else None})
+    return 0
+
+
+def _hooks(options: argparse.Namespace) -> int:
+    from mirror.cli import hooks
+
+    options.log_level = options.log_level or "info"  # a command's output
+    print(hooks.test(_settings(options), os.environ, options.name))
     return 0
 
 
@@ -311,7 +358,9 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "gc": _gc,
     "export": _export,
     "import": _import,
+    "push": _push,
     "get": _get,
+    "hooks": _hooks,
     "demo": _demo,
     "completion": _completion,
 }

@@ -4,16 +4,21 @@ An image is named by the first 6 or more digits of its hash, or `current`.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
+from mirror.admin.hooks.publisher import Publisher
+from mirror.common.metrics import Metrics
 from mirror.common.progress import Meter
 from mirror.common.units import format_size
 from mirror.config import Config
+from mirror.images.scrub import quarantined
 from mirror.model.errors import MirrorError
+from mirror.model.notification import Notify
 from mirror.store.disk.removal import Removal
 from mirror.store.disk.space import Collected
 from mirror.store.disk.verification import Verdict, Verified
-from mirror.wiring.selection import open_selection
+from mirror.wiring.selection import Selection, open_selection
 
 _WHERE = {"disk": "on the disk", "bucket": "in the bucket"}
 
@@ -47,9 +52,16 @@ def complain_of_excess(collected: Collected) -> None:
         )
 
 
+@asynccontextmanager
+async def _opened(config: Config) -> AsyncIterator[tuple[Selection, Notify]]:
+    """Open the stores, and what queues events for hooks: a running mirror delivers them, or the next one."""
+    async with Publisher(config, Metrics()).running() as publisher, open_selection(config, publisher) as selection:
+        yield selection, publisher
+
+
 async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Verified]:
     done = []
-    async with open_selection(config) as selection:
+    async with _opened(config) as (selection, notify):
         for image_hash in [selection.find(name)] if name is not None else selection.hashes:
             for where, place in selection.places(image_hash):
                 size = selection.sizes[where].get(image_hash, 0)
@@ -63,6 +75,8 @@ async def _verify(config: Config, name: str | None, meter: Meter) -> Sequence[Ve
                     meter.stop()
                 outcome = "good" if verified.verdict is Verdict.GOOD else f"{verified.verdict}: {verified.detail}"
                 meter.say(f"{said} {outcome}")
+                if verified.bad:
+                    notify(quarantined(verified))
                 done.append(verified)
     if not done:
         meter.say(f"no images are stored in {config.store.path}")
@@ -82,7 +96,7 @@ async def _remove(config: Config, name: str, force: bool) -> str:
 async def _collect(config: Config, dry_run: bool) -> Collected:
     removals: list[Removal] = []
     beyond = 0
-    async with open_selection(config) as selection:
+    async with _opened(config) as (selection, _):
         for name, place in selection.stores.places.items():
             if name != "disk" or (config.store.path / "images").exists():
                 collected = await place.collect(dry_run=dry_run)

@@ -158,6 +158,37 @@ def build_parser() -> argparse.ArgumentParser:
         help="refuse a bundle that none of these signed (ssh-keygen(1) has the format of the file)",
     )
     add_json(bring_in)
+    push = add(
+        "push",
+        "put a stored image into another registry",
+        "It sends what TARGET's registry does not have: layers, config and manifest, with the digests that this "
+        "mirror's own registry has. The credential is the one that docker login, podman login or a credential helper "
+        "keeps. An upload that breaks goes on where the registry can do that, else with the same layer. Nobody can "
+        "pull the image there before it is whole.",
+    )
+    push.add_argument(
+        "target",
+        metavar="TARGET",
+        help="REGISTRY/REPOSITORY[:TAG], such as harbor.example.com/datarobot/pps (default tag: the image's version)",
+    )
+    push.add_argument(
+        "hash",
+        metavar="HASH",
+        nargs="?",
+        default="current",
+        help="6 or more digits of an image's hash (default: current)",
+    )
+    push.add_argument(
+        "--tls-verify",
+        metavar="BOOL",
+        type=_switch,
+        default=True,
+        help="false: take any certificate of the registry, or plain http (default: true)",
+    )
+    push.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="a file of PEM certificates to trust beside the system's"
+    )
+    add_json(push)
     _add_get(
         add(
             "get",
@@ -168,6 +199,14 @@ def build_parser() -> argparse.ArgumentParser:
             "that redirects. It needs no configuration.",
         )
     )
+    hooks = add(
+        "hooks",
+        "try a hook of the configuration",
+        "It sends an event of the type hook.test to the hook's url, or runs its command with that, now and once, past "
+        "the queue, and shows the answer. The exit status is 1 if the event was not taken.",
+    )
+    hooks.add_argument("action", choices=("test",), help="what to do")
+    hooks.add_argument("name", metavar="NAME", help="the name of the hook in the configuration")
     demo = add(
         "demo",
         "show the mirror at work, with a simulated DataRobot",
@@ -220,6 +259,13 @@ def _add_get(command: argparse.ArgumentParser) -> None:
         help="give up after this long without a byte (default: 1h)",
     )
     command.add_argument("--json", action="store_true", help="write the outcome as JSON, without progress")
+
+
+def _switch(text: str) -> bool:
+    try:
+        return {"true": True, "false": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}") from None
 
 
 def _duration(text: str) -> float:

@@ -7,7 +7,9 @@ follows a transfer of another process, and takes that over only when the other o
 import asyncio
 from collections.abc import Mapping
 
+from mirror.admin.hooks.publisher import Publisher
 from mirror.cli.running_mirror import ROLLOVERS, MirrorGone, running_mirror
+from mirror.common.metrics import Metrics
 from mirror.common.progress import Meter
 from mirror.common.units import format_duration, format_size
 from mirror.config import TOKEN_VARIABLE, Config
@@ -37,7 +39,11 @@ async def pull(config: Config, environ: Mapping[str, str], meter: Meter) -> None
                 meter.say(f"the running mirror does not bring it ({gone.message}): going on without it")
             else:
                 return
-    async with open_mirror(config, environ) as mirror:
+    metrics = Metrics()
+    async with (
+        Publisher(config, metrics).running() as publisher,
+        open_mirror(config, environ, metrics=metrics, notify=publisher) as mirror,
+    ):
         await _Pull(mirror, meter).run()
 
 

@@ -248,6 +248,8 @@ class JsonFormatter(logging.Formatter):
         }
         if action := getattr(record, "action", None):
             fields["event.action"] = action
+        if category := getattr(record, "category", None):
+            fields["event.category"] = [category]
         if record.exc_info and record.exc_info[1] is not None:
             fields["error.type"] = type(record.exc_info[1]).__name__
             fields["error.message"] = harmless(str(record.exc_info[1]))

@@ -1,6 +1,6 @@
 """Defines every metric that a process counts. Values that are looked up instead are in `mirror.admin.gauges`.
 
-Base units, and labels of which there are few: never a name, a hash, a client. Each process counts on its own;
+Base units, and labels of which there are few: never a file's name, a hash, a client. Each process counts on its own;
 `mirror.admin.all_processes` adds up what its processes counted.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mirror.model.cache_status import OF_DOWNLOADS
 
@@ -49,6 +49,12 @@ class Metrics:
         self.upstream_seconds = histogram(
             "upstream_request_duration_seconds", "From a request to upstream to its answer's header.", _QUICK, "request"
         )
+        self.receiving = Gauge(
+            "image_connections",
+            "Connections over which images are received from upstream.",
+            namespace=NAMESPACE,
+            registry=self.registry,
+        )
         self.decisions = counter("access_decisions", "Whether callers were let in.", "decision")
         self.pulls = counter("registry_pulls", "Manifests that the registry gave, one for each pull.")
         self.blobs = counter("registry_blobs", "Answers of the registry that carry a blob or a part of it.", "kind")
@@ -64,6 +70,7 @@ class Metrics:
         self.prefetches = counter("prefetches", "Looks for a new image that no client asked for.", "outcome")
         self.worker_deaths = counter("worker_deaths", "Workers that ended by themselves.")
         self.admin_refusals = counter("admin_refusals", "Admin tokens that were refused.", "reason")
+        self.hook_deliveries = counter("hook_deliveries", "Attempts to tell a hook of an event.", "hook", "outcome")
         self.log_lines_lost = counter("log_lines_lost", "Lines of the log that were not written.")
 
         self._begin_at_zero()
@@ -87,7 +94,10 @@ class Metrics:
             (self.scrubs, product(("good", "bad"))),
             (self.prefetches, product(("began", "nothing", "failed"))),
             (self.requests, product(("image", "metadata", "passthrough"), ("500", "502", "503", "504"), ("none",))),
-            (self.upstream_requests, product(("metadata", "image", "passthrough"), ("ok", "refused", "failed"))),
+            (
+                self.upstream_requests,
+                product(("metadata", "image", "range", "passthrough"), ("ok", "refused", "failed")),
+            ),
         )
         for counter, labels in expected:
             for each in labels:

@@ -8,7 +8,7 @@ that may be a secret. It never touches the network or the store, and imports `co
 from mirror.common.environment import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE
 from mirror.config.changes import RESTART, Changes
 from mirror.config.loader import load, load_admin_token, load_token
-from mirror.config.schema import KEYS, S3, Admin, Auth, Config, Log, Prefetch, RateWindow, Server, Store, Upstream
+from mirror.config.schema import KEYS, S3, Admin, Auth, Config, Hook, Log, Prefetch, RateWindow, Server, Store, Upstream
 
 __all__ = [
     "FILE_VARIABLE",
@@ -21,6 +21,7 @@ __all__ = [
     "Auth",
     "Changes",
     "Config",
+    "Hook",
     "Log",
     "Prefetch",
     "RateWindow",

@@ -19,13 +19,20 @@ from pydantic import ValidationError
 from mirror.common.environment import FILE_VARIABLE, PREFIX, TOKEN_VARIABLE
 from mirror.common.log import event
 from mirror.config.changes import given as given_in
-from mirror.config.schema import KEYS, Config
+from mirror.config.schema import KEYS, Config, Hook, RateWindow
 from mirror.model.errors import ConfigError
 
 _SECRET: Final = re.compile("token|secret|passw|credential|auth|proxy|key")
 """Names of keys, known or made up, whose value no message quotes; those that end in _file hold a path."""
 
-_SECTIONS: Final = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS))
+_SECTIONS: Final = tuple(dict.fromkeys(section for key in KEYS if (section := key.rpartition(".")[0])))
+
+_IN_TABLES: Final = tuple(
+    f"{tables}.{name}"
+    for tables, model in (("upstream.rates", RateWindow), ("hooks", Hook))
+    for name in model.model_fields
+)
+"""The keys within tables of which there may be several."""
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +159,12 @@ class _Given:
             case "conflict":
                 return self.problem(first["ctx"]["key"].split("."), f" {first['msg']}")
             case "extra_forbidden":
-                return self.problem(place, f": unknown name; {_suggestion('.'.join(place), (*_SECTIONS, *KEYS), str)}")
+                key, known = ".".join(place), (*_SECTIONS, *KEYS)
+                if key != (within := re.sub(r"\.\d+\.", ".", key)):
+                    key, known = within, _IN_TABLES
+                return self.problem(place, f": unknown name; {_suggestion(key, known, str)}")
+            case "missing":
+                return ConfigError(f"{self.variables.get(place[0], self.file)}: {'.'.join(place)} is missing")
             case "model_type":
                 return self.problem(place, f": expected a section, [{'.'.join(place)}]")
             case _:

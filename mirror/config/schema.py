@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from mirror.common.hosts import is_loopback
 from mirror.common.units import DAY, GIB, HOUR, KIB, MINUTE
+from mirror.config.hook_types import HookCommand, HookEvents, HookName, HookUrl, hook_tables
 from mirror.config.types import (
     Directory,
     Duration,
@@ -92,6 +93,7 @@ class Upstream(Section):
     proxy: OptionalProxy = None
     connect_timeout: Timeout = 10.0
     read_timeout: Timeout = MINUTE
+    connections: Annotated[int, whole(1, 16)] = 4
     metadata_ttl: Duration = 30.0
     stale_if_error: Duration = 30 * DAY
     redirect_hosts: HostPatterns = ()
@@ -159,8 +161,22 @@ class Log(Section):
     format: Literal["auto", "console", "json"] = "auto"
 
 
+class Hook(Section):
+    """`[[hooks]]`: what is told to a `url`, or run as a `command`, when one of the `events` happens."""
+
+    name: HookName
+    events: HookEvents
+    url: HookUrl = None
+    command: HookCommand = ()
+    secret_file: OptionalPath = None
+    ca_file: OptionalPath = None
+    timeout: Timeout = 30.0
+
+
 class Config(Section):
     """The whole configuration. `Config()` has all defaults."""
+
+    hooks: Annotated[tuple[Hook, ...], BeforeValidator(hook_tables)] = ()
 
     server: Server = Server()
     admin: Admin = Admin()
@@ -176,6 +192,20 @@ class Config(Section):
         for key in ("serve", "local_copy", "max_size", "keep"):
             if not self.store.s3.bucket and getattr(self.store.s3, key) != getattr(S3(), key):
                 raise _conflict(f"store.s3.{key}", "needs store.s3.bucket as well")
+        return self
+
+    @model_validator(mode="after")
+    def _check_hooks(self) -> Self:
+        for number, hook in enumerate(self.hooks):
+            if hook.name in {other.name for other in self.hooks[:number]}:
+                raise _conflict(f"hooks.{number}.name", "is the name of another hook too; expected different names")
+            if (hook.url is None) == (not hook.command):
+                raise _conflict(f"hooks.{number}.name", "is of a hook that has not exactly one of url and command")
+            if hook.command and (hook.secret_file or hook.ca_file):
+                key = "secret_file" if hook.secret_file else "ca_file"
+                raise _conflict(f"hooks.{number}.{key}", "is for a hook with a url, not with a command")
+            if hook.ca_file and not (hook.url or "").startswith("https:"):
+                raise _conflict(f"hooks.{number}.ca_file", "needs a url that begins with https:")
         return self
 
     @model_validator(mode="after")

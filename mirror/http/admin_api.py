@@ -23,6 +23,9 @@ PUSH_SECONDS = 1.0
 HEARTBEAT = 15.0
 """Seconds without a change after which a comment is sent, so that proxies keep the stream open."""
 
+AUDITED = 1000
+"""How many records `/api/audit` gives at most."""
+
 WATCHED = 32
 """How many event streams may be open at once; further ones get 503."""
 
@@ -66,6 +69,7 @@ class AdminApi:
             "/script.js": self._script,
             "/api/status": self._status,
             "/api/events": self._events,
+            "/api/audit": self._audit,
         }
 
     async def __call__(self, exchange: Exchange) -> web.StreamResponse:
@@ -89,7 +93,7 @@ class AdminApi:
                 self._access.may_look(exchange.request)
             return await answer(exchange)
         if path == _PREFETCH:
-            return await self._change(exchange, "POST", self._operator.prefetch)
+            return await self._change(exchange, "POST", "prefetch", "current", self._operator.prefetch)
         if match := _IMAGE.fullmatch(path):
             return await self._change_image(exchange, match[1], match[2])
         raise NotFound("there is nothing here; see /, /healthz, /readyz, /metrics and /api/status")
@@ -107,19 +111,21 @@ class AdminApi:
         match action:
             case None:
                 force = exchange.request.rel_url.query.get("force") == "true"
-                return await self._change(exchange, "DELETE", lambda: operator.remove(name, force=force))
+                did = "delete by force" if force else "delete"
+                return await self._change(exchange, "DELETE", did, name, lambda: operator.remove(name, force=force))
             case "verify":
-                return await self._change(exchange, "POST", lambda: operator.verify(name))
+                return await self._change(exchange, "POST", action, name, lambda: operator.verify(name))
             case _:
-                return await self._change(exchange, "POST", lambda: operator.pin(name, pinned=action == "pin"))
+                pinned = action == "pin"
+                return await self._change(exchange, "POST", action, name, lambda: operator.pin(name, pinned=pinned))
 
     async def _change(
-        self, exchange: Exchange, method: str, change: Callable[[], Awaitable[Done]]
+        self, exchange: Exchange, method: str, action: str, what: str, change: Callable[[], Awaitable[Done]]
     ) -> web.StreamResponse:
         if exchange.request.method != method:
             return _not_allowed(method)
-        self._access.may_change(exchange.request)
-        return _json(200, as_json(await change()))
+        who = self._access.may_change(exchange.request)
+        return _json(200, as_json(await self._operator.recorded(who, action, what, change)))
 
     # Public
 
@@ -148,6 +154,9 @@ class AdminApi:
 
     async def _status(self, exchange: Exchange) -> web.StreamResponse:
         return _json(200, as_json(await self._overview.status()))
+
+    async def _audit(self, exchange: Exchange) -> web.StreamResponse:
+        return _json(200, as_json(await self._operator.audit(AUDITED)))
 
     async def _events(self, exchange: Exchange) -> web.StreamResponse:
         """Push the status whenever it has changed, as server-sent events (HTML standard, section 9.2)."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from yarl import URL
 
-from mirror.common.hosts import is_address, is_loopback
+from mirror.common.hosts import is_address, is_loopback, unmapped
 from mirror.config import Config, load_admin_token
 from mirror.config.reloadable import Ready
 from mirror.http.errors import JSON
@@ -61,14 +61,16 @@ class AdminAccess:
         if self._from_elsewhere:
             self._want_token(request)
 
-    def may_change(self, request: web.BaseRequest) -> None:
-        """Raise Forbidden or Unauthorized unless the request may change something."""
+    def may_change(self, request: web.BaseRequest) -> str:
+        """Return who wants to change something, for the audit. Raises Forbidden or Unauthorized if they may not."""
         if REQUESTED not in request.headers and request.content_type != JSON:
             raise Forbidden(f"a request that changes something needs the header {REQUESTED}: pps-mirror")
         self._refuse_other_origin(request)
         self._refuse_strange_host(request)
         if self._token is not None:
             self._want_token(request)
+        address = unmapped(self._address_of(request)) or "unknown"
+        return address if self._token is None else f"{address} with the admin token"
 
     def _want_token(self, request: web.BaseRequest) -> None:
         given = _token_of(request.headers.get("Authorization", ""))

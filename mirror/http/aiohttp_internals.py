@@ -1,9 +1,8 @@
-"""Everything that the mirror uses of aiohttp and asyncio beyond their documented interfaces.
+"""Everything that the mirror uses of aiohttp's server beyond its documented interface.
 
-`tests/unit/test_aiohttp_internals.py` checks each assumption against those that are installed.
+`tests/unit/test_aiohttp_internals.py` checks each assumption against the aiohttp that is installed.
 """
 
-import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -44,19 +43,6 @@ class PrivateServer(web.Server):
     def connection(self, kind: type[PrivateConnection], **options: Any) -> PrivateConnection:
         """Make a connection of that class, with the server's options and these."""
         return kind(self, loop=self._loop, **options, **self._kwargs)
-
-
-TLS_READ_BUFFER = 16 << 10
-"""Bytes that are read from a client at a time over TLS: requests are small. asyncio would keep 256 KiB for each."""
-
-
-def keep_small_read_buffer(transport: asyncio.Transport) -> None:
-    """Give a client's TLS connection a small buffer to read into, if asyncio still has the large one there."""
-    protocol: Any = getattr(transport, "_ssl_protocol", None)
-    if getattr(protocol, "max_size", 0) > TLS_READ_BUFFER and hasattr(protocol, "_ssl_buffer_view"):
-        protocol.max_size = TLS_READ_BUFFER
-        protocol._ssl_buffer = bytearray(TLS_READ_BUFFER)
-        protocol._ssl_buffer_view = memoryview(protocol._ssl_buffer)
 
 
 def longest(mistake: BaseException | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Reports how a fill began and how it ended: to the log, to the metrics, and to what counts wrong bytes."""
+"""Reports how a fill began and how it ended: to the log, the metrics, the hooks, and to what counts wrong bytes."""
 
 import logging
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from mirror.images.fill_outcome import OUTCOMES, Reason
 from mirror.images.store_health import StoreHealth
 from mirror.images.wrong_bytes import WrongBytes
 from mirror.model.caller import Caller
+from mirror.model.notification import Kind, Notification, Notify
 from mirror.model.source import Origin
 
 log = logging.getLogger(__name__)
@@ -19,11 +20,14 @@ log = logging.getLogger(__name__)
 class FillReport:
     """Reports fills. `changed` is called when upstream turned out to have another image than its metadata said."""
 
-    def __init__(self, metrics: Metrics, health: StoreHealth, wrong: WrongBytes, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, metrics: Metrics, health: StoreHealth, wrong: WrongBytes, changed: Callable[[], None], notify: Notify
+    ) -> None:
         self._metrics = metrics
         self._health = health
         self._wrong = wrong
         self._changed = changed
+        self._notify = notify
         # all of them at zero from the start: otherwise the first of each would not show as an increase
         for outcome in OUTCOMES:
             metrics.fills.labels(outcome)
@@ -66,6 +70,11 @@ class FillReport:
             _resumed(fill.resumes),
             extra=event(f"fill.{_outcome(fill)}", image=image_hash, seconds=seconds, resumes=fill.resumes),
         )
+        # whoever brought it into the bucket that mirrors share has told of it
+        if fill.journal.ours and not fill.passes_through and fill.origin not in {Origin.REPLICA, Origin.STORE}:
+            took = format_duration(seconds)
+            said = f"{image_hash} is verified and stored: {format_size(fill.metadata.size)} in {took}"
+            self._notify(Notification.about(Kind.IMAGE_STORED, fill.metadata, said, seconds=round(seconds, 3)))
 
     def _failed(self, fill: Fill, reason: Reason) -> None:
         image_hash = fill.metadata.hash
@@ -77,6 +86,11 @@ class FillReport:
             fill.failure,
             extra=event(f"fill.{_outcome(fill)}", image=image_hash, position=fill.position),
         )
+        if fill.journal.ours and reason not in {Reason.STOPPED, Reason.ABANDONED}:
+            said = f"the transfer of {image_hash} failed: {fill.failure}"
+            position = fill.position
+            failed = Notification.about(Kind.FILL_FAILED, fill.metadata, said, reason=reason.outcome, position=position)
+            self._notify(failed)
         if reason is Reason.WRONG_BYTES:
             self._metrics.unverified.labels("fill").inc()
             # otherwise they were in the store, or another process counts them

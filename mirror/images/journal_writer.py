@@ -45,7 +45,9 @@ async def write(stream: Stream, journal: Partial, size: int, moved: Callable[[],
         await writer.finish()
 
 
-async def _skip(pieces: AsyncIterator[bytes], count: int, digest: str) -> AsyncIterator[bytes]:
+async def _skip(
+    pieces: AsyncIterator[bytes | memoryview], count: int, digest: str
+) -> AsyncIterator[bytes | memoryview]:
     """Skip the first `count` bytes, which must have that SHA-256. Raises Changed when they have another.
 
     Raises Broken when the stream ends before that.
@@ -77,14 +79,14 @@ class JournalWriter:
         self._noted = False
         self._moved = moved
         self._most = IN_FLIGHT_TO_MEMORY if isinstance(journal, MemoryWindow) else IN_FLIGHT
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | memoryview] = []
         self._size = 0
         self._ending = False
         self._room = asyncio.Event()
         self._enough = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
-    async def put(self, piece: bytes) -> None:
+    async def put(self, piece: bytes | memoryview) -> None:
         """Take one piece; wait while more than IN_FLIGHT bytes are pending. Raises what the journal raises."""
         self._pending.append(piece)
         self._size += len(piece)
@@ -119,7 +121,7 @@ class JournalWriter:
         finally:
             self._room.set()
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> list[bytes | memoryview]:
         batch, self._pending, self._size = self._pending, [], 0
         self._room.set()
         return batch

@@ -27,6 +27,7 @@ from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import BadUpstream, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Notify, tell_nobody
 from mirror.model.source import CountingSource, NoSource, Source
 from mirror.model.status import StoreState
 from mirror.store.base import BlobStore, Body, Cut, Remote, StoredInfo, StoreUnavailable, Transfer
@@ -70,6 +71,7 @@ class Library:
         changed: Callable[[], None],
         metrics: Metrics | None = None,
         wrong: SharedNotes | None = None,
+        notify: Notify = tell_nobody,
     ) -> None:
         self._store = store
         self._upstream = upstream
@@ -82,10 +84,10 @@ class Library:
         self._read: set[str] = set()
         self._beginning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._background = BackgroundTasks()
-        self._health = StoreHealth(self._background.start)
+        self._health = StoreHealth(self._background.start, notify)
         self._pass_through = PassThrough(store, self._health)
         self._wrong = WrongBytes(wrong or shared_wrong_bytes())
-        self._report = FillReport(self._metrics, self._health, self._wrong, changed)
+        self._report = FillReport(self._metrics, self._health, self._wrong, changed, notify)
 
     def take_up(self, *, holdback: int, retry: float) -> None:
         """Use these for fills that begin from now on."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,16 @@ from mirror.common.clock import Clock
 from mirror.common.units import format_duration
 from mirror.config import Upstream as UpstreamConfig
 from mirror.images.last_answer import LastAnswer, SharedNote, time_of
-from mirror.images.rollover import WhenStored
+from mirror.images.rollover import WhenStored, became_current
 from mirror.images.upstream_health import Away, UpstreamHealth
 from mirror.model.cache_status import CacheStatus
 from mirror.model.caller import Caller
 from mirror.model.errors import NotFound
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
+from mirror.model.notification import Notify, tell_nobody
 from mirror.model.status import UpstreamState
 from mirror.store.base import BlobStore
-from mirror.upstream.client import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +39,21 @@ class Current:
     status: CacheStatus
 
 
-class MetadataCache:
-    """Caches upstream's current image. `ttl` and `stale_if_error` are in seconds; `note` is the last answer's file.
+Ask = Callable[[Caller], Awaitable[ImageMetadata]]
+"""Asks upstream for metadata with the caller's credential; see `mirror.upstream.client.Upstream.metadata`."""
 
-    `rollover` decides what clients get until a new image is stored; without it they get the new one at once. `shared`
-    is where the mirrors of a fleet tell one another what upstream said.
+
+class MetadataCache:
+    """Caches upstream's current image. `ask` asks upstream; without it there is none.
+
+    `ttl` and `stale_if_error` are in seconds; `note` is the last answer's file. `rollover` decides what clients get
+    until a new image is stored; without it they get the new one at once. `shared` is where the mirrors of a fleet tell
+    one another what upstream said.
     """
 
     def __init__(
         self,
-        upstream: Upstream | None,
+        ask: Ask | None,
         store: BlobStore,
         *,
         ttl: float,
@@ -57,15 +63,17 @@ class MetadataCache:
         rollover: WhenStored | None = None,
         shared: SharedNote | None = None,
         clock: Clock,
+        notify: Notify = tell_nobody,
     ) -> None:
-        self._upstream = upstream
+        self._ask = ask
         self._store = store
         self._ttl = ttl
         self._stale_if_error = stale_if_error
         self._rollover = rollover
+        self._notify = notify
         self._clock = clock
-        self._health = UpstreamHealth(lambda: time_of(clock, clock.steady()))
-        self._last = LastAnswer(note, pool, clock, shared=shared, timeless=upstream is None)
+        self._health = UpstreamHealth(lambda: time_of(clock, clock.steady()), notify=notify)
+        self._last = LastAnswer(note, pool, clock, shared=shared, timeless=ask is None)
         self._confirmed = -math.inf  # when upstream last told this process what it last told any process
         self._learnt = -math.inf  # when the request began that gave the answer we have
         self._asking = asyncio.Lock()
@@ -99,7 +107,7 @@ class MetadataCache:
 
     async def known_hash(self) -> str | None:
         """Return the hash of what clients get without naming an image, as far as is known, without a request."""
-        known = self._last.metadata if self._upstream is not None else await self._named_here()
+        known = self._last.metadata if self._ask is not None else await self._named_here()
         if self._rollover is not None:
             return await self._rollover.shown_hash(known)
         return known.hash if known else None
@@ -110,7 +118,7 @@ class MetadataCache:
         It becomes current when the image named as current is older, or is not stored. If none is named, the newest is.
         """
         named = await self.last_answer()
-        if self._upstream is None and named is not None and named.metadata.hash != metadata.hash:
+        if self._ask is None and named is not None and named.metadata.hash != metadata.hash:
             stored = {info.metadata.hash for info in await self._store.list()}
             if metadata.created > named.metadata.created or named.metadata.hash not in stored:
                 await self._learn(metadata)
@@ -122,7 +130,7 @@ class MetadataCache:
         Raises UpstreamRefused (upstream's own answer), NotFound (nothing is current, and there is no upstream), or what
         `Away` carries when nothing is known that is recent enough.
         """
-        if self._upstream is None:
+        if self._ask is None:
             if (named := await self._named_here()) is None:
                 raise NotFound("no image is stored here yet, and the mirror has no upstream to ask; import one")
             return Current(named, CacheStatus.HIT)
@@ -145,7 +153,7 @@ class MetadataCache:
         """
         if self._rollover is None:
             return current
-        if self._upstream is None or current.status is CacheStatus.STALE:
+        if self._ask is None or current.status is CacheStatus.STALE:
             caller = None
         newest = self._last.metadata or current.metadata  # which may be newer than `current`
         return replace(current, metadata=await self._rollover.show(newest, caller))
@@ -155,9 +163,9 @@ class MetadataCache:
 
         When upstream is away, it gets one request, however many clients ask (see `mirror.images.upstream_health`).
         """
-        assert self._upstream is not None  # noqa: S101 - callers asked
+        assert self._ask is not None  # noqa: S101 - callers asked
         async with self._health.asking(waits=not caller.came_by) as question:  # as in `current`
-            metadata = await self._upstream.metadata(caller)
+            metadata = await self._ask(caller)
         status = CacheStatus.MISS if self._last.metadata is None else CacheStatus.REFRESHED
         if question.began > self._learnt:  # otherwise a later request was answered sooner, maybe with a newer image
             self._learnt = question.began
@@ -183,7 +191,10 @@ class MetadataCache:
 
     async def _learn(self, metadata: ImageMetadata) -> None:
         self._confirmed = self._clock.steady()
+        before = self._last.metadata
         await self._last.write(metadata)
+        if self._rollover is None and (before is None or before.hash != metadata.hash):
+            self._notify(became_current(metadata))
 
     async def _named_here(self) -> ImageMetadata | None:
         """Return what is current where there is no upstream: what the last note names, else the newest image."""

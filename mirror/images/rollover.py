@@ -17,6 +17,7 @@ from mirror.common.log import event
 from mirror.model.caller import Caller
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.store.base import BlobStore, StoreUnavailable
 
 Bring = Callable[[ImageMetadata, Caller], None]
@@ -27,15 +28,30 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+def became_current(metadata: ImageMetadata) -> Notification:
+    """Make the notification that clients get this image from now on if they name none."""
+    return Notification.about(Kind.IMAGE_CURRENT, metadata, f"{metadata.hash} is the current image")
+
+
 class WhenStored:
     """Chooses between upstream's newest image and the last that clients got; the file `note` names the latter.
 
     If fetching a new image fails, it is fetched again at the first request after `pause` seconds.
     """
 
-    def __init__(self, store: BlobStore, *, bring: Bring, pause: float, note: Path, pool: Executor) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        *,
+        bring: Bring,
+        pause: float,
+        note: Path,
+        pool: Executor,
+        notify: Notify = tell_nobody,
+    ) -> None:
         self._store = store
         self._bring = bring
+        self._notify = notify
         self.pause = pause
         self._note = note
         self._pool = pool
@@ -90,6 +106,8 @@ class WhenStored:
         before, self._shown, self._pending = self._shown, newest, None
         if said is not None and (before is None or before.hash != newest.hash):  # otherwise another request was quicker
             log.info("%s", said, extra=event("image.switched", image=newest.hash))
+        if before is None or before.hash != newest.hash:
+            self._notify(became_current(newest))
         await self._write()
         return newest
 

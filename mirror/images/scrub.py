@@ -15,8 +15,9 @@ from mirror.common.clock import Clock, age
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
 from mirror.model.errors import MirrorError
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.store.disk.store import DiskStore
-from mirror.store.disk.verification import Verdict
+from mirror.store.disk.verification import Verdict, Verified
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Scrubber:
         *,
         rate: float = RATE,
         clock: Clock | None = None,
+        notify: Notify = tell_nobody,
     ) -> None:
         self._store = store
         self.interval = interval
         self._metrics = metrics
         self._rate = rate
         self._clock = clock or Clock()
+        self._notify = notify
         self._tried: dict[str, float] = {}
 
     @asynccontextmanager
@@ -108,9 +111,16 @@ class Scrubber:
             self._metrics.unverified.labels("scrub").inc()
             bad = event("scrub.bad", image=image_hash)
             log.error("%s is bad: %s; the next request fetches it anew", image_hash, verified.detail, extra=bad)
+            self._notify(quarantined(verified))
         elif verified.verdict is Verdict.GOOD:
             self._metrics.scrubs.labels("good").inc()
             log.info("%s was verified again", image_hash, extra=event("scrub.good", image=image_hash))
         else:
             self._tried[image_hash] += RETRY - self.interval
             log.debug("%s cannot be verified now: %s", image_hash, verified.detail)
+
+
+def quarantined(verified: Verified) -> Notification:
+    """Make the notification that a stored image is bad, and is not served any more."""
+    said = f"{verified.image_hash} is bad: {verified.detail}"
+    return Notification(Kind.IMAGE_QUARANTINED, said, verified.image_hash, details={"place": verified.place})

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 
 from mirror.common.log import event
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.model.status import StoreState
 from mirror.store.base import Cut, StoreUnavailable
 
@@ -27,10 +28,13 @@ class StoreHealth:
     `nameless` says why a verified image could not get its name; it is cleared when an image gets one.
     """
 
-    def __init__(self, run: Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]) -> None:
+    def __init__(
+        self, run: Callable[[Coroutine[None, None, None], str], asyncio.Task[None]], notify: Notify = tell_nobody
+    ) -> None:
         self.state = StoreState()
         self.nameless: StoreUnavailable | None = None
         self._run = run
+        self._notify = notify
         self._unreadable = False
         self._look: Look | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -46,6 +50,7 @@ class StoreHealth:
                 error,
                 extra=event("store.failing"),
             )
+            self._notify(Notification(Kind.STORE_FAILING, error.message))
         self.state = StoreState(error.message, datetime.now(UTC))
         self._unreadable |= reading
         self._look = look

@@ -16,6 +16,7 @@ from datetime import datetime
 from mirror.common.circuit_breaker import Breaker, Question
 from mirror.common.log import event
 from mirror.model.errors import BadUpstream, MirrorError, Unavailable, UpstreamRefused, UpstreamTimeout
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.model.status import UpstreamState
 
 HANGING = 1.0
@@ -35,8 +36,14 @@ class Away(Exception):
 class UpstreamHealth:
     """Tracks whether upstream answers. `now` returns the time of day, `clock` counts seconds."""
 
-    def __init__(self, now: Callable[[], datetime], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        now: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
+        notify: Notify = tell_nobody,
+    ) -> None:
         self.state = UpstreamState(None)
+        self._notify = notify
         self._now = now
         self._clock = clock
         self._breaker: Breaker[MirrorError] = Breaker(clock, _pause)
@@ -70,6 +77,7 @@ class UpstreamHealth:
         except (BadUpstream, Unavailable, UpstreamTimeout) as error:
             if self._breaker.failed(question, error):
                 log.warning("upstream is away: %s", error, extra=event("upstream.away"))
+                self._notify(Notification(Kind.UPSTREAM_AWAY, f"upstream is away: {error}"))
                 self.state = replace(self.state, reachable=False, since=self._now(), reason=str(error))
             raise Away(error) from None
         else:
@@ -84,6 +92,8 @@ class UpstreamHealth:
         self._heard = self._clock()
         if self._breaker.answered(question):
             log.info("upstream is back", extra=event("upstream.back"))
+        if not self.state.reachable:  # at first, too: an earlier process may have told that it is away
+            self._notify(Notification(Kind.UPSTREAM_BACK, "upstream answers"))
         now = self._now()
         since = self.state.since if self.state.reachable else now
         self.state = UpstreamState(None, True, since, None, heard_at=now)

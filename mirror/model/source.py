@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
-
-from prometheus_client import Counter
+from typing import TYPE_CHECKING, Protocol
 
 from mirror.model.caller import Caller
 from mirror.model.errors import NotFound
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 UNVOUCHED = '"-"'
 """The validator of bytes that came with neither an ETag nor the right length. No object has it.
@@ -66,12 +67,12 @@ class Stream:
 
     `validator` is the object's strong ETag, for resuming; None when it has none; UNVOUCHED when no length told either
     that it may be the image. `pieces` ends at the end of the transfer as the protocol declares it, and raises Broken
-    when the transfer is cut, or Elsewhere.
+    when the transfer is cut, or Elsewhere. A piece may be kept and sliced for as long as it is needed.
     """
 
     offset: int
     validator: str | None
-    pieces: AsyncIterator[bytes]
+    pieces: AsyncIterator[bytes | memoryview]
     origin: Origin = Origin.UPSTREAM
 
 
@@ -88,7 +89,7 @@ class Source(Protocol):
 class CountingSource:
     """A `Source` whose bytes are counted by where they came from."""
 
-    def __init__(self, source: Source, counter: Counter) -> None:
+    def __init__(self, source: Source, counter: "Counter") -> None:
         self._source = source
         self._counter = counter
 
@@ -98,7 +99,7 @@ class CountingSource:
         async with self._source.open(offset, validator) as stream:
             yield replace(stream, pieces=self._counting(stream))
 
-    async def _counting(self, stream: Stream) -> AsyncIterator[bytes]:
+    async def _counting(self, stream: Stream) -> AsyncIterator[bytes | memoryview]:
         counter = self._counter.labels(stream.origin.name.lower())
         async for piece in stream.pieces:
             counter.inc(len(piece))

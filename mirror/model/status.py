@@ -207,6 +207,33 @@ class PrefetchState:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditLine:
+    """Something that an operator did. `who` is a user of this machine, or an address; `what` is an image, or words."""
+
+    at: datetime
+    who: str
+    action: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class HookLine:
+    """A hook: `where` its events go, and how many are `queued`. `trouble` says why the first of them was not taken.
+
+    `next_at` is when it is tried again. `given_up` counts what this process has given up.
+    """
+
+    name: str
+    where: str
+    queued: int = 0
+    delivered_at: datetime | None = None
+    trouble: str | None = None
+    next_at: datetime | None = None
+    given_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All of it, at `now`. `needs_token` when changing anything takes the admin token."""
 
@@ -226,6 +253,8 @@ class Status:
     workers: int
     workers_missing: int
     needs_token: bool
+    hooks: Sequence[HookLine] = ()
+    audit: Sequence[AuditLine] = ()
 
 
 def as_json(value: object) -> object:

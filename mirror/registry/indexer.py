@@ -22,7 +22,7 @@ from mirror.registry.gzip_file import PlainFile
 from mirror.registry.index import MAX_DOCUMENT, ArchiveIndex, Blob, NotAnArchive
 from mirror.registry.member_digest import MemberDigest
 from mirror.registry.saved_index import load
-from mirror.registry.seek_index import SeekIndexWriter
+from mirror.registry.seek_index import DamagedIndex, SeekIndexWriter
 from mirror.registry.tar import BLOCK, Kind, Member, has_checksum, members
 from mirror.registry.tar_stream import Budget, IndexedGzip, TarStream
 
@@ -62,7 +62,7 @@ def build(
         with ThreadPoolExecutor(1, "registry-index", _be_nice) as inflating:
             return inflating.submit(_build, archive, directory, metadata, passed).result()
     except NotAnArchive as refusal:
-        saved_index.save_refusal(directory, metadata, str(refusal))
+        saved_index.save_refusal(directory, metadata, archive, str(refusal))
         raise
 
 
@@ -77,7 +77,10 @@ def _build(archive: int, directory: Path, metadata: ImageMetadata, passed: Calla
 
         def data(member: Member) -> bytes:
             blob = Blob("", member.size, "", member.offset, member.size)
-            return b"".join(read(archive, seek, blob, 0, member.size))
+            try:
+                return b"".join(read(archive, seek, blob, 0, member.size))
+            except DamagedIndex as error:
+                raise OSError(f"the archive changed while it was read: {error}") from None
 
         index = contents.index(manifest, wanted_id(metadata), seek, data)
         if writer:

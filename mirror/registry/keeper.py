@@ -20,6 +20,7 @@ from mirror.common.metrics import Metrics
 from mirror.common.units import format_duration
 from mirror.model.errors import MirrorError
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.registry import indexer
 from mirror.registry.catalog import Catalog, Entry
 from mirror.registry.index import ArchiveIndex, NotAnArchive
@@ -37,12 +38,15 @@ RETRY = 60.0
 
 
 class Indexer:
-    """Indexes what `catalog` has without an index."""
+    """Indexes what `catalog` has without an index, and notifies of each image that can be pulled now."""
 
-    def __init__(self, catalog: Catalog, progress: IndexProgress, metrics: Metrics) -> None:
+    def __init__(
+        self, catalog: Catalog, progress: IndexProgress, metrics: Metrics, notify: Notify = tell_nobody
+    ) -> None:
         self._catalog = catalog
         self._progress = progress
         self._metrics = metrics
+        self._notify = notify
         self._failed: dict[str, float] = {}
 
     @asynccontextmanager
@@ -104,7 +108,7 @@ class Indexer:
                     extra=event("index.failed", image=image_hash),
                 )
             else:
-                self._ready(image_hash, index, time.monotonic() - began)
+                self._ready(metadata, index, time.monotonic() - began)
                 del self._failed[image_hash]
             finally:
                 self._progress.forget(image_hash)
@@ -129,13 +133,19 @@ class Indexer:
             await asyncio.wait([building])
             raise
 
-    def _ready(self, image_hash: str, index: ArchiveIndex, seconds: float) -> None:
+    def _ready(self, metadata: ImageMetadata, index: ArchiveIndex, seconds: float) -> None:
+        image_hash = metadata.hash
         self._metrics.indexes.labels("ready").inc()
         self._metrics.index_seconds.observe(seconds)
         for warning in index.warnings:
             log.warning("%s: %s", image_hash, warning, extra=event("index.warned", image=image_hash))
         ready = event("index.ready", image=image_hash)
         log.info("%s can be pulled: indexed in %s", image_hash, format_duration(seconds), extra=ready)
+        self._notify(
+            Notification.about(
+                Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
+            )
+        )
 
     def _refused(self, image_hash: str, reason: str) -> None:
         self._metrics.indexes.labels("refused").inc()

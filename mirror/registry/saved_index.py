@@ -5,6 +5,7 @@ It is valid for one image, one format and one seek index; anything else is as if
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from mirror.common.files import write_durably
 from mirror.model.metadata import ImageMetadata
 from mirror.registry.index import ArchiveIndex, Blob, NotAnArchive, digest_of, make_manifest
 from mirror.registry.seek_index import NAME, DamagedIndex, SeekIndex
+from mirror.store.disk.verified_marker import Identity
 
 FILE = "registry.json"
 
@@ -38,10 +40,13 @@ def save(directory: Path, metadata: ImageMetadata, index: ArchiveIndex) -> None:
     )
 
 
-def save_refusal(directory: Path, metadata: ImageMetadata, reason: str) -> None:
-    """Note that there is no index, and why, so that it is not tried again. Blocks; raises OSError."""
+def save_refusal(directory: Path, metadata: ImageMetadata, archive: int, reason: str) -> None:
+    """Note that the file `archive` was refused, and why, so that it is not tried again. Blocks; raises OSError.
+
+    Another file of that image may have other bytes: this one may have rotted on the disk.
+    """
     (directory / NAME).unlink(missing_ok=True)
-    _write(directory, metadata, {"refused": reason})
+    _write(directory, metadata, {"refused": reason, "file": asdict(Identity.of(os.fstat(archive)))})
 
 
 def load(directory: Path, metadata: ImageMetadata) -> ArchiveIndex | None:
@@ -56,6 +61,8 @@ def load(directory: Path, metadata: ImageMetadata) -> ArchiveIndex | None:
             return None
         if "refused" not in found:
             return _read(directory, found)
+        if found["file"] != asdict(Identity.of((directory / "image").stat())):
+            return None
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DamagedIndex):
         return None
     raise NotAnArchive(found["refused"])

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from mirror.admin.actions import Operator
 from mirror.admin.all_processes import AllProcesses
+from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.overview import Overview
 from mirror.common.hosts import is_loopback
 from mirror.config.reloadable import at_once
@@ -38,6 +39,7 @@ class AdminListener:
         processes: AllProcesses,
         health: Callable[[], Awaitable[Health]],
         clients: ClientProcesses,
+        hooks: Hooks,
         passed: socket.socket | None,
     ) -> None:
         config = mirror.config
@@ -50,7 +52,7 @@ class AdminListener:
         self._health = health
         self._passed = [] if passed is None else [passed]
         self._overview = Overview(
-            mirror, processes, health=health, prefetch=lambda: self.prefetcher.state, clients=clients
+            mirror, processes, health=health, prefetch=lambda: self.prefetcher.state, clients=clients, hooks=hooks
         )
         self._open = AsyncExitStack()
 

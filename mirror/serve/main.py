@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from mirror.admin.all_processes import AllProcesses
+from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.recent_events import Events
 from mirror.admin.worker_report import Telemetry
 from mirror.common import time_zone as zone
@@ -62,26 +63,31 @@ async def serve(
     _warn_of_time_zone(environ)
     metrics, throttle, shared = Metrics(), Throttle(), Shared.of()
     writer.count_lost_with(metrics.log_lines_lost.inc)
+    hooks = Hooks(config, environ, metrics)
     with Events() as events:
         pace = RateSchedule(throttle, config.upstream)  # its first rate is an event
         async with (
             AsyncExitStack() as until_the_end,
             reaping(),
             pace.kept(),
+            hooks.publisher.running(),
             open_mirror(
                 *(config, environ),
                 needs_store=config.upstream.url is None,
                 metrics=metrics,
                 throttle=throttle,
                 shared=shared,
+                notify=hooks.publisher,
             ) as mirror,
+            hooks.running(mirror),
         ):
-            processes = AllProcesses(Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores))
+            telemetry = Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores)
+            processes = AllProcesses(telemetry, hooks.publisher.keep)
             memory = throttle.descriptor, *shared.descriptors
             clients = _client_processes(mirror, environ, tls, passed, memory, processes.hear, verbosity.output)
             readiness = Readiness(mirror, processes, clients)
             async with (
-                AdminListener(mirror, processes, readiness.health, clients, passed.admin) as operators,
+                AdminListener(mirror, processes, readiness.health, clients, hooks, passed.admin) as operators,
                 clients,
                 _background(mirror, operators.prefetcher),
             ):
@@ -156,7 +162,9 @@ async def _background(mirror: Mirror, prefetcher: Prefetcher) -> AsyncIterator[N
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(mirror.stores.kept(mirror.metadata_cache.known_hash))
         if mirror.stores.disk is not None:
-            scrubber = Scrubber(mirror.stores.disk, mirror.config.store.scrub_interval, mirror.metrics)
+            scrubber = Scrubber(
+                mirror.stores.disk, mirror.config.store.scrub_interval, mirror.metrics, notify=mirror.notify
+            )
             mirror.parts.append(at_once(lambda config: setattr(scrubber, "interval", config.store.scrub_interval)))
             await stack.enter_async_context(scrubber.running())
         if mirror.registry is not None:

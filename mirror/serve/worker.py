@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from mirror.admin.hooks.publisher import Publisher
 from mirror.admin.recent_events import Events
 from mirror.admin.worker_report import Report, Telemetry
 from mirror.common import log
@@ -71,9 +72,10 @@ async def _serve(
 ) -> None:
     """Serve clients until told to stop, or until the first process has ended, then drain."""
     asyncio.get_running_loop().set_exception_handler(asyncio_errors.report)
-    tls = ServerTls.of(config.server)
+    tls, publisher = ServerTls.of(config.server), Publisher(config, metrics)
     with Events() as events:
         async with (
+            publisher.running(),
             open_mirror(
                 config,
                 environ,
@@ -82,8 +84,11 @@ async def _serve(
                 throttle=throttle,
                 shared=shared,
                 name=name,
+                notify=publisher,
             ) as mirror,
-            _reporting(Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores)),
+            _reporting(
+                Telemetry(metrics, events, mirror.library, mirror.metadata_cache, mirror.stores, publisher.let_go)
+            ),
             ClientListener(mirror, tls, passed, verbosity.output),
         ):
             told = config
@@ -98,6 +103,7 @@ async def _serve(
                 told = _config(line)
                 reload.ask()
 
+            mirror.parts.append(at_once(publisher.take_up))
             mirror.parts.append(at_once(lambda config: verbosity.take_up(config.log.level, config.log.format)))
             async with reload.kept(ServiceManager.of(environ)):
                 on_signal(signal.SIGUSR1, verbosity.toggle)

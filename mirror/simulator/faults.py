@@ -28,6 +28,8 @@ class Fault:
     times: int | None = field(default=1, kw_only=True)
     resumed: bool | None = field(default=None, kw_only=True)
     """True: only requests with a `Range`; False: only those without; None: either."""
+    skip: int = field(default=0, kw_only=True)
+    """So many requests that it is meant for are answered without it before."""
 
     # Any answer
     delay: float = field(default=0.0, kw_only=True)
@@ -86,6 +88,10 @@ class Fault:
     `chunked`."""
     cut_after: int | None = field(default=None, kw_only=True)
     """The connection ends there: FIN, or a reset when `reset`."""
+    cut_within: int | None = field(default=None, kw_only=True)
+    """The same, after a random number of bytes below this: a line that loses connections."""
+    at_most: int | None = field(default=None, kw_only=True)
+    """While so many requests are being answered with bytes, others get `status`, or 503 without one."""
     reset: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -103,7 +109,7 @@ class Fault:
         return cls(**{**data, "omit": tuple(data.get("omit", ()))})
 
 
-_SELECTORS = ("on", "times", "resumed")
+_SELECTORS = ("on", "times", "resumed", "skip")
 _DEFAULTS = {
     each.name: each.default for each in fields(Fault) if each.name not in _SELECTORS and each.default is not MISSING
 }
@@ -112,19 +118,29 @@ _ADVERBS = {"reset", "roll_over_after"}
 """Fields that say how another field acts, so they never make a fault wait for its turn."""
 
 
+@dataclass(slots=True)
+class _InForce:
+    """A fault, how many requests it still lets pass, and how many it is still for (None: all)."""
+
+    fault: Fault
+    skip: int
+    times: int | None
+
+
 class FaultPlan:
     """The faults in force. `take` alone decides what happens to a request."""
 
     def __init__(self) -> None:
-        self._limited: list[tuple[Fault, int]] = []
-        self._unlimited: list[Fault] = []
+        self._limited: list[_InForce] = []
+        self._unlimited: list[_InForce] = []
 
     def add(self, fault: Fault) -> None:
         """Add a fault: a limited one behind those already there, an unlimited one before them."""
+        new = _InForce(fault, fault.skip, fault.times)
         if fault.times is None:
-            self._unlimited.insert(0, fault)
+            self._unlimited.insert(0, new)
         else:
-            self._limited.append((fault, fault.times))
+            self._limited.append(new)
 
     def clear(self) -> None:
         """Remove all faults."""
@@ -133,21 +149,21 @@ class FaultPlan:
     def take(self, place: Place, *, resumed: bool) -> Fault:
         """Return what happens to this request, as one fault, and use up one time of the limited faults in it."""
         combined: dict[str, Any] = {}
-        left: list[tuple[Fault, int]] = []
-        for fault, times in self._limited:
-            times_left = times - 1 if _join(combined, fault, place, resumed=resumed) else times
-            if times_left > 0:
-                left.append((fault, times_left))
-        self._limited = left
-        for fault in self._unlimited:
-            _join(combined, fault, place, resumed=resumed)
+        for each in (*self._limited, *self._unlimited):
+            if each.fault.on != place or each.fault.resumed not in (None, resumed):
+                continue
+            if each.skip > 0:
+                each.skip -= 1
+            elif _join(combined, each.fault) and each.times is not None:
+                each.times -= 1
+        self._limited = [each for each in self._limited if each.times]
         return Fault(place, **combined)
 
 
-def _join(combined: dict[str, Any], fault: Fault, place: Place, *, resumed: bool) -> bool:
-    """Add what the fault sets, unless it is not meant for the request or another one already sets some of it."""
+def _join(combined: dict[str, Any], fault: Fault) -> bool:
+    """Add what the fault sets, unless another one already sets some of it."""
     own = {name: value for name, default in _DEFAULTS.items() if (value := getattr(fault, name)) != default}
-    if fault.on != place or fault.resumed not in (None, resumed) or (combined.keys() & own.keys()) - _ADVERBS:
+    if (combined.keys() & own.keys()) - _ADVERBS:
         return False
     combined.update(own)
     return True

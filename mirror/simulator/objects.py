@@ -32,6 +32,7 @@ class ObjectStore:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._sending = 0
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the store's listener."""
@@ -48,8 +49,10 @@ class ObjectStore:
             return hindered
         key = request.match_info["key"]
         try:
-            if fault.status is not None:
+            if fault.at_most is None and fault.status is not None:
                 raise Refused(fault.status, "SimulatedFault", "Simulated.")
+            if fault.at_most is not None and self._sending >= fault.at_most:
+                raise Refused(fault.status or 503, "SlowDown", "Please reduce your request rate.")
             self._state.grants.admit(request.method, key, request.query, request.headers.get("Authorization"))
             image = self._state.image_at(key)
             if image is None:
@@ -79,7 +82,11 @@ class ObjectStore:
         exchange.status = response.status
         if request.method == "GET":
             stop = max(selection.start, selection.stop + fault.send_extra)
-            await send_body(request, response, image, selection.start, stop, fault, self._state, exchange)
+            self._sending += 1
+            try:
+                await send_body(request, response, image, selection.start, stop, fault, self._state, exchange)
+            finally:
+                self._sending -= 1
         return response
 
     async def _hop(self, request: web.Request) -> web.StreamResponse:

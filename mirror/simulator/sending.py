@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import random
 import socket
 import struct
 import termios
@@ -76,6 +77,8 @@ def _events(fault: Fault, start: int, stop: int) -> Iterator[tuple[int, _Event]]
         events.append((start + fault.hang_after, "hang"))
     if fault.cut_after is not None:
         events.append((start + fault.cut_after, "cut"))
+    if fault.cut_within is not None:
+        events.append((start + random.randrange(fault.cut_within), "cut"))  # noqa: S311 - not a secret
     return (event for event in sorted(events, key=lambda event: event[0]) if event[0] <= stop)
 
 

@@ -6,9 +6,10 @@ secrets, so messages and logs name hosts only.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import aiohttp
@@ -89,6 +90,11 @@ class Upstream:
         self._line = Connections(config, self._base, proxies, self.policy)
         self._former: list[Connections] = []
 
+    @property
+    def connections(self) -> int:
+        """The most connections that the transfer of one image may use (`upstream.connections`)."""
+        return self._config.connections
+
     async def __aenter__(self) -> "Upstream":
         await self._line.open()
         return self
@@ -156,10 +162,26 @@ class Upstream:
         with self._metrics.asking("image") as asked:
             response, url, redirected = await self._follow(caller, headers)
             asked.answered(response.status)
-        try:
-            yield ImageResponse(response, str(url.host), redirected, redirected and self.policy.same_origin(url))
-        finally:
-            response.close()
+        same_origin = redirected and self.policy.same_origin(url)
+        with self._metrics.receiving.track_inprogress(), closing(response):
+            # over the same connections and by the same rules, whatever is reloaded meanwhile
+            again = partial(self._line.send, "GET", url, elsewhere=not self.policy.same_origin(url))
+            yield ImageResponse(response, str(url.host), redirected, same_origin, again)
+
+    @asynccontextmanager
+    async def more_of(
+        self, response: "ImageResponse", headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Request what the redirects of an earlier response led to, with these headers; upstream is not asked again.
+
+        Raises what `image` raises. A redirect is not followed.
+        """
+        assert response.again is not None  # noqa: S101 - only tests make responses without
+        with self._metrics.asking("range") as asked:
+            answer = await response.again(headers)
+            asked.answered(answer.status)
+        with self._metrics.receiving.track_inprogress(), closing(answer):
+            yield answer
 
     async def _follow(self, caller: Caller, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, URL, bool]:
         """Request the image; return the last answer, the host that gave it, and whether there were redirects."""
@@ -252,12 +274,16 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ImageResponse:
-    """The answer at the end of the redirects: from `host`, whether redirected, and if so to upstream itself."""
+    """The answer at the end of the redirects: from `host`, whether redirected, and if so to upstream itself.
+
+    `again` sends a request with other headers to where they led.
+    """
 
     answer: aiohttp.ClientResponse
     host: str
     redirected: bool
     same_origin: bool = False
+    again: Callable[[Mapping[str, str]], Awaitable[aiohttp.ClientResponse]] | None = field(default=None, repr=False)
 
 
 def refused(status: int, body: bytes, headers: Mapping[str, str], retry_after: int | None) -> UpstreamRefused:

@@ -3,16 +3,21 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 
 import aiohttp
 
+from mirror.common.ranges_in_order import Refused
 from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream
 from mirror.model.metadata import MAX_BODY, ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, Stream
+from mirror.upstream.aiohttp_internals import body
 from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
+from mirror.upstream.several_ranges import NoRange, SeveralRanges, Transfer
 from mirror.upstream.statuses import passes, retry_after
 
 TRIES = 4
@@ -36,6 +41,7 @@ class ImageSource:
         self._size = metadata.size
         self._callers = [caller]
         self._resumable = True
+        self._ranges = SeveralRanges(metadata, lambda: upstream.connections)
 
     def offer(self, caller: Caller) -> None:
         """Keep a waiting client's credential, if it has one, for when upstream refuses the one in use."""
@@ -57,13 +63,15 @@ class ImageSource:
             try:
                 response = await stack.enter_async_context(self._upstream.image(self._callers[0], headers))
                 stream = await self._judge(response, offset, validator)
+                pieces = self._ranges.pieces(self._transfer(response, stream))
+                stack.push_async_callback(pieces.aclose)
             except ProxyFailed as error:
                 raise Broken(str(error), definitive_after=TRIES if error.refused else None) from error
             except aiohttp.ClientConnectorCertificateError as error:
                 raise Broken(f"{_ascii(error.host)}: {reason(error)}", definitive_after=TRIES) from error
             except _LINE_BROKE as error:
                 raise Broken(f"the line broke: {reason(error)}") from error
-            yield stream
+            yield replace(stream, pieces=self._throttled(pieces))
 
     async def _judge(self, response: ImageResponse, offset: int, validator: str | None) -> Stream:
         answer = response.answer
@@ -83,13 +91,48 @@ class ImageSource:
             raise Broken("upstream cannot answer the range: starting over", definitive_after=TRIES)
         raise await self._refusal(response, offset)
 
-    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes | memoryview]:
         try:
-            async for piece in answer.content.iter_any():
-                async for part in self._upstream.throttle.pass_on(piece):
-                    yield part
+            async for piece in body(answer):
+                yield piece
         except _LINE_BROKE as error:
             raise Broken(f"the line broke: {reason(error)}") from error
+
+    async def _throttled(self, pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
+        async for piece in pieces:
+            async for part in self._upstream.throttle.pass_on(piece):
+                yield part
+
+    def _transfer(self, response: ImageResponse, stream: Stream) -> Transfer:
+        """Say how to ask for ranges of what the response has: where its redirect led, if the object can be told."""
+        answer, etag = response.answer, _strong(response.answer.headers.get("ETag"))
+        open_range = None
+        if response.redirected and etag is not None and answer.headers.get("Accept-Ranges", "").lower() != "none":
+            open_range = partial(self._open_range, response, etag)
+        return Transfer(stream.offset, stream.pieces, answer.close, open_range)
+
+    @asynccontextmanager
+    async def _open_range(
+        self, response: ImageResponse, etag: str, start: int, stop: int
+    ) -> AsyncIterator[AsyncIterator[bytes | memoryview]]:
+        """Ask for the bytes [start, stop) of the object that `response` is of. Raises Broken, Refused, NoRange."""
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Range": etag}
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(self._upstream.more_of(response, headers))
+            except ProxyFailed as error:
+                raise Broken(str(error)) from error
+            except _LINE_BROKE as error:
+                raise Broken(f"the line broke: {reason(error)}") from error
+            status, said = answer.status, f"{_ascii(response.host)} answered {answer.status} to a range"
+            if passes(status):
+                raise Refused(said, retry_after=retry_after(answer.headers))
+            if status != 206:
+                raise NoRange(said, expired=status >= 400)
+            right = (etag, f"bytes {start}-{stop - 1}/{self._size}")
+            if (answer.headers.get("ETag"), answer.headers.get("Content-Range")) != right:
+                raise NoRange(f"{_ascii(response.host)} answered with another range than the one asked for")
+            yield self._pieces(answer)
 
     def _check_whole(self, response: ImageResponse, offset: int) -> None:
         """Judge, by its length and media type, an answer that claims to be the whole image.

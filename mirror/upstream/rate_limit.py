@@ -46,7 +46,7 @@ class Throttle:
             _, level, _ = self._drained()
             _STATE.pack_into(self._state, 0, time.monotonic(), level if rate else 0.0, float(rate or 0))
 
-    async def pass_on(self, piece: bytes) -> AsyncIterator[bytes]:
+    async def pass_on(self, piece: bytes | memoryview) -> AsyncIterator[bytes | memoryview]:
         """Yield received bytes at the allowed rate, in small steps on a thin line, so that readers do not starve."""
         start = 0
         while start < len(piece):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -19,11 +19,11 @@ from mirror.config import Config, load_token
 from mirror.config.reloadable import Part, Ready, at_once
 from mirror.images.library import Library
 from mirror.images.metadata_cache import MetadataCache
-from mirror.images.rollover import Bring, WhenStored
 from mirror.images.wrong_bytes import shared_wrong_bytes
 from mirror.model.caller import Caller, OwnCredential
 from mirror.model.errors import ConfigError
 from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Kind, Notification, Notify, tell_nobody
 from mirror.model.status import Health, StoreState
 from mirror.registry.progress import shared_progress
 from mirror.store.base import StoreUnavailable
@@ -32,13 +32,12 @@ from mirror.upstream.client import Upstream
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.rate_limit import Throttle
 from mirror.upstream.rate_schedule import RateSchedule
+from mirror.wiring.metadata_cache import SHOWN, loaded_metadata_cache
+from mirror.wiring.notices import once_in_a_fleet, telling_of_evictions
 from mirror.wiring.registry import Registry, registry_of
 from mirror.wiring.stores import Stores, disk_store, open_stores
 
 log = logging.getLogger(__name__)
-
-SHOWN = "shown.json"
-"""The file, in the store's directory, that says which image clients got last."""
 
 BLOCKING_THREADS = 16
 """How many threads wait for the disk; appending to journals has its own threads."""
@@ -49,7 +48,7 @@ class Mirror:
     """The parts of one mirror, open and connected.
 
     `own` is its own credential; loops are found by `name` (`mirror.upstream.loop_detection`). `config` is the running
-    configuration; `parts` apply another one. Code that builds more parts adds them.
+    configuration; `parts` apply another one. Code that builds more parts adds them. `notify` tells hooks what happened.
     """
 
     config: Config
@@ -62,6 +61,7 @@ class Mirror:
     library: Library
     metrics: Metrics
     name: str
+    notify: Notify
     registry: Registry | None = None
     parts: list[Part] = field(default_factory=list)
 
@@ -126,6 +126,7 @@ async def open_mirror(
     throttle: Throttle | None = None,
     shared: Shared | None = None,
     name: str | None = None,
+    notify: Notify = tell_nobody,
 ) -> AsyncIterator[Mirror]:
     """Build a mirror without listeners. When the context ends its fills are stopped, and their partials kept.
 
@@ -143,7 +144,9 @@ async def open_mirror(
     async with AsyncExitStack() as stack:
         pool = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         stack.callback(pool.shutdown)
-        stores = await stack.enter_async_context(open_stores(config, pool, metrics.evictions.inc))
+        stores = await stack.enter_async_context(
+            open_stores(config, pool, telling_of_evictions(notify, metrics.evictions.inc))
+        )
         store = stores.front
         try:
             await disk_store(config, pool).prepare()  # without a local copy it still holds the notes
@@ -151,6 +154,7 @@ async def open_mirror(
             if needs_store:
                 raise
             log.error("%s", error, extra=event("store.failing"))
+            notify(Notification(Kind.STORE_FAILING, error.message))
         if throttle is None:
             throttle = Throttle()
             await stack.enter_async_context(RateSchedule(throttle, config.upstream).kept())
@@ -161,7 +165,14 @@ async def open_mirror(
         def bring(metadata: ImageMetadata, caller: Caller) -> None:
             library.bring(metadata, caller)
 
-        metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool, bring)
+        metadata_cache = await loaded_metadata_cache(
+            config,
+            None if upstream is None else upstream.metadata,
+            stores,
+            pool,
+            bring,
+            once_in_a_fleet(stores.bucket, notify),
+        )
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)
         access: Access = OpenAccess(own)
@@ -189,11 +200,14 @@ async def open_mirror(
             changed=metadata_cache.expire,
             metrics=metrics,
             wrong=shared.wrong if shared else None,
+            notify=notify,
         )
         stack.push_async_callback(library.stop)
         notes = shared.indexing if shared else None
-        registry = registry_of(config, stores.disk, metadata_cache, library, pool, metrics, notes)
-        mirror = Mirror(config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, registry)
+        registry = registry_of(config, stores.disk, metadata_cache, library, pool, metrics, notes, notify)
+        mirror = Mirror(
+            config, own, pool, stores, upstream, metadata_cache, access, library, metrics, name, notify, registry
+        )
         mirror.parts += _parts(mirror, environ)
         yield mirror
 
@@ -251,31 +265,3 @@ def _upstream(
     if proxy := proxies.for_url(URL(url)):
         log.info("upstream is asked through %s", proxy, extra=event("upstream.proxied"))
     return Upstream(config.upstream, url, proxies, metrics, throttle, name)
-
-
-async def loaded_metadata_cache(
-    config: Config, upstream: Upstream | None, stores: Stores, pool: Executor, bring: Bring = lambda *_: None
-) -> MetadataCache:
-    """Make the metadata cache and load what was known earlier. `bring` fetches a new image under `when_stored`."""
-    rollover = None
-    if config.upstream.rollover == "when_stored":
-        rollover = WhenStored(
-            stores.front,
-            bring=bring,
-            pause=config.upstream.metadata_ttl,
-            note=config.store.path / SHOWN,
-            pool=pool,
-        )
-    metadata_cache = MetadataCache(
-        upstream,
-        stores.front,
-        ttl=config.upstream.metadata_ttl,
-        stale_if_error=config.upstream.stale_if_error,
-        note=config.store.path / "current.json",
-        pool=pool,
-        rollover=rollover,
-        shared=stores.note,
-        clock=Clock(),
-    )
-    await metadata_cache.load()
-    return metadata_cache

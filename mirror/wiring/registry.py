@@ -8,6 +8,7 @@ from mirror.common.shared_memory import SharedNotes
 from mirror.config import Config
 from mirror.images.library import Library
 from mirror.images.metadata_cache import MetadataCache
+from mirror.model.notification import Notify, tell_nobody
 from mirror.registry.catalog import Catalog
 from mirror.registry.keeper import Indexer
 from mirror.registry.progress import IndexProgress, shared_progress
@@ -60,6 +61,7 @@ def registry_of(
     pool: Executor,
     metrics: Metrics,
     notes: SharedNotes | None,
+    notify: Notify = tell_nobody,
 ) -> Registry | None:
     """Make the registry of a configuration; None when it is to have none."""
     if not config.registry.enabled:
@@ -69,4 +71,4 @@ def registry_of(
     progress = IndexProgress(notes or shared_progress())
     catalog = Catalog(disk, pool, progress)
     pull = Pull(catalog, metadata_cache, library, when_stored=config.upstream.rollover == "when_stored")
-    return Registry(config.registry.repository, Offer(catalog, pull, Indexer(catalog, progress, metrics)))
+    return Registry(config.registry.repository, Offer(catalog, pull, Indexer(catalog, progress, metrics, notify)))

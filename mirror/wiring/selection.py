@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mirror.config import Config
+from mirror.model.caller import Caller
 from mirror.model.errors import MirrorError, NotFound, UsageError
+from mirror.model.metadata import ImageMetadata
+from mirror.model.notification import Notify, tell_nobody
 from mirror.store.base import StoredInfo
 from mirror.store.disk.store import DiskStore
-from mirror.upstream.client import Upstream
-from mirror.upstream.proxies import Proxies
-from mirror.wiring.mirror import loaded_metadata_cache
+from mirror.wiring.metadata_cache import loaded_metadata_cache
+from mirror.wiring.notices import telling_of_evictions
 from mirror.wiring.stores import Stores, open_stores
 
 if TYPE_CHECKING:
@@ -111,10 +113,10 @@ class NotRemoved(MirrorError):
 
 
 @asynccontextmanager
-async def open_selection(config: Config) -> AsyncIterator[Selection]:
+async def open_selection(config: Config, notify: Notify = tell_nobody) -> AsyncIterator[Selection]:
     """Open the stores of a configuration and look up their images. Raises StoreUnavailable."""
     with ThreadPoolExecutor(2) as pool:
-        async with open_stores(config, pool) as stores:
+        async with open_stores(config, pool, telling_of_evictions(notify)) as stores:
             yield await Selection.of(config, stores, await lines(config, stores, pool))
 
 
@@ -124,10 +126,12 @@ async def lines(config: Config, stores: Stores, pool: ThreadPoolExecutor) -> Seq
         if stores.bucket is None:
             return []
         stores = replace(stores, front=stores.bucket)
-    url = config.upstream.url
-    upstream = Upstream(config.upstream, url, Proxies()) if url else None  # never opened: nothing here asks it
-    metadata_cache = await loaded_metadata_cache(config, upstream, stores, pool)
+    metadata_cache = await loaded_metadata_cache(config, _unasked if config.upstream.url else None, stores, pool)
     return lines_of(await stores.front.list(), await metadata_cache.known_hash())
+
+
+async def _unasked(caller: Caller) -> ImageMetadata:
+    raise AssertionError("nothing here asks upstream")
 
 
 def lines_of(images: Sequence[StoredInfo], current: str | None) -> Sequence[StoredLine]:

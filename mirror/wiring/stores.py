@@ -1,10 +1,10 @@
 """Builds the stores of a configuration: a disk, a bucket, or a disk in front of a bucket."""
 
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mirror.config import S3, Config, Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Stores:
     """The places where images are stored, `disk` and `bucket`. The rest of the mirror uses `front` as its one store.
 
-    `evicted` is called, from any thread, for each image that was evicted.
+    `evicted` is called, from any thread, for each image that was evicted, with the place and the hash.
     """
 
     front: BlobStore
@@ -32,7 +32,7 @@ class Stores:
     bucket: "S3Store | None" = None
     tiered: "TieredStore | None" = None
     note: SharedNote | None = None
-    evicted: Callable[[], None] = lambda: None
+    evicted: "Evicted" = lambda *_: None
 
     @property
     def places(self) -> Mapping[str, "DiskStore | S3Store"]:
@@ -58,7 +58,7 @@ class Stores:
     def take_up(self, config: Store) -> None:
         """Apply these bounds from now on."""
         if self.disk is not None:
-            keep = functools.partial(evictable, keep=config.keep)
+            keep = partial(evictable, keep=config.keep)
             self.disk.take_up(max_size=config.max_size, min_free=config.min_free, retention=keep)
         if self.bucket is not None:
             self.bucket.take_up(holdback=config.holdback, bounds=_bounds(config.s3, self.evicted))
@@ -78,9 +78,13 @@ class Stores:
             yield
 
 
+Evicted = Callable[[str, str], None]
+"""Takes the place where an image was evicted, and its hash, in any thread."""
+
+
 @asynccontextmanager
 async def open_stores(
-    config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None, timings: "Timings | None" = None
+    config: Config, pool: Executor, evicted: Evicted = lambda *_: None, timings: "Timings | None" = None
 ) -> AsyncIterator[Stores]:
     """Open the stores of a configuration; they touch nothing until they are used."""
     disk = disk_store(config, pool, evicted)
@@ -102,23 +106,25 @@ async def open_stores(
             yield Stores(bucket, bucket=bucket, note=BucketNote(bucket), evicted=evicted)
 
 
-def _bounds(config: S3, evicted: Callable[[], None]) -> "Bounds | None":
+def _bounds(config: S3, evicted: Evicted) -> "Bounds | None":
     from mirror.store.s3.space import Bounds  # see `open_stores`
 
     if config.max_size is None:
         return None
-    keep = functools.partial(evictable, keep=config.keep)
+    keep = partial(evictable, keep=config.keep)
     # A client that was sent to the bucket reads there, unseen, for as long as its URL is valid.
-    return Bounds(config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0, evicted)
+    return Bounds(
+        config.max_size, keep, config.presign_ttl if config.serve == "redirect" else 0.0, partial(evicted, "bucket")
+    )
 
 
-def disk_store(config: Config, pool: Executor, evicted: Callable[[], None] = lambda: None) -> DiskStore:
+def disk_store(config: Config, pool: Executor, evicted: Evicted = lambda *_: None) -> DiskStore:
     """Make the disk store of a configuration; it touches nothing until it is used."""
     return DiskStore(
         config.store.path,
         min_free=config.store.min_free,
         max_size=config.store.max_size,
-        retention=functools.partial(evictable, keep=config.store.keep),
-        evicted=evicted,
+        retention=partial(evictable, keep=config.store.keep),
+        evicted=partial(evicted, "disk"),
         pool=pool,
     )

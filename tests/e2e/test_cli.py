@@ -136,12 +136,24 @@ def test_help_names_every_command_and_shows_examples() -> None:
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["get", "--help"], ["completion", "bash"]])
 def test_help_version_and_completion_load_nothing_that_they_do_not_need(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mirror", *arguments], capture_output=True, text=True, check=True
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = _loaded(*arguments)
     assert "mirror.cli.parser" in loaded
     assert not loaded & {"asyncio", "aiohttp", "pydantic", "rich", "prometheus_client", "json"}
+
+
+def test_ls_loads_nothing_that_speaks_http(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    settings = {"PPS_MIRROR__STORE__PATH": str(tmp_path), "PPS_MIRROR__UPSTREAM__URL": "http://127.0.0.1:9"}
+    loaded = _loaded("ls", **settings)
+    assert "mirror.cli.ls" in loaded
+    assert not loaded & {"aiohttp", "yarl", "prometheus_client", "aiobotocore", "jinja2"}
+
+
+def _loaded(*arguments: str, **variables: str) -> set[str]:
+    """The modules that a command loads."""
+    command = [sys.executable, "-X", "importtime", "-m", "mirror", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
 
 def test_a_reader_that_has_left_is_no_traceback(tmp_path: Path) -> None:
@@ -234,11 +246,11 @@ def test_ls_shows_what_is_stored_while_upstream_is_away(tmp_path: Path) -> None:
     (tmp_path / "images" / old / "pinned").touch()
     done = run_really("ls", PPS_MIRROR__STORE__PATH=str(tmp_path))
     header, first, second = done.stdout.splitlines()
-    assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED"]
+    assert header.split() == ["HASH", "FILE", "SIZE", "STORED", "LAST", "SERVED", "CURRENT", "PINNED", "TAGS"]
     assert first.split()[:4] == [new[:12], "a-very-long-name-" * 5 + ".tar.gz", "5", "B"]
-    assert first.split()[-2:] == ["never", "yes"]  # current: without upstream that is the newest
+    assert first.split()[-3:] == ["never", "yes", "waiting"]  # current: without upstream that is the newest
     assert second.split()[0] == old[:12]
-    assert second.split()[-2:] == ["never", "yes"]  # pinned
+    assert second.split()[-3:] == ["never", "yes", "waiting"]  # pinned
     assert second.rstrip().index("yes", 60) > first.rstrip().index("yes", 60)
     with_upstream = run_really(
         "ls", "--json", PPS_MIRROR__STORE__PATH=str(tmp_path), PPS_MIRROR__UPSTREAM__URL="http://127.0.0.1:9"

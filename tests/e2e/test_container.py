@@ -19,6 +19,8 @@ from tests.support.compose import environment, services
 from tests.support.debian import PROJECT, debian_root, served, wheels
 from tests.support.docker_engine import DockerEngine
 from tests.support.documents import ROOT, Document
+from tests.support.downloads import fetch
+from tests.support.hooks import hook, in_environment
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, eventually, free_port, free_ports
 
@@ -96,6 +98,29 @@ def test_locked_up_with_a_named_volume_and_configured_by_variables(
     with running(docker_engine, image, *LOCKED_UP, f"--volume=pps-mirror:{STORE}", *options) as container:
         assert_it_does_its_job(container, upstream, port)
     docker_engine.run("volume", "rm", "pps-mirror")
+
+
+def test_locked_up_the_command_of_a_hook_is_told(docker_engine: DockerEngine, image: str, upstream: Simulator) -> None:
+    hooks = in_environment(
+        hook(events=["image.stored"], command=["/bin/sh", "-c", "cat >/tmp/new && mv /tmp/new /tmp/told"])
+    )
+    port, admin_port = free_ports(2)
+    variables = hooks | {
+        "PPS_MIRROR__UPSTREAM__URL": upstream.api_url,
+        "PPS_MIRROR__SERVER__PORT": str(port),
+        "PPS_MIRROR__ADMIN__PORT": str(admin_port),
+    }
+    options = [*LOCKED_UP, *(f"--env={name}={value}" for name, value in variables.items())]
+    with running(docker_engine, image, *options) as container:
+        eventually(lambda: container.inspect(".State.Health.Status") == "healthy", what="health")
+        assert fetch(f"http://127.0.0.1:{port}{IMAGE}").status == 200
+        cat = [docker_engine.client, "exec", container.name, "cat", "/tmp/told"]
+
+        def told() -> str:
+            return subprocess.run(cat, env=docker_engine.environ, capture_output=True, text=True, check=False).stdout
+
+        eventually(told, 60, "the command")
+        assert json.loads(told())["type"] == "image.stored"
 
 
 def test_as_the_readme_runs_it(docker_engine: DockerEngine, image: str, upstream: Simulator) -> None:

@@ -7,6 +7,7 @@ from tests.support.admin import metric
 from tests.support.dashboard import expressions
 from tests.support.downloads import Download
 from tests.support.fixtures import Ask, FreshMirror
+from tests.support.hooks import hook, in_environment
 from tests.support.processes import eventually
 from tests.support.prometheus import Prometheus
 
@@ -17,7 +18,10 @@ def test_every_panel_has_something_to_show_once_an_image_was_fetched(
     simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask, tmp_path: Path
 ) -> None:
     simulator.set_rate(MIB // 2)
-    mirror = fresh_mirror({"auth": {"ttl": "0s"}}, environ={"DATAROBOT_API_TOKEN": TOKEN})
+    hooks = in_environment(hook(command=["/bin/true"]))
+    mirror = fresh_mirror(
+        {"auth": {"ttl": "0s"}, "registry": {"enabled": True}}, environ={"DATAROBOT_API_TOKEN": TOKEN, **hooks}
+    )
     asked = list(expressions())
     assert len(asked) > 50
     with Prometheus(tmp_path / "prometheus", [mirror]) as prometheus:

@@ -43,6 +43,14 @@ def test_the_demo_tells_its_story_and_ends_with_0(environ: Mapping[str, str]) ->
     assert "1 upstream fetch, 8 downloads verified" in done.stdout
     assert "0 upstream fetches, 8 downloads verified" in done.stdout
     assert re.search(r"from the store\W+8\W+8\W+0\W+0 B", done.stdout)
+    assert "It is a container image too" in done.stdout
+
+
+def test_the_demo_pulls_the_image_with_an_engine_that_is_there(environ: Mapping[str, str]) -> None:
+    needs("skopeo", "apt-get install --no-install-recommends skopeo")
+    done = subprocess.run([*DEMO, "--once"], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"skopeo pulls it from the mirror\.\n0 upstream fetches, pulled in ", done.stdout)
 
 
 def test_what_it_prints_works_as_printed_and_sigterm_ends_it(environ: Mapping[str, str]) -> None:

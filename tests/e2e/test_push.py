@@ -1,6 +1,7 @@
 """An image is pushed into a real registry, from where other tools pull the same bytes."""
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +24,10 @@ from mirror.registry.push.docker_credentials import Credential
 from mirror.registry.push.pusher import Pushed
 from mirror.registry.push.remote_registry import RemoteRegistry
 from mirror.registry.push.target import Target
+from mirror.simulator.client import ImageSpec, Simulator
 from mirror.store.shared_file import SharedFile
 from tests.support.archive import DockerArchive
+from tests.support.commands import run
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry, ResumableRegistry, TokenServer
 from tests.support.needs import needs
 from tests.support.registry import Stored, stored
@@ -77,14 +81,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_registry, "PAUSE", 0.01)
 
 
-def pulled(tmp_path: Path, reference: str, *options: str) -> dict[str, object]:
+def pulled(tmp_path: Path, reference: str, *options: str) -> dict[str, Any]:
     """The manifest that skopeo gets, after it has checked all blobs."""
     into = tmp_path / "pulled"
     skopeo = needs("skopeo", "apt-get install skopeo")
     copy = [skopeo, "copy", f"--src-creds={USER}:{PASSWORD}", *options, f"docker://{reference}", f"dir:{into}"]
     done = subprocess.run(copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    manifest: dict[str, object] = json.loads((into / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((into / "manifest.json").read_text())
     return manifest
 
 
@@ -262,3 +266,74 @@ def test_a_registry_that_is_away_is_named(image: Image) -> None:
         host = f"127.0.0.1:{nobody.getsockname()[1]}"
     with pytest.raises(MirrorError, match=f"{host} is no registry: the line broke"):
         image.push(host)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, docker_archive: DockerArchive) -> Path:
+    """The configuration of a mirror that has stored the archive and does not run."""
+    directory = tmp_path_factory.mktemp("mirror")
+    path = directory / "config.toml"
+    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
+        path.write_text(f'[upstream]\nurl = "{simulator.api_url}"\n[store]\npath = "{directory / "store"}"\n')
+        stored = run("pull", "-c", path, DATAROBOT_API_TOKEN=simulator.token)
+    assert stored.returncode == 0, stored.stderr
+    return path
+
+
+def logged_in(home: Path, registry: DockerRegistry) -> dict[str, str]:
+    """The environment of a user after `docker login`."""
+    known = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (home / ".docker").mkdir(parents=True)
+    (home / ".docker" / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": known}}}))
+    return {"HOME": str(home), "DOCKER_CONFIG": str(home / ".docker")}
+
+
+def test_the_command_pushes_the_current_image_under_its_version(
+    tmp_path: Path, config: Path, registry: DockerRegistry, docker_archive: DockerArchive
+) -> None:
+    environ = logged_in(tmp_path / "home", registry)
+    pushed = run("push", "-c", config, f"{registry.host}/site/pps", **environ)
+    assert pushed.returncode == 0, pushed.stderr
+    (said,) = [line for line in pushed.stdout.splitlines() if " blobs pushed " in line]
+    assert said.startswith(f"{registry.host}/site/pps:")
+    tag = said.split(" ")[0].rpartition(":")[2]
+    manifest = pulled(tmp_path, f"{registry.host}/site/pps:{tag}", "--src-tls-verify=false")
+    assert manifest["config"]["digest"] == f"sha256:{docker_archive.image_id}".replace("sha256:sha256:", "sha256:")
+    again = run("push", "-c", config, "--json", f"{registry.host}/site/pps:stable", "current", **environ)
+    assert again.returncode == 0, again.stderr
+    (described,) = json.loads(again.stdout)
+    assert described["target"] == f"{registry.host}/site/pps:stable"
+    assert (described["blobsPushed"], described["bytesPushed"]) == (0, 0)
+    assert described["blobsThere"] == len(manifest["layers"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["harbor"], 2, "expected REGISTRY/REPOSITORY[:TAG]"),
+        (["{host}/site/pps", "0123456789"], 1, "no stored image has a hash that begins with 0123456789"),
+        (["{host}/site/pps"], 1, "wants a user and a password: run docker login, or podman login"),
+        (["--ca-file", "/nowhere", "{host}/site/pps"], 2, "--ca-file /nowhere cannot be read"),
+        (["--tls-verify", "maybe", "{host}/site/pps"], 2, "expected true or false"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_command_says_in_one_line_why_nothing_is_pushed(
+    tmp_path: Path, config: Path, registry: DockerRegistry, arguments: list[str], status: int, said: str
+) -> None:
+    words = [word.format(host=registry.host) for word in arguments]
+    done = run("push", "-c", config, *words, HOME=str(tmp_path), DOCKER_CONFIG=str(tmp_path))
+    assert done.returncode == status
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1 or status == 2
+    assert not registry.requests("PATCH")
+
+
+def test_what_is_no_docker_archive_cannot_be_pushed(tmp_path: Path, registry: DockerRegistry) -> None:
+    config = tmp_path / "config.toml"
+    with Simulator.start([ImageSpec("v1", size=1 << 20)]) as simulator:
+        config.write_text(f'[upstream]\nurl = "{simulator.api_url}"\n[store]\npath = "{tmp_path / "store"}"\n')
+        assert run("pull", "-c", config, DATAROBOT_API_TOKEN=simulator.token).returncode == 0
+    done = run("push", "-c", config, f"{registry.host}/site/pps:1", **logged_in(tmp_path / "home", registry))
+    assert done.returncode == 1
+    assert "cannot be pushed: it is neither a tar nor gzip of one" in done.stderr

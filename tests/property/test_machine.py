@@ -30,6 +30,7 @@ from mirror.store.disk import partial_file
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
 from tests.support.scripted_upstream import HOLDBACK, IMAGES, METADATA, SIZES, Fate, ScriptedUpstream
+from tests.support.several_connections import MODULE, eager
 
 PROCESSES = 2
 PATIENCE = 30.0
@@ -75,8 +76,8 @@ class Machine(RuleBasedStateMachine):
 
     took_steps: Callable[[], None] = staticmethod(lambda: None)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(connections=st.sampled_from([1, 4]))
+    def begin(self, connections: int) -> None:
         """Start with an empty store."""
         self.directory = tempfile.TemporaryDirectory()
         self.root = Path(self.directory.name)
@@ -84,15 +85,15 @@ class Machine(RuleBasedStateMachine):
         self.pool = ThreadPoolExecutor(4)
         self.clients: list[tuple[Client, asyncio.Task[None]]] = []
         self.removed: set[int] = set()
-        self.upstream = self.do(self._make_upstream())
+        self.upstream = self.do(self._make_upstream(connections))
         self.libraries = [self.do(self._make_library()) for _ in range(PROCESSES)]
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run the loop until that is done; else the world stands still."""
         return self.loop.run_until_complete(asyncio.wait_for(work, PATIENCE))
 
-    async def _make_upstream(self) -> ScriptedUpstream:
-        return ScriptedUpstream()
+    async def _make_upstream(self, connections: int) -> ScriptedUpstream:
+        return ScriptedUpstream(connections)
 
     async def _make_library(self) -> Library:
         store = DiskStore(self.root, min_free=0, pool=self.pool)
@@ -332,6 +333,8 @@ def _content(path: Path) -> bytes | None:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "BACKOFF", (0.0, 0.0))
     monkeypatch.setattr(partial_file, "FOLLOW", 0.002)
+    for name, value in eager(window=6000).items():
+        monkeypatch.setattr(f"{MODULE}.{name}", value)
 
 
 def run(examples: int, steps: int, *, derandomize: bool) -> int:

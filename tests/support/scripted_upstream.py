@@ -80,11 +80,18 @@ class _Answer:
     content_length: int | None
     content: _Content
 
+    def close(self) -> None:
+        """The rest is not wanted."""
+
 
 class ScriptedUpstream:
-    """Has one image at a time, as DataRobot does, and does to each request what the next fate says."""
+    """Has one image at a time, as DataRobot does, and does to each request what the next fate says.
 
-    def __init__(self) -> None:
+    The mirror may use so many `connections` for an image.
+    """
+
+    def __init__(self, connections: int = 1) -> None:
+        self.connections = connections
         self.current = 0
         self.fates: list[Fate] = []
         self.blamed: set[int] = set()
@@ -112,9 +119,22 @@ class ScriptedUpstream:
             if fate.drop:
                 raise aiohttp.ServerDisconnectedError
             answer = cast("aiohttp.ClientResponse", self._answer(fate, wanted, headers))
-            yield ImageResponse(answer, "store.example", redirected=fate.redirected)
+            yield ImageResponse(answer, f"{wanted}.store.example", redirected=fate.redirected)
         finally:
             self.filling.remove(wanted)
+
+    @asynccontextmanager
+    async def more_of(self, response: ImageResponse, headers: dict[str, str]) -> AsyncIterator[_Answer]:
+        """See `Upstream.more_of`."""
+        wanted = int(response.host.partition(".")[0])
+        assert wanted in self.filling, "a range of an image whose transfer is over"
+        fate = self.fates.pop(0) if self.fates else Fate()
+        await asyncio.sleep(0)
+        if fate.lies or self.current != wanted:
+            self.blamed.add(wanted)
+        if fate.drop:
+            raise aiohttp.ServerDisconnectedError
+        yield self._answer(fate, wanted, headers)
 
     def _answer(self, fate: Fate, wanted: int, headers: dict[str, str]) -> _Answer:
         image = IMAGES[self.current]
@@ -125,13 +145,14 @@ class ScriptedUpstream:
         asked = headers.get("Range")
         if asked is None or not fate.ranges or headers.get("If-Range") not in {None, f'"{self.current}"'}:
             return _Answer(200, answer, len(image), _Content(self._pieces(fate, wanted, image, 0)))
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last or len(image)) + bool(last), len(image))
         if start >= len(image):
             answer["Content-Range"] = f"bytes */{len(image)}"
             return _Answer(416, answer, 2, _Content(_nothing()))
-        start = min(max(0, start + fate.shift), len(image) - 1)
-        answer["Content-Range"] = f"bytes {start}-{len(image) - 1}/{len(image) + fate.total}"
-        return _Answer(206, answer, len(image) - start, _Content(self._pieces(fate, wanted, image, start)))
+        start = min(max(0, start + fate.shift), stop - 1)
+        answer["Content-Range"] = f"bytes {start}-{stop - 1}/{len(image) + fate.total}"
+        return _Answer(206, answer, stop - start, _Content(self._pieces(fate, wanted, image[:stop], start)))
 
     async def _pieces(self, fate: Fate, wanted: int, image: bytes, start: int) -> AsyncIterator[bytes]:
         stop = len(image) if fate.after is None else min(len(image), start + fate.after)

@@ -1,24 +1,19 @@
-"""What the mirror assumes of aiohttp and asyncio beyond their documented interface, held against those installed."""
+"""What the mirror assumes of aiohttp's server beyond its documented interface, held against the one installed."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from mirror.http.aiohttp_internals import (
-    TLS_READ_BUFFER,
     PrivateConnection,
     PrivateServer,
     has_too_many_fields,
-    keep_small_read_buffer,
     longest,
 )
 from mirror.http.tcp import reset
-from tests.support.certificates import certificate
 
 LINE, FIELD, FIELDS = 100, 200, 5
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -203,36 +198,3 @@ async def test_what_is_wrong_with_a_head_is_told_apart(
     assert (await client.hear_all()).split()[1] == b"400"
     ((status, mistake),) = server.made[0].mistakes
     assert (status, longest(mistake), has_too_many_fields(mistake)) == (400, limit, many)
-
-
-async def test_a_tls_connection_has_a_small_buffer_to_read_into_and_reads_all_the_same(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    took: list[asyncio.Transport] = []
-    received = asyncio.Queue[bytes]()
-
-    class Taker(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            assert isinstance(transport, asyncio.Transport)
-            keep_small_read_buffer(transport)
-            took.append(transport)
-
-        def data_received(self, data: bytes) -> None:
-            received.put_nowait(data)
-
-    loop = asyncio.get_running_loop()
-    async with await loop.create_server(Taker, "127.0.0.1", 0, ssl=context) as server:
-        trusting = ssl.create_default_context(cafile=str(cert))
-        trusting.check_hostname = False
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), ssl=trusting)
-        sent = bytes(range(256)) * 4096
-        writer.write(sent)
-        got = b""
-        while len(got) < len(sent):
-            got += await received.get()
-        assert got == sent
-        protocol: Any = took[0]._ssl_protocol  # type: ignore[attr-defined]
-        assert len(protocol._ssl_buffer) == len(protocol.get_buffer(-1)) == TLS_READ_BUFFER
-        writer.close()
-        took[0].abort()

@@ -12,6 +12,7 @@ from mirror.model.errors import ConfigError
 from tests.support.documents import DOCS, ROOT, Document
 
 OTHER: dict[str, Any] = {
+    "hooks": '[{name = "told", url = "https://ci.example.com/", events = ["image.stored"]}]',
     "server.host": "127.0.0.1",
     "server.port": 9000,
     "server.tls_cert": "other.pem",
@@ -21,6 +22,7 @@ OTHER: dict[str, Any] = {
     "admin.public_url": "http://127.0.0.1/pps-mirror",
     "upstream.url": "https://dr.example",
     "upstream.proxy": "http://proxy.example:3128",
+    "upstream.connections": 2,
     "upstream.max_rate": "5MB/s",
     "upstream.rates": "08:00-18:00=5MB/s",
     "upstream.redirect_hosts": "*.example.com",

@@ -13,6 +13,7 @@ from mirror.cli.findings import Finding
 from mirror.config import Config
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.certificates import certificate
+from tests.support.hooks import hook
 from tests.support.processes import free_port
 from tests.support.tokens import write_tokens
 
@@ -40,7 +41,7 @@ def check(
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)
     found = {finding.check: finding for finding in checks.run(Config.model_validate(tree), environ or {}, None)}
-    assert list(found) == ["configuration", "upstream", "token", "store", "tls", "server", "admin"]
+    assert list(found) == ["configuration", "upstream", "token", "store", "tls", "server", "admin", "registry"]
     return found
 
 
@@ -75,6 +76,19 @@ def test_the_list_of_tokens_is_read_and_its_names_are_shown(tmp_path: Path) -> N
     file.write_text("")
     found = {finding.check: finding for finding in checks.run(given, {}, None)}
     assert (found["tokens"].ok, "nobody may read" in found["tokens"].message) == (False, True)
+
+
+def test_hooks_have_what_they_need_and_are_told_nothing(tmp_path: Path) -> None:
+    hooks = [
+        hook("runs", command=["/bin/true"]),
+        hook("gone", command=[str(tmp_path / "gone")]),
+        hook("signs", url="http://localhost:1/", secret_file=str(tmp_path / "none")),
+        hook("plain", url="http://localhost:1/"),
+    ]
+    given = Config.model_validate({"auth": {"mode": "open"}, "server": {"port": 0}, "hooks": hooks})
+    found = [finding for finding in checks.run(given, {}, None) if finding.check == "hooks"]
+    assert [finding.ok for finding in found] == [True, False, False, True]
+    assert "secret_file" in found[2].message
 
 
 def test_without_a_token_of_its_own_a_mirror_that_lets_everybody_in_has_nothing_to_ask_with(

@@ -64,6 +64,8 @@ def test_the_example_file_says_of_every_key_what_it_is_for(key: str) -> None:
 
 def section_of(key: str) -> list[str]:
     text = EXAMPLE.read_text()
+    if "." not in key:
+        return text.partition("\n[")[0].splitlines()
     return text.partition(f"[{key.rpartition('.')[0]}]\n")[2].partition("\n[")[0].splitlines()
 
 
@@ -232,6 +234,35 @@ def test_a_bare_star_in_redirect_hosts_means_any_host(tmp_path: Path, complaint:
         ("[upstream]\npassthrough = 1", "upstream.passthrough = 1: expected a list of texts"),
         ("server = 5", "server = 5: expected a section, [server]"),
         ("[[server]]\nport = 5", "server = (not shown): expected a section, [server]"),
+        ("[hooks]\nname = 'a'", "hooks = a section: expected tables [[hooks]] with name, events, and url or command"),
+        ("hooks = [3]", "hooks.0 = 3: expected a section"),
+        ("[[hooks]]\nurl = 'http://x'\nevents = ['fill.failed']", "hooks.0.name is missing"),
+        ("[[hooks]]\nname = 'a'\nurl = 'http://x'", "hooks.0.events is missing"),
+        ("[[hooks]]\nname = 'A b'", "hooks.0.name = 'A b': expected 1 to 40 small letters, digits and dashes"),
+        (
+            "[[hooks]]\nname = 'a'\nevents = []",
+            "hooks.0.events = []: expected a list with some of image.stored, image.c",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['image.store']",
+            "hooks.0.events = ['image.store']: expected only image.stored,",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['image.stored']\nurl = 'ftp://x'",
+            "hooks.0.url = 'ftp://x': expected an http:// or https:// URL",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['image.stored']\nurl = 'http://user:password@x'",
+            "hooks.0.url = (not shown): expected an http:// or https:// URL",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['image.stored']\ncommand = 'rollout'",
+            "hooks.0.command = 'rollout': expected a list of texts such as",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['image.stored']\ncommand = ['rollout']",
+            "hooks.0.command = ['rollout']: expected a list of texts such as",
+        ),
     ],
 )
 def test_a_bad_value_is_answered_with_file_key_value_and_what_is_allowed(
@@ -264,6 +295,14 @@ def test_a_long_value_is_cut(complaint: Complain) -> None:
         ("[s3]\nbucket = 'x'", "s3 = a section: unknown name; it belongs in another section: store.s3"),
         ("[store.s4]\nbucket = 'x'", "store.s4 = a section: unknown name; "),
         ("[server]\nxyzzy = 1", "server.xyzzy = 1: unknown name; the nearest is "),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nulr = 'x'",
+            "hooks.0.ulr = 'x': unknown name; the nearest is hooks.url",
+        ),
+        (
+            "[[upstream.rates]]\nwindow = '01:00-02:00'\nrate = '1MB/s'\nrat = 'x'",
+            "upstream.rates.0.rat = 'x': unknown name; did you mean upstr",
+        ),
         ('"a\\nb" = 1', "'a\\nb' = 1: unknown name; the nearest is "),
     ],
 )
@@ -301,6 +340,7 @@ def test_every_key_can_be_set_by_its_variable_which_wins_over_the_file(tmp_path:
         "PPS_MIRROR__UPSTREAM__REDIRECT_HOSTS": '["*.amazonaws.com", "gcs.example"]',
         "PPS_MIRROR__STORE__S3__BUCKET": "",
         "PPS_MIRROR__STORE__S3__LOCAL_COPY": "true",
+        "PPS_MIRROR__HOOKS": '[{name = "a", url = "https://ci.example.com/?x=1", events = ["image.stored"]}]',
     }
     config = read(tmp_path, "[server]\nport = 1\nmax_connections = 7", environ)
     assert (config.server.port, config.server.max_connections, config.server.drain) == (9000, 7, 60.0)
@@ -308,6 +348,9 @@ def test_every_key_can_be_set_by_its_variable_which_wins_over_the_file(tmp_path:
     assert config.upstream.passthrough == ("version/", "ping/")
     assert config.upstream.redirect_hosts == ("*.amazonaws.com", "gcs.example")
     assert config.store.s3.bucket is None
+    assert [(hook.name, hook.url, hook.events) for hook in config.hooks] == [
+        ("a", "https://ci.example.com/?x=1", ("image.stored",))
+    ]
 
 
 def test_an_empty_variable_is_the_empty_value(tmp_path: Path) -> None:
@@ -405,6 +448,26 @@ def test_a_file_that_cannot_be_read_is_answered_with_the_reason(tmp_path: Path) 
         (
             "[server]\nhost = '10.0.0.5'\n[upstream]\nurl = 'http://10.0.0.5:8080'",
             "upstream.url = 'http://10.0.0.5:8080' is the mirror's own address",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['fill.failed']",
+            "hooks.0.name = 'a' is of a hook that has not exactly one of url and command",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\ncommand = ['/bin/true']",
+            "hooks.0.name = 'a' is of a hook that has not exactly one of url and command",
+        ),
+        (
+            2 * "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\n",
+            "hooks.1.name = 'a' is the name of another hook too",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\ncommand = ['/bin/true']\nsecret_file = 'x'",
+            "hooks.0.secret_file = 'x' is for a hook with a url, not with a command",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\nca_file = 'x'",
+            "hooks.0.ca_file = 'x' needs a url that begins with https:",
         ),
     ],
 )

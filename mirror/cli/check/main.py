@@ -3,15 +3,17 @@
 They change nothing: no directory is made, no file stays behind, no image is requested.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mirror.access.tokens import Tokens
+from mirror.admin.hooks.webhook import load_keys, trusting
 from mirror.cli.check import listeners, registry, store, upstream
 from mirror.cli.check.upstream import UpstreamAnswer, ask
 from mirror.cli.findings import Finding
 from mirror.common import time_zone as zone
-from mirror.config import FILE_VARIABLE, PREFIX, Config
+from mirror.config import FILE_VARIABLE, PREFIX, Config, Hook
 from mirror.model.errors import ConfigError
 
 
@@ -31,6 +33,7 @@ def here(config: Config, asked: UpstreamAnswer) -> Iterator[Finding]:
     yield from store.examine(config, asked.image)
     yield from listeners.examine(config)
     yield from registry.examine(config)
+    yield from map(_hook, config.hooks)
 
 
 def configuration(environ: Mapping[str, str], file: Path | None) -> Finding:
@@ -45,6 +48,21 @@ def time_zone(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Note when this machine does not know its time zone."""
     if (said := zone.trouble(environ)) is not None:
         yield Finding("time zone", True, said, note=True)
+
+
+def _hook(hook: Hook) -> Finding:
+    """Check what a hook needs here, and send nothing."""
+    said = f"hook {hook.name}"
+    if hook.command:
+        runs = os.access(hook.command[0], os.X_OK) and not Path(hook.command[0]).is_dir()
+        return Finding("hooks", runs, f"{said}: {hook.command[0]} {'can' if runs else 'cannot'} be run")
+    try:
+        signs = bool(load_keys(hook))
+        trusting(hook)
+    except ConfigError as error:
+        return Finding("hooks", False, str(error))
+    signed = "signed" if signs else "not signed"
+    return Finding("hooks", True, f"{said} is set up, {signed}; pps-mirror hooks test {hook.name} tries it")
 
 
 def _tokens(path: Path) -> Finding:

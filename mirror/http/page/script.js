@@ -2,7 +2,7 @@
 // The page is whole without this: it keeps it fresh, and lets an operator act. What is shown always comes from the
 // server's own HTML, so that nothing from outside is ever made into markup here.
 
-const LIVE = ["sentence", "now", "fills", "today", "images", "stores", "events", "foot"];
+const LIVE = ["sentence", "now", "fills", "today", "images", "stores", "hooks", "audit", "events", "foot"];
 const OLD = 10000; // milliseconds until the page asks by itself: a proxy may hold events back, and "2m ago" ages as well
 const HERE = location.origin + document.body.dataset.prefix; // not with the user and password that a bookmark may name: fetch refuses to take those
 

@@ -67,7 +67,7 @@ def chosen(candidates: Iterable[Removal], short: int, without: Collection[Path] 
 
 
 class Space:
-    """The room of a disk store. `evicted` is called for each image that is evicted, in any thread."""
+    """The room of a disk store. `evicted` is called with the hash of each image that is evicted, in any thread."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Space:
         max_size: int | None,
         min_free: int,
         retention: Retention,
-        evicted: Callable[[], None] = lambda: None,
+        evicted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._layout = layout
         self._evicted = evicted
@@ -163,7 +163,7 @@ class Space:
                 extra=event(f"{removal.kind}.evicted", path=removal.path.name, size=removal.size),
             )
             if removal.kind is Kind.IMAGE:
-                self._evicted()
+                self._evicted(removal.path.name)
         return done
 
     def _plan(self, short: int, *, spare: Collection[str], without: Collection[Path] = ()) -> list[Removal]:

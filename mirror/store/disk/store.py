@@ -59,7 +59,7 @@ class DiskStore:
         pool: Executor,
         max_size: int | None = None,
         retention: Retention | None = None,
-        evicted: Callable[[], None] = lambda: None,
+        evicted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.root = root
         self._layout = Layout(root)

@@ -21,7 +21,7 @@ FOLLOW_SECONDS = 15.0
 class _Place:
     """What is to be read in the bucket, and the validator with which to continue at upstream."""
 
-    pieces: AsyncGenerator[bytes, None]
+    pieces: AsyncGenerator[bytes | memoryview, None]
     origin: Origin
     validator: str | None
 
@@ -36,7 +36,7 @@ class BucketSource:
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Stream]:
         """See `Source.open`. Waits while another mirror that fetches has not got beyond `offset`."""
-        first = b""
+        first: bytes | memoryview = b""
         try:
             place = await self._in_bucket(offset, validator)
             if place is not None:  # what cannot be read is as good as absent
@@ -63,7 +63,9 @@ class BucketSource:
             case LeaseNote() as note:
                 return _Place(self._follow(offset, note), Origin.REPLICA, note.validator or validator)
 
-    async def _from_upstream(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _from_upstream(
+        self, pieces: AsyncIterator[bytes | memoryview]
+    ) -> AsyncGenerator[bytes | memoryview, None]:
         async for piece in pieces:
             yield piece
             if await self._coordinator.upstream_is_outdated():
@@ -137,7 +139,9 @@ class _Steps:
         self._number = number
 
 
-async def _translated(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def _translated(
+    first: bytes | memoryview, pieces: AsyncGenerator[bytes | memoryview, None]
+) -> AsyncIterator[bytes | memoryview]:
     """Turn failures of the bucket into errors that a fill understands."""
     try:
         yield first

@@ -44,13 +44,13 @@ ROOM = "room"
 class Bounds:
     """Bounds of at most `max_size` bytes, evicting in the order of `retention`.
 
-    What was served less than `lately` seconds ago stays. `evicted` is called for each image that is evicted.
+    What was served less than `lately` seconds ago stays. `evicted` is called with the hash of each evicted image.
     """
 
     max_size: int
     retention: Retention
     lately: float = 0.0
-    evicted: Callable[[], None] = lambda: None
+    evicted: Callable[[str], None] = lambda _: None
 
 
 class BucketSpace:
@@ -201,7 +201,7 @@ class BucketSpace:
             extra=event(f"{removal.kind}.evicted", path=image_hash, size=removal.size),
         )
         if removal.kind is Kind.IMAGE:
-            self._bounds.evicted()
+            self._bounds.evicted(image_hash)
         return True
 
     async def _remove(self, image_hash: str, contents: Contents, conditions: bool) -> bool:
