@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mirror.common.log import event
@@ -26,6 +27,7 @@ from mirror.registry.catalog import Catalog, Entry
 from mirror.registry.index import ArchiveIndex, NotAnArchive
 from mirror.registry.inflater import NoZlib
 from mirror.registry.progress import IndexProgress, Progress
+from mirror.registry.tags import of_archive, of_metadata
 from mirror.store.base import StoredImage
 
 log = logging.getLogger(__name__)
@@ -134,11 +136,11 @@ class Indexer:
             log.warning("%s: %s", image_hash, warning, extra=event("index.warned", image=image_hash))
         ready = event("index.ready", image=image_hash)
         log.info("%s can be pulled: indexed in %s", image_hash, format_duration(seconds), extra=ready)
-        self._notify(
-            Notification.about(
-                Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
-            )
+        tags = (*of_metadata(metadata), *of_archive(index.repo_tags))
+        can = Notification.about(
+            Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
         )
+        self._notify(replace(can, tags=tuple(dict.fromkeys(tags))))
 
     def _fail(self, image_hash: str, error: Exception) -> None:
         self._metrics.indexes.labels("failed").inc()
