@@ -127,18 +127,19 @@ class Pull:
 
     async def _fetch(self, metadata: ImageMetadata, asker: Asker, deadline: float) -> Fill | None:
         """Begin or join the fill of an image; None when it was stored in the meantime."""
-        opened = await self._library.open(metadata, asker.image, pass_through=False)
-        if opened.fill is None:
-            self._catalog.expire()
-            return None
+        fill = None
         try:
             async with asyncio.timeout_at(deadline):
-                await opened.fill.answered()
+                fill = (await self._library.open(metadata, asker.image, pass_through=False)).fill
+                if fill is None:
+                    self._catalog.expire()
+                else:
+                    await fill.answered()
         except TimeoutError:
             pass
         except FillFailed as failure:
             raise _refusal(failure) from failure
-        return opened.fill
+        return fill
 
     def _fetching(self, fill: Fill | None, now: float) -> tuple[str, float | None]:
         """Return how far a fill is, in words, and about how many seconds it takes; None while that is unknown."""

@@ -76,6 +76,18 @@ def test_a_pull_of_an_image_that_comes_soon_waits_for_it(tmp_path: Path, images:
         assert ask(mirror, "manifests/latest").status == 200
 
 
+def test_no_request_waits_long_for_an_upstream_that_is_slow(tmp_path: Path, images: list[ImageSpec]) -> None:
+    with Simulator.start(images[:1]) as simulator:
+        mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
+        mirror.constants = {"mirror.http.registry_api:ANSWER": 0.5}
+        with mirror:
+            simulator.fault(Fault("metadata", hold=True))
+            answer = ask(mirror, "manifests/latest")
+            assert (answer.status, answer.code) == (503, "UNAVAILABLE")
+            assert "Retry-After" in answer.headers
+            simulator.release()
+
+
 def test_other_tags_digests_and_blobs_begin_nothing(tmp_path: Path, images: list[ImageSpec]) -> None:
     nothing = "sha256:" + "0" * 64
     with pullable(tmp_path, images) as (simulator, mirror):
