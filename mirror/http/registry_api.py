@@ -210,7 +210,8 @@ class RegistryApi:
         catalog = self._offer.catalog
         for entry, blob in (await catalog.entries()).with_blob(digest):
             if (image := await catalog.disk.open(entry.info.metadata.hash)) is None or entry.index is None:
-                continue  # it has just been removed; another image may have the same layer
+                catalog.expire()  # it has just been removed or replaced; another image may have the same layer
+                continue
             request, modified = exchange.request, entry.info.metadata.created
             headers = content_headers(digest, "application/octet-stream", modified)
             selection = select(request.method, request.headers, etag=digest, modified=modified, size=blob.size)
