@@ -90,25 +90,18 @@ class Indexer:
             return
         with _locked(self._catalog.directory(image_hash)) as ours:
             if not ours:
-                del self._failed[image_hash]
-                self._catalog.expire()
-                await asyncio.sleep(LOOK)
+                self._failed[image_hash] += LOOK - RETRY
                 return
             began = time.monotonic()
             try:
                 index = await self._build(image)
             except NotAnArchive as error:
                 self._refused(image_hash, str(error))
-                del self._failed[image_hash]
             except (OSError, MemoryError, NoZlib) as error:
-                self._metrics.indexes.labels("failed").inc()
-                log.warning(
-                    "%s cannot be indexed now: %s; another attempt follows in %s",
-                    image_hash,
-                    error,
-                    format_duration(RETRY),
-                    extra=event("index.failed", image=image_hash),
-                )
+                if not (self._catalog.directory(image_hash) / "image").exists():
+                    log.debug("%s was removed while it was indexed", image_hash)
+                else:
+                    self._fail(image_hash, error)
             else:
                 self._ready(metadata, index, time.monotonic() - began)
                 del self._failed[image_hash]
@@ -148,6 +141,16 @@ class Indexer:
             Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
         )
         self._notify(replace(can, tags=tuple(dict.fromkeys(tags))))
+
+    def _fail(self, image_hash: str, error: Exception) -> None:
+        self._metrics.indexes.labels("failed").inc()
+        log.warning(
+            "%s cannot be indexed now: %s; another attempt follows in %s",
+            image_hash,
+            error,
+            format_duration(RETRY),
+            extra=event("index.failed", image=image_hash),
+        )
 
     def _refused(self, image_hash: str, reason: str) -> None:
         self._metrics.indexes.labels("refused").inc()
