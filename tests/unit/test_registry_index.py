@@ -61,6 +61,19 @@ def test_the_seek_index_is_half_a_percent_of_the_archive_at_most(image: Stored, 
     assert 0 < size <= image.metadata.size * 0.005
 
 
+@pytest.mark.parametrize("plain", [b"", b"a word, another one, and so on: 0123456789\n"])
+def test_the_seek_index_of_what_compresses_well_is_as_small(plain: bytes, tmp_path: Path) -> None:
+    words = random.Random(6).choices([plain + b"%d" % number for number in range(1000)], k=700_000)
+    layer = b" ".join(words) + bytes(8 * SPACING)
+    with stored(tmp_path, archive(Layout.OCI, (layer,))) as image:
+        index = image.build()
+        assert index.seek is not None
+        assert index.seek.points >= 2
+        assert (image.directory / "seek-index").stat().st_size <= image.metadata.size * 0.005
+        start = index.layers[0].size - 20 * SPACING // 10
+        assert set(image.read(index, index.layers[0], start, start + 1000)) <= {0, 255}
+
+
 def test_many_threads_read_one_index(image: Stored, index: ArchiveIndex) -> None:
     layer = index.layers[0]
     whole = image.read(index, layer)
