@@ -207,12 +207,11 @@ class RangesInOrder:
                 each.pieces.append(piece)
                 each.received += len(piece)
                 self._wake(each)
-                if each.received == each.stop:
-                    return
-                while each.received - each.given >= self._size:
+                while each.received - each.given >= self._size and each.received < each.stop:
                     each.room.clear()
                     await each.room.wait()
-        raise Broken("a range ended too early")
+        if each.received < each.stop:
+            raise Broken("a range ended too early")
 
     def _fewer(self, each: _Range, error: Refused) -> None:
         """Go on with half of the requests. One that is refused though it is the only one is not repeated."""

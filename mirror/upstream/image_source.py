@@ -1,14 +1,16 @@
 """Reads one image from upstream, and judges the answers of upstream and its redirect targets."""
 
+import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 
 import aiohttp
 
-from mirror.common.ranges_in_order import Refused
+from mirror.common.log import event
+from mirror.common.ranges_in_order import OpenRange, Refused
+from mirror.common.several_ranges import NoRange, SeveralRanges, Transfer
 from mirror.model.caller import Caller
 from mirror.model.errors import BadUpstream
 from mirror.model.metadata import MAX_BODY, ImageMetadata
@@ -17,12 +19,13 @@ from mirror.upstream.aiohttp_internals import body
 from mirror.upstream.client import ImageResponse, Upstream, failure, refused
 from mirror.upstream.connection import reason
 from mirror.upstream.proxies import ProxyFailed
-from mirror.upstream.several_ranges import NoRange, SeveralRanges, Transfer
 from mirror.upstream.statuses import passes, retry_after
 
 TRIES = 4
 """How often in a row a redirect target may answer 4xx before that is final; each attempt gets a fresh URL. The same for
 a proxy that refuses, and for a certificate that is not trusted."""
+
+log = logging.getLogger(__name__)
 
 _LINE_BROKE = (aiohttp.ClientError, TimeoutError, OSError)
 _PAGES = re.compile(
@@ -41,7 +44,8 @@ class ImageSource:
         self._size = metadata.size
         self._callers = [caller]
         self._resumable = True
-        self._ranges = SeveralRanges(metadata, lambda: upstream.connections)
+        self._hash = metadata.hash
+        self._ranges = SeveralRanges(metadata.size, lambda: upstream.connections, self._say)
 
     def offer(self, caller: Caller) -> None:
         """Keep a waiting client's credential, if it has one, for when upstream refuses the one in use."""
@@ -62,8 +66,8 @@ class ImageSource:
         async with AsyncExitStack() as stack:
             try:
                 response = await stack.enter_async_context(self._upstream.image(self._callers[0], headers))
-                stream = await self._judge(response, offset, validator)
-                pieces = self._ranges.pieces(self._transfer(response, stream))
+                begin, validator = await self._judge(response, offset, validator)
+                pieces = self._ranges.pieces(Transfer(begin, self._pieces(response.answer), self._ranged(response)))
                 stack.push_async_callback(pieces.aclose)
             except ProxyFailed as error:
                 raise Broken(str(error), definitive_after=TRIES if error.refused else None) from error
@@ -71,19 +75,20 @@ class ImageSource:
                 raise Broken(f"{_ascii(error.host)}: {reason(error)}", definitive_after=TRIES) from error
             except _LINE_BROKE as error:
                 raise Broken(f"the line broke: {reason(error)}") from error
-            yield replace(stream, pieces=self._throttled(pieces))
+            yield Stream(begin, validator, self._throttled(pieces))
 
-    async def _judge(self, response: ImageResponse, offset: int, validator: str | None) -> Stream:
+    async def _judge(self, response: ImageResponse, offset: int, validator: str | None) -> tuple[int, str | None]:
+        """Return where the answer's bytes begin, and the validator of a `Stream` of them. Raises as `Source.open`."""
         answer = response.answer
         etag = _strong(answer.headers.get("ETag"))
         if answer.status == 200:
             self._check_whole(response, offset)
-            return Stream(0, etag or (UNVOUCHED if answer.content_length is None else None), self._pieces(answer))
+            return 0, etag or (UNVOUCHED if answer.content_length is None else None)
         if answer.status == 206 and offset:
             self._check_range(answer.headers.get("Content-Range", ""), offset)
             if validator and etag and validator != etag:
                 raise Changed("upstream answered the range with another ETag")
-            return Stream(offset, etag or validator, self._pieces(answer))
+            return offset, etag or validator
         if answer.status == 416 and offset:
             if answer.headers.get("Content-Range", f"bytes */{self._size}") != f"bytes */{self._size}":
                 raise Changed("upstream's image ends before what we hold")
@@ -91,25 +96,35 @@ class ImageSource:
             raise Broken("upstream cannot answer the range: starting over", definitive_after=TRIES)
         raise await self._refusal(response, offset)
 
-    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes | memoryview]:
+    async def _pieces(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes | memoryview, None]:
         try:
             async for piece in body(answer):
                 yield piece
         except _LINE_BROKE as error:
             raise Broken(f"the line broke: {reason(error)}") from error
+        finally:
+            answer.close()
 
     async def _throttled(self, pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
         async for piece in pieces:
             async for part in self._upstream.throttle.pass_on(piece):
                 yield part
 
-    def _transfer(self, response: ImageResponse, stream: Stream) -> Transfer:
-        """Say how to ask for ranges of what the response has: where its redirect led, if the object can be told."""
-        answer, etag = response.answer, _strong(response.answer.headers.get("ETag"))
-        open_range = None
-        if response.redirected and etag is not None and answer.headers.get("Accept-Ranges", "").lower() != "none":
-            open_range = partial(self._open_range, response, etag)
-        return Transfer(stream.offset, stream.pieces, answer.close, open_range)
+    def _say(self, words: str, connections: int, *, refused: bool = False) -> None:
+        said = event("fill.connections", image=self._hash, connections=connections)
+        if refused:
+            said = event("fill.connections_refused", image=self._hash, connections=connections)
+        log.log(
+            logging.WARNING if refused else logging.INFO, "fill of %s goes on with %s", self._hash, words, extra=said
+        )
+
+    def _ranged(self, response: ImageResponse) -> OpenRange | None:
+        """Return how to ask where the redirect led for ranges; None if there was none, or the object cannot be told."""
+        headers = response.answer.headers
+        etag = _strong(headers.get("ETag"))
+        if not response.redirected or etag is None or headers.get("Accept-Ranges", "").lower() == "none":
+            return None
+        return partial(self._open_range, response, etag)
 
     @asynccontextmanager
     async def _open_range(

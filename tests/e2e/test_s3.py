@@ -25,6 +25,7 @@ from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.front import Front, Trouble
 from tests.support.s3.server import S3Server
 from tests.support.s3.with_image import HIT, OBJECT, Make, get
+from tests.support.several_connections import MODULE, eager
 from tests.support.shell import Ended, Shell
 
 MIB = 1 << 20
@@ -97,6 +98,24 @@ def test_a_hit_from_the_bucket_is_like_one_from_disk_and_leaves_nothing_there(
         assert (unsatisfiable.status, unsatisfiable.header("Content-Range")) == (416, f"bytes */{SIZE}")
         assert on_disk(mirror.store) < 64 << 10
     assert simulator.counters().store_gets == 0
+
+
+@pytest.mark.parametrize("local_copy", [False, True], ids=["streamed", "to a disk"])
+def test_where_one_connection_to_the_bucket_is_slow_several_bring_the_image(
+    mirror_on: Make, front: Front, simulator: Simulator, local_copy: bool
+) -> None:
+    window = 3 * MIB
+    slow = {f"{MODULE}:{name}": value for name, value in eager(window).items()}
+    mirror = mirror_on(local_copy=local_copy)
+    mirror.constants = {**slow, "mirror.store.s3.object_reader:WINDOW": window}
+    with mirror:
+        front.trouble(Trouble("GET", OBJECT, times=4, cut_after=100_000))
+        whole = get(mirror)
+        assert (whole.ended, whole.body == simulator.read("first")) == ("complete", True)
+        asked = [asked for asked in front.asked("GET", OBJECT) if asked.sent]
+        assert len(asked) > 8
+        assert "bucket.connections" in mirror.actions()
+    assert sum(each.sent for each in asked) <= SIZE + window + 10 * MIB  # what was on its way, at most
 
 
 def test_a_line_to_the_bucket_that_breaks_is_gone_on_with_and_the_client_does_not_notice(

@@ -55,8 +55,10 @@ def write(plan: Sequence[Planned], pax: bool) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT) as archive:
         for each in plan:
-            # as a directory in the oldest format, with data, which readers take in different ways
-            info = tarfile.TarInfo(each.name if each.kind != tarfile.AREGTYPE else each.name.rstrip("/") or "-")
+            name = each.name
+            if each.kind == tarfile.AREGTYPE:  # a slash at the end of that, or of its first 100 bytes, has two meanings
+                name = name[:12].rstrip("/") or "-"
+            info = tarfile.TarInfo(name)
             info.type, info.linkname = each.kind, each.target
             content = each.content if each.kind in (*tarfile.REGULAR_TYPES, b"P") else b""
             if each.kind == b"P":

@@ -66,6 +66,9 @@ class _Content:
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
         self._pieces = pieces
 
+    def read_nowait(self) -> bytes:
+        return b""
+
     def iter_any(self) -> AsyncIterator[bytes]:
         return self._pieces
 
@@ -79,6 +82,7 @@ class _Answer:
     headers: CIMultiDict[str]
     content_length: int | None
     content: _Content
+    connection: None = None  # nothing can be taken past the reader
 
     def close(self) -> None:
         """The rest is not wanted."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-MODULE = "mirror.upstream.several_ranges"
+MODULE = "mirror.common.several_ranges"
 
 
 def eager(window: int) -> Mapping[str, float]:

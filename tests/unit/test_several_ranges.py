@@ -2,17 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
+from mirror.common import several_ranges
 from mirror.common.ranges_in_order import Refused
+from mirror.common.several_ranges import NoRange, SeveralRanges, Transfer
 from mirror.model.source import Broken
-from mirror.upstream import several_ranges
-from mirror.upstream.several_ranges import NoRange, SeveralRanges, Transfer
-from tests.support.scripted import metadata_of
 from tests.support.virtual_time import run
 
 MB = 1_000_000
@@ -46,11 +45,18 @@ class Line:
     def transfer(self, offset: int = 0) -> Transfer:
         """The transfer that upstream redirected to, from `offset` on."""
         self._active += 1
-        return Transfer(offset, self._pieces(offset, SIZE), self._end, self._open_range)
+        return Transfer(offset, self._whole(offset), self._open_range)
 
-    def _end(self) -> None:
-        self.ended = True
-        self._active -= 1
+    async def _whole(self, offset: int) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(self._pieces(offset, SIZE)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except GeneratorExit:
+            self.ended = True
+            raise
+        finally:
+            self._active -= 1
 
     @asynccontextmanager
     async def _open_range(self, start: int, stop: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -65,7 +71,7 @@ class Line:
         finally:
             self._active -= 1
 
-    async def _pieces(self, start: int, stop: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         clock = asyncio.get_running_loop().time
         began, sent = clock(), 0
         while start + sent < stop:
@@ -79,9 +85,7 @@ class Line:
 
 
 def several(most: int = 4) -> SeveralRanges:
-    image = metadata_of(b"")
-    metadata = type(image)(image.hash, SIZE, image.filename, image.created, image.raw)
-    return SeveralRanges(metadata, lambda: most)
+    return SeveralRanges(SIZE, lambda: most, lambda words, _connections, refused=False: print(words, refused))
 
 
 async def received(ranges: SeveralRanges, line: Line, offset: int = 0, *, pace: float = math.inf) -> float:
@@ -193,7 +197,7 @@ def test_a_url_that_is_soon_refused_is_used_for_one_request_from_then_on() -> No
     run(scenario())
 
 
-def test_a_server_that_takes_two_connections_gets_two(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_takes_two_connections_gets_two(capsys: pytest.CaptureFixture[str]) -> None:
     class Two(Line):
         @asynccontextmanager
         async def _open_range(self, start: int, stop: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -205,4 +209,4 @@ def test_a_server_that_takes_two_connections_gets_two(caplog: pytest.LogCaptureF
     line = Two(each=20 * MB)
     took = run(received(several(), line))
     assert took < SIZE / (20 * MB) / 1.6
-    assert "2 connections: it answered 503" in caplog.text
+    assert "2 connections: it answered 503 True" in capsys.readouterr().out

@@ -2,11 +2,15 @@
 
 import asyncio
 import itertools
+import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
+from mirror.common.log import event
+from mirror.common.several_ranges import SeveralRanges, Transfer
 from mirror.store.s3.clients import Clients
 from mirror.store.s3.errors import TROUBLE, BucketFailed, failed
 from mirror.store.s3.objects import ObjectGone
@@ -17,8 +21,15 @@ LEAST_PIECE = 16 << 10
 READING = 4 << 20
 """Bytes given at a time: at most, at least, and to all readers together unless that would be less than the least."""
 
+CONNECTIONS = 4
+WINDOW = 16 << 20
+"""Over how many connections one reader, as long as it is the only one, reads where one is slow (see
+`mirror.common.several_ranges`); and how many bytes of these may wait for their turn."""
+
 RETRY_SECONDS = 60.0
 """Seconds without a byte after which `read` gives up."""
+
+log = logging.getLogger(__name__)
 
 _SHORTER = frozenset({"416", "InvalidRange"})
 
@@ -47,6 +58,7 @@ class ObjectReader:
         self._asking = asking
         self._object = key
         self._reading = 0
+        self._readers = 0
 
     async def read(
         self,
@@ -64,6 +76,37 @@ class ObjectReader:
         Without `etag` it is the version that is there first, and `seen` is called with it. Raises ObjectGone, and
         BucketFailed when no byte arrives for `patience` seconds; if `eager`, at once when there will be no first byte.
         """
+        read = partial(self._transfer, name, etag=etag, patience=patience, seen=seen)
+        open_range = None if etag is None else lambda first, last: aclosing(read(first, last))
+        ranges = SeveralRanges(stop, self._connections, partial(self._say, name), WINDOW)
+        self._readers += 1
+        try:
+            async with aclosing(ranges.pieces(Transfer(start, read(start, stop, eager=eager), open_range))) as pieces:
+                async for piece in pieces:
+                    yield bytes(piece)  # these are bytes, and not copied
+        finally:
+            self._readers -= 1
+
+    def _connections(self) -> int:
+        """Return over how many connections one object is read: memory is there for one reader of several."""
+        return CONNECTIONS if self._readers == 1 else 1
+
+    def _say(self, name: str, words: str, connections: int, *, refused: bool = False) -> None:
+        said = event("bucket.connections", connections=connections, refused=refused)
+        log.info("%s in the bucket %s is read over %s", name, self._bucket, words, extra=said)
+
+    async def _transfer(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        etag: str | None,
+        patience: float,
+        seen: Callable[[str], None],
+        eager: bool = False,
+    ) -> AsyncGenerator[bytes, None]:
+        """Read the bytes [start, stop) over one connection after the other: see `read`."""
         clock = asyncio.get_running_loop().time
         progressed = clock()
         for attempt in itertools.count():

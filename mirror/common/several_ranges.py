@@ -1,4 +1,4 @@
-"""Receives one image over several connections where one is slow.
+"""Receives one large object over several connections where one is slow.
 
 It begins with the one transfer that is under way, and watches it for some seconds. Only when its rate no longer grows,
 is what the mirror waits for, and much is left, it asks for ranges further on. The transfer goes on up to the first of
@@ -7,22 +7,20 @@ several connections together are not faster, the line is full, and one is used a
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
-from mirror.common.log import event
 from mirror.common.ranges_in_order import OpenRange, RangesInOrder, Refused
 from mirror.common.units import format_size
-from mirror.model.metadata import ImageMetadata
 from mirror.model.source import Broken
 
 WINDOW = 24 << 20
-"""Bytes that a fill may hold in memory because they came before their turn."""
+"""Bytes that may wait in memory because they came before their turn, unless another number is given."""
 
 WATCH = 2.0
 """Seconds that a rate is watched before it is judged."""
@@ -53,8 +51,6 @@ LATER = 300.0
 SOON = 30.0
 """A URL that is refused before so many seconds have passed is not good for several requests, or not for long."""
 
-log = logging.getLogger(__name__)
-
 
 class NoRange(Exception):
     """The answer to a range is none that can be taken: the whole image, a refusal, a range of something else.
@@ -69,24 +65,34 @@ class NoRange(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A transfer that is under way: its bytes from `offset` on, and what `ends` it before its end.
+    """A transfer that is under way: its bytes from `offset` on; closing `pieces` ends it.
 
     `open_range` asks the same place for ranges; None when it cannot be asked.
     """
 
     offset: int
-    pieces: AsyncIterator[bytes | memoryview]
-    ends: Callable[[], None]
+    pieces: AsyncGenerator[bytes | memoryview, None]
     open_range: OpenRange | None
 
 
-class SeveralRanges:
-    """Receives one image; what was learned in one transfer holds for the next. `most` is `upstream.connections`."""
+class Say(Protocol):
+    """Says over how many `connections` an object comes from now on, and why; `refused` if the server wants it."""
 
-    def __init__(self, metadata: ImageMetadata, most: Callable[[], int]) -> None:
-        self._image = metadata.hash
-        self._size = metadata.size
+    def __call__(self, words: str, connections: int, *, refused: bool = False) -> None:
+        """Write it into the log."""
+
+
+class SeveralRanges:
+    """Receives an object of `size` bytes; what was learned in one transfer holds for the next.
+
+    `most` returns how many connections may be used now; up to `window` bytes wait in memory for their turn.
+    """
+
+    def __init__(self, size: int, most: Callable[[], int], say: Say, window: int | None = None) -> None:
+        self._size = size
         self._most = most
+        self._say = say
+        self._window = window or WINDOW
         self._limit = (1, -math.inf)  # how many connections may be used at most, and until when
         self._besides = 0  # whether the transfer is under way, besides the ranges
         self._rate_of_one = 0.0
@@ -111,7 +117,7 @@ class SeveralRanges:
                 watch.goes_on()
             else:
                 return
-            transfer.ends()
+            await transfer.pieces.aclose()
             self._besides = 0
             ranges.most = self._now
             async with aclosing(self._in_ranges(ranges)) as pieces:
@@ -134,13 +140,13 @@ class SeveralRanges:
             if (rate := watch.rate_of_line()) is None:
                 return False
             self._rate_of_one = rate
-        return self._size - position > max(WINDOW, self._rate_of_one * LEFT)
+        return self._size - position > max(self._window, self._rate_of_one * LEFT)
 
     def _ask(self, open_range: OpenRange, position: int) -> RangesInOrder | None:
         """Ask for the first ranges: as many as there may be connections besides the transfer that is at `position`."""
         most = self._now
         ahead = most + most // 2
-        size = WINDOW // ahead
+        size = self._window // ahead
         start = position + max(size, int(self._rate_of_one * LEAD))
         if start >= self._size:
             return None
@@ -158,12 +164,12 @@ class SeveralRanges:
         if refusal is not None:
             self._use(1, str(refusal), math.inf if isinstance(refusal, NoRange) else LATER)
             return False
-        self._say("fill.connections", f"{self._now} connections: one gives {_rate(self._rate_of_one)} only")
+        self._say(f"{self._now} connections: one gives {_rate(self._rate_of_one)} only", self._now)
         return True
 
     async def _in_ranges(self, ranges: RangesInOrder) -> AsyncGenerator[bytes | memoryview, None]:
         began = _clock()
-        trial = _Trial(WINDOW)
+        trial = _Trial(self._window)
         try:
             async for piece in ranges.pieces():
                 if self._faster is None and (rate := trial.rate(len(piece))) is not None:
@@ -186,14 +192,7 @@ class SeveralRanges:
         """Use so many connections at most, for so long."""
         self._limit = (connections, _clock() + seconds)
         words = f"{connections} connections: {reason}" if connections > 1 else f"one connection: {reason}"
-        if seconds == math.inf:
-            self._say("fill.connections", words)
-        else:
-            self._say("fill.connections_refused", words, logging.WARNING)
-
-    def _say(self, what: str, words: str, level: int = logging.INFO) -> None:
-        said = event(what, image=self._image, connections=self._now)
-        log.log(level, "fill of %s goes on with %s", self._image, words, extra=said)
+        self._say(words, self._now, refused=seconds < math.inf)
 
 
 @dataclass(frozen=True, slots=True)
