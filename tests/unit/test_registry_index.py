@@ -11,7 +11,8 @@ import pytest
 
 from mirror.registry.blob_reader import read
 from mirror.registry.index import ArchiveIndex, NotAnArchive
-from mirror.registry.indexer import Stopped, build, load
+from mirror.registry.indexer import Stopped, build
+from mirror.registry.saved_index import load
 from mirror.registry.seek_index import SPACING, DamagedIndex
 from mirror.store.disk.verification import Verdict
 from tests.support.layouts import File, Layout, Link, archive_files, image_config, make_tar, sha256
