@@ -47,6 +47,7 @@ class Operator:
         finally:
             loop = asyncio.get_running_loop()
             await finished(loop.run_in_executor(self._mirror.pool, self._audit.note, who, action, what, outcome))
+            self._changed()
         return done
 
     async def audit(self, most: int) -> Sequence[AuditLine]:

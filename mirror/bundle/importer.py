@@ -88,7 +88,7 @@ async def _import(config: Config, carried: Carried, name: str, meter: Meter) -> 
                 said = f"{metadata.hash} is verified and stored: it was carried here"
                 notify(Notification.about(Kind.IMAGE_STORED, metadata, said))
             metadata_cache = await loaded_metadata_cache(
-                config, None, stores, pool, notify=once_in_a_fleet(stores.bucket, notify)
+                config, None, stores, pool, notify=once_in_a_fleet(stores.bucket, notify, lambda: bool(config.hooks))
             )
             current = False
             if config.upstream.url is not None:

@@ -298,7 +298,9 @@ def _push(options: argparse.Namespace) -> int:
 
     meter = progress.Silence() if options.json else progress.meter(sys.stdout)
     wanted = push.PushOptions(options.target, options.hash, options.tls_verify, options.ca_file)
-    pushed = push.run(_settings(options), wanted, os.environ, meter)
+    settings = _settings(options)
+    with _recorded(settings, "push", f"{options.hash or 'current'} to {options.target}"):
+        pushed = push.run(settings, wanted, os.environ, meter)
     if options.json:
         _print_json([pushed.describe()])
     return 0

@@ -5,7 +5,7 @@ import json
 
 from aiohttp import web
 
-from mirror.http.errors import JSON
+from mirror.http.errors import JSON, sendable
 from mirror.model.errors import MirrorError, NotFound, Unauthorized, UpstreamRefused
 from mirror.registry.refusals import RegistryError
 
@@ -23,6 +23,8 @@ def registry_error(error: MirrorError) -> web.Response:
     response = web.Response(status=status, body=body, headers={"Content-Type": JSON, "Cache-Control": "no-store"})
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, UpstreamRefused) and (after := sendable(error.headers).get("Retry-After")):
+        response.headers["Retry-After"] = after
     if status == Unauthorized.status:
         response.headers["WWW-Authenticate"] = CHALLENGE
     return response

@@ -4,7 +4,7 @@ Code that can tell something gets a `Notify`, and calls it where the thing happe
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -39,7 +39,8 @@ Detail = str | int | float | bool | None
 class Notification:
     """One thing that happened, in words and for machines. Nothing in it is a secret.
 
-    `image` is the hash of the image that it is about, `metadata` what is known of that. The `id` stays the same however
+    `image` is the hash of the image that it is about, `metadata` what is known of that, `tags` those by which it can be
+    pulled, if more are known than metadata tells. The `id` stays the same however
     often the notification is delivered.
     """
 
@@ -47,6 +48,7 @@ class Notification:
     message: str
     image: str | None = None
     metadata: ImageMetadata | None = None
+    tags: Sequence[str] = ()
     details: Mapping[str, Detail] = field(default_factory=lambda: MappingProxyType({}))
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -54,7 +56,7 @@ class Notification:
     @classmethod
     def about(cls, kind: Kind, metadata: ImageMetadata, message: str, **details: Detail) -> "Notification":
         """Make one about an image whose metadata is known."""
-        return cls(kind, message, metadata.hash, metadata, details)
+        return cls(kind, message, metadata.hash, metadata, details=details)
 
 
 Notify = Callable[[Notification], None]

@@ -25,6 +25,7 @@ from mirror.registry.saved_index import load
 from mirror.registry.seek_index import DamagedIndex, SeekIndexWriter
 from mirror.registry.tar import BLOCK, Kind, Member, has_checksum, members
 from mirror.registry.tar_stream import Budget, IndexedGzip, TarStream
+from mirror.store.disk.verified_marker import Identity
 
 __all__ = ["Stopped", "build", "load"]
 
@@ -62,7 +63,7 @@ def build(
         with ThreadPoolExecutor(1, "registry-index", _be_nice) as inflating:
             return inflating.submit(_build, archive, directory, metadata, passed).result()
     except NotAnArchive as refusal:
-        saved_index.save_refusal(directory, metadata, archive, str(refusal))
+        saved_index.save_refusal(directory, metadata, Identity.of(os.fstat(archive)), str(refusal))
         raise
 
 

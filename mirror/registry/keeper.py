@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mirror.common.log import event
@@ -26,6 +27,7 @@ from mirror.registry.catalog import Catalog, Entry
 from mirror.registry.index import ArchiveIndex, NotAnArchive
 from mirror.registry.inflater import NoZlib
 from mirror.registry.progress import IndexProgress, Progress
+from mirror.registry.tags import of_archive, of_metadata
 from mirror.store.base import StoredImage
 
 log = logging.getLogger(__name__)
@@ -88,25 +90,18 @@ class Indexer:
             return
         with _locked(self._catalog.directory(image_hash)) as ours:
             if not ours:
-                del self._failed[image_hash]
-                self._catalog.expire()
-                await asyncio.sleep(LOOK)
+                self._failed[image_hash] += LOOK - RETRY
                 return
             began = time.monotonic()
             try:
                 index = await self._build(image)
             except NotAnArchive as error:
                 self._refused(image_hash, str(error))
-                del self._failed[image_hash]
             except (OSError, MemoryError, NoZlib) as error:
-                self._metrics.indexes.labels("failed").inc()
-                log.warning(
-                    "%s cannot be indexed now: %s; another attempt follows in %s",
-                    image_hash,
-                    error,
-                    format_duration(RETRY),
-                    extra=event("index.failed", image=image_hash),
-                )
+                if not (self._catalog.directory(image_hash) / "image").exists():
+                    log.debug("%s was removed while it was indexed", image_hash)
+                else:
+                    self._fail(image_hash, error)
             else:
                 self._ready(metadata, index, time.monotonic() - began)
                 del self._failed[image_hash]
@@ -141,10 +136,20 @@ class Indexer:
             log.warning("%s: %s", image_hash, warning, extra=event("index.warned", image=image_hash))
         ready = event("index.ready", image=image_hash)
         log.info("%s can be pulled: indexed in %s", image_hash, format_duration(seconds), extra=ready)
-        self._notify(
-            Notification.about(
-                Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
-            )
+        tags = (*of_metadata(metadata), *of_archive(index.repo_tags))
+        can = Notification.about(
+            Kind.IMAGE_INDEXED, metadata, f"{image_hash} can be pulled", manifestDigest=index.manifest_digest
+        )
+        self._notify(replace(can, tags=tuple(dict.fromkeys(tags))))
+
+    def _fail(self, image_hash: str, error: Exception) -> None:
+        self._metrics.indexes.labels("failed").inc()
+        log.warning(
+            "%s cannot be indexed now: %s; another attempt follows in %s",
+            image_hash,
+            error,
+            format_duration(RETRY),
+            extra=event("index.failed", image=image_hash),
         )
 
     def _refused(self, image_hash: str, reason: str) -> None:

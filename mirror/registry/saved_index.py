@@ -5,7 +5,6 @@ It is valid for one image, one format and one seek index; anything else is as if
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,13 +39,13 @@ def save(directory: Path, metadata: ImageMetadata, index: ArchiveIndex) -> None:
     )
 
 
-def save_refusal(directory: Path, metadata: ImageMetadata, archive: int, reason: str) -> None:
-    """Note that the file `archive` was refused, and why, so that it is not tried again. Blocks; raises OSError.
+def save_refusal(directory: Path, metadata: ImageMetadata, file: Identity, reason: str) -> None:
+    """Note that this `file` of the image was refused, and why, so that it is not tried again. Blocks; raises OSError.
 
-    Another file of that image may have other bytes: this one may have rotted on the disk.
+    Another file may have other bytes: this one may have rotted on the disk.
     """
     (directory / NAME).unlink(missing_ok=True)
-    _write(directory, metadata, {"refused": reason, "file": asdict(Identity.of(os.fstat(archive)))})
+    _write(directory, metadata, {"refused": reason, "file": asdict(file)})
 
 
 def load(directory: Path, metadata: ImageMetadata) -> ArchiveIndex | None:

@@ -171,7 +171,7 @@ async def open_mirror(
             stores,
             pool,
             bring,
-            once_in_a_fleet(stores.bucket, notify),
+            once_in_a_fleet(stores.bucket, notify, lambda: bool(mirror.config.hooks)),
         )
         if config.upstream.rollover == "at_once":
             await asyncio.get_running_loop().run_in_executor(pool, _forget_shown, config)

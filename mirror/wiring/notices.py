@@ -30,10 +30,11 @@ def telling_of_evictions(notify: Notify, count: Callable[[], None] = lambda: Non
     return evicted
 
 
-def once_in_a_fleet(bucket: "S3Store | None", notify: Notify) -> Notify:
+def once_in_a_fleet(bucket: "S3Store | None", notify: Notify, there_are_hooks: Callable[[], bool]) -> Notify:
     """Return what tells only at one mirror of a fleet that another image is current: the first that finds it out.
 
-    All else is passed on, and so is this where the bucket cannot be asked: rather twice than never.
+    All else is passed on, and so is this where the bucket cannot be asked: rather twice than never. The bucket is left
+    alone while there are no hooks.
     """
     if bucket is None:
         return notify
@@ -50,7 +51,7 @@ def once_in_a_fleet(bucket: "S3Store | None", notify: Notify) -> Notify:
             notify(replace(notification, details={**notification.details, "bucket": bucket.bucket.name}))
 
     def told(notification: Notification) -> None:
-        if notification.kind is Kind.IMAGE_CURRENT:
+        if notification.kind is Kind.IMAGE_CURRENT and there_are_hooks():
             bucket.background.start(tell(notification), f"tell of {notification.image}")
         else:
             notify(notification)

@@ -21,6 +21,7 @@ from tests.support.admin import actions_of, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import Canary, FreshMirror
 from tests.support.forked import ForkedMirror
+from tests.support.hooks import hook, in_environment
 from tests.support.needs import needs
 from tests.support.nginx import Nginx, before_the_admin_listener
 from tests.support.processes import MirrorProcess, eventually, free_port
@@ -384,6 +385,27 @@ def test_everybody_can_use_it(mirror: MirrorProcess, browse: Browse, kind: str) 
     assert [(each["id"], each["impact"]) for each in found if each["impact"] in {"serious", "critical"}] == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert complaints(browser) == []
+
+
+def test_hooks_and_what_operators_did_are_there_when_there_are_some(
+    simulator: Simulator, fresh_mirror: FreshMirror, browse: Browse
+) -> None:
+    image = f"/api/images/{simulator.image_sha256('first')}"
+    mirror = fresh_mirror(environ=in_environment(hook("rollout", command=["/bin/false"])))
+    browser = browse()
+    browser.get(mirror.admin_url)
+    assert not browser.find_element(By.ID, "audit").is_displayed()
+    assert "was not told anything yet" in text(browser, "hooks")
+    fetch(mirror.image_url)
+    eventually(lambda: "was not told: /bin/false ended with status 1" in text(browser, "hooks"), what="the failure")
+    press(browser, f"{image}/pin")
+    assert "is pinned" in outcome(browser)
+    eventually(lambda: "127.0.0.1: pin" in text(browser, "audit"), what="the record")
+    found = Axe().run(browser)["violations"]
+    assert [(each["id"], each["impact"]) for each in found if each["impact"] in {"serious", "critical"}] == []
+    plain = fresh_mirror()
+    browser.get(plain.admin_url)
+    assert not browser.find_element(By.ID, "hooks").is_displayed()
 
 
 def test_a_mirror_that_knows_nothing_has_a_page_too(tmp_path: Path, browse: Browse) -> None:

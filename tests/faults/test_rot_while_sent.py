@@ -71,7 +71,8 @@ def test_downloads_of_an_image_that_turns_out_bad_are_reset_and_the_next_one_is_
         for download in (whole, ranged):
             assert download.read_all().ended == "reset"
             assert len(download.body) < SIZE - MIB
-    assert "was found bad, or removed by force, while it was sent" in mirror.log()
+    said = "was found bad, or removed by force, while it was sent"
+    eventually(lambda: any(said in each["message"] for each in mirror.events("http.reset")), what="its line in the log")
     assert_right(fetch(mirror.image_url), simulator)
 
 

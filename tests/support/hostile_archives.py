@@ -11,6 +11,11 @@ from tests.support.registry import zipped
 
 LAYER = make_tar({"etc/hostname": File(b"pps\n")})
 MIB = 1 << 20
+BOMB = 200 * MIB
+"""Bytes to which a bomb inflates at least; LIMIT is less."""
+
+LIMIT = 128 * MIB
+"""Bytes to which an archive may inflate in tests, beside fifty times its size."""
 
 
 def files(layout: Layout = Layout.CLASSIC) -> dict[str, File | Link]:
@@ -148,11 +153,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a tar cut off in a header": (lambda: make_tar(files())[:1200], "cut off"),
     "a damaged header": (lambda: without_end(make_tar(files())) + b"\x07" * 512, "a damaged header"),
     "a wrong checksum": (lambda: member() + b"A" * 512 + make_tar(files()), "a damaged header"),
-    "a bomb": (lambda: bomb_behind_a_header(1200 * MIB), "inflates to more than"),
-    "a bomb as a layer": (lambda: with_gzip_layer(bomb(1200 * MIB)), "inflates to more than"),
+    "a bomb": (lambda: bomb_behind_a_header(BOMB), "inflates to more than"),
+    "a bomb as a layer": (lambda: with_gzip_layer(bomb(BOMB)), "inflates to more than"),
     "a bomb in each of many members": (lambda: many_bombs(), "inflates to more than"),
     "a bomb of one block": (
-        lambda: one_block_bomb_behind_a_header(400 * MIB),
+        lambda: one_block_bomb_behind_a_header(150 * MIB),
         "without a place to begin from",
     ),
     "gzip members with nothing in them": (lambda: gzip.compress(b"", mtime=0) * 200_000, "have nothing in them"),

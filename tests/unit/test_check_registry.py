@@ -7,6 +7,7 @@ from mirror.cli.check.registry import examine
 from mirror.config import load
 from mirror.model.metadata import ImageMetadata
 from mirror.registry.saved_index import save_refusal
+from mirror.store.disk.verified_marker import Identity
 from tests.support.by_hand import lay_out
 
 
@@ -47,7 +48,6 @@ def test_an_image_that_cannot_be_pulled_is_noted_with_the_reason(tmp_path: Path)
     image = (directory / "image").stat()
     marker = {"size": image.st_size, "mtimeNs": image.st_mtime_ns, "inode": image.st_ino}
     (directory / "verified").write_text(json.dumps(marker | {"verifiedAt": "2026-01-02T03:04:05Z"}))
-    with (directory / "image").open("rb") as archive:
-        save_refusal(directory, metadata, archive.fileno(), "it is neither a tar nor gzip of one")
+    save_refusal(directory, metadata, Identity.of(image), "it is neither a tar nor gzip of one")
     refused = said(tmp_path, SERVER__HOST="127.0.0.1")[-1]
     assert refused == f"note: {image_hash[:12]} cannot be pulled: it is neither a tar nor gzip of one"

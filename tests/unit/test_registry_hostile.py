@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.registry.index import NotAnArchive
-from tests.support.hostile_archives import HOSTILE, LAYER, MIB
+from mirror.registry import tar_stream
+from mirror.registry.index import NotAnArchive, max_inflated
+from tests.support.hostile_archives import BOMB, HOSTILE, LAYER, LIMIT, MIB
 from tests.support.layouts import Layout, archive_files, image_config, make_tar
 from tests.support.registry import stored, zipped
 
@@ -24,6 +25,16 @@ def reset_peak() -> int:
     """Forget the most memory so far; return how much is in use now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak("VmRSS")
+
+
+@pytest.fixture(autouse=True)
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_stream, "max_inflated", lambda size: LIMIT + 50 * size)
+
+
+def test_an_archive_may_inflate_to_a_gibibyte_and_fifty_times_its_size() -> None:
+    assert max_inflated(0) == 1024 * MIB
+    assert max_inflated(5_000_000_000) == 1024 * MIB + 250_000_000_000
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -46,8 +57,7 @@ def test_a_hostile_archive_is_refused_with_a_reason_and_costs_little(case: str, 
 
 def test_what_comes_behind_the_end_of_the_tar_costs_nothing(tmp_path: Path) -> None:
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    zeros = bytes(64 * MIB)
-    behind = b"".join(packer.compress(zeros) for _ in range(32))
+    behind = packer.compress(bytes(BOMB))
     archive = zipped(make_tar(archive_files(Layout.CLASSIC, [LAYER], None))) + behind + packer.flush()
     with stored(tmp_path, archive) as image:
         read: list[int] = []

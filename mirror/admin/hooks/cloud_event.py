@@ -4,23 +4,19 @@ It never has a secret in it. Texts from outside are cut, so that no event is lar
 """
 
 import json
-import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mirror.common.log import harmless
-from mirror.model.metadata import ImageMetadata
 from mirror.model.notification import Notification
+from mirror.registry.tags import of_metadata
 
 CONTENT_TYPE = "application/cloudevents+json"
 
 LONGEST = 500
 """Characters of a text from outside, at most."""
-
-_VERSION = re.compile(r"[-_](v?\d+\.\d+\.\d+(?:-[a-zA-Z0-9.-]+)?)$")
-_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ def encoded(notification: Notification) -> bytes:
     """Return the event of a notification."""
     data: dict[str, object] = {"message": _short(notification.message)}
     if notification.image is not None:
-        data["image"] = {"hash": notification.image, **_described(notification.metadata)}
+        data["image"] = {"hash": notification.image, **_described(notification)}
     data |= {name: _short(value) if isinstance(value, str) else value for name, value in notification.details.items()}
     fields: dict[str, object] = {
         "specversion": "1.0",
@@ -69,27 +65,14 @@ def encoded(notification: Notification) -> bytes:
     return json.dumps(fields | {"data": data}, separators=(",", ":")).encode()
 
 
-def tags_of(metadata: ImageMetadata) -> Sequence[str]:
-    """Return the tags that metadata gives an image: the version in its file name, and `shortDockerImageId`."""
-    return tuple(dict.fromkeys(tag for tag in _tags(metadata) if _TAG.fullmatch(tag)))
-
-
-def _tags(metadata: ImageMetadata) -> Iterator[str]:
-    if found := _VERSION.search(re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", metadata.filename, count=1)):
-        yield found[1]
-    fields = json.loads(metadata.raw.decode("utf-8-sig"))
-    if isinstance(short := fields.get("shortDockerImageId"), str):
-        yield short
-
-
-def _described(metadata: ImageMetadata | None) -> Mapping[str, object]:
-    if metadata is None:
+def _described(notification: Notification) -> Mapping[str, object]:
+    if (metadata := notification.metadata) is None:
         return {}
     return {
         "filename": _short(metadata.filename),
         "size": metadata.size,
         "created": metadata.created.isoformat(),
-        "tags": tags_of(metadata),
+        "tags": notification.tags or of_metadata(metadata),
     }
 
 

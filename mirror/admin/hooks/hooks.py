@@ -81,7 +81,7 @@ class Hooks:
         await asyncio.get_running_loop().run_in_executor(None, note)
 
     async def _catch_up(self, mirror: Mirror) -> None:
-        stored = [info.metadata for info in await mirror.stores.front.list()]
+        stored = [info.metadata for info in await mirror.stores.front.list() if info.verified_at is not None]
         note = await mirror.metadata_cache.last_answer()
         named = {metadata.hash: metadata for metadata in (*([note.metadata] if note else ()), *stored)}
         current = named.get(await mirror.metadata_cache.known_hash() or "")
