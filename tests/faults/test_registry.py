@@ -66,9 +66,14 @@ def test_the_first_pull_begins_the_fill_and_is_told_to_come_back(
         first = ask(mirror, f"manifests/{tag}", method)
         assert first.status == 429
         assert 2 <= int(first.headers["Retry-After"]) <= 60
-        again = ask(mirror, f"manifests/{tag}")
-        assert (again.status, again.code) == (429, "TOOMANYREQUESTS")
-        assert re.match(r"the image is being fetched: (49|50) %", again.message)
+        simulator.wait_held()
+
+        def halfway() -> bool:
+            again = ask(mirror, f"manifests/{tag}")
+            assert (again.status, again.code) == (429, "TOOMANYREQUESTS")
+            return re.match(r"the image is being fetched: (49|50) %", again.message) is not None
+
+        eventually(halfway, 20, "half of the image")
         simulator.release()
         assert manifest(mirror, tag).headers["Docker-Content-Digest"]
         assert simulator.counters().image_requests == 1
