@@ -62,6 +62,19 @@ def test_two_hundred_clients_that_stall_anywhere_in_the_image_cost_less_than_100
         assert peak_memory(mirror) < LIMIT
 
 
+def test_an_image_that_comes_over_several_connections_costs_no_more(tmp_path: Path) -> None:
+    with (
+        Simulator.start([ImageSpec("first", size=SIZE)], connection_rate=8e6) as simulator,
+        MirrorProcess(tmp_path, simulator.api_url) as mirror,
+        ExitStack() as clients,
+    ):
+        for number in range(CLIENTS):
+            clients.enter_context(stalled_client(mirror, SIZE // 8 * number // CLIENTS))
+        assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
+        assert simulator.counters().store_gets > 20
+        assert peak_memory(mirror) < LIMIT
+
+
 @pytest.mark.parametrize(("tls", "limit"), [(False, LIMIT), (True, 2 * LIMIT)], ids=["plain", "over TLS"])
 def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little(
     tmp_path: Path, tls: bool, limit: int
