@@ -19,7 +19,6 @@ from tests.support.docker_registry import DockerRegistry
 from tests.support.forked import ForkedMirror
 from tests.support.layouts import Layout
 from tests.support.needs import needs
-from tests.support.processes import MirrorProcess
 from tests.support.pulls import archive, manifest, pullable, spec
 
 QUICK = ("--network=none", "--pull=never")
@@ -197,25 +196,25 @@ def test_containerd_pulls_and_runs(stocked: Stocked, containerd: Containerd) -> 
         assert containerd.run("run", "--rm", "--snapshotter=native", name, f"run-{layout}") == made.says
 
 
-def test_containerd_pulls_through_a_mirror_in_hosts_toml(containerd: Containerd, tmp_path: Path) -> None:
-    """It sends no credentials there."""
+@pytest.mark.parametrize("mode", ["open", "upstream"])
+def test_containerd_pulls_through_a_mirror_in_hosts_toml(containerd: Containerd, tmp_path: Path, mode: str) -> None:
+    """It sends no credentials there: the mirror is open, or the token is a header in that file."""
     made = archive(tmp_path, "7.0.0", padding=1 << 18)
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    sections = {"auth": {"mode": "open"}, "upstream": {"token_file": str(token)}}
+    sections = {"auth": {"mode": mode}, "upstream": {"token_file": str(token)}}
     with pullable(tmp_path / "mirror", [spec(made, "7.0.0")], sections) as (_, mirror):
-        write_hosts(tmp_path / "hosts", mirror)
+        header = f'[host."{mirror.url}".header]\nAuthorization = "Bearer {TOKEN}"\n' if mode == "upstream" else ""
+        hosts = tmp_path / "hosts" / "registry.example.com" / "hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(
+            'server = "https://registry.example.com"\n'
+            f'[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n{header}'
+        )
         name = f"registry.example.com/{NAME}:7.0.0"
         containerd.run("images", "pull", f"--hosts-dir={tmp_path}/hosts", "--snapshotter=native", name)
-        assert "?ns=registry.example.com" not in mirror.log()
-        assert name in containerd.run("images", "list", "--quiet")
-
-
-def write_hosts(directory: Path, mirror: MirrorProcess) -> None:
-    hosts = directory / "registry.example.com" / "hosts.toml"
-    hosts.parent.mkdir(parents=True)
-    hosts.write_text(
-        'server = "https://registry.example.com"\n'
-        f'[host."http://127.0.0.1:{mirror.port}"]\ncapabilities = ["pull", "resolve"]\n'
-    )
+        try:
+            assert name in containerd.run("images", "list", "--quiet")
+        finally:
+            containerd.run("images", "rm", name)

@@ -1,7 +1,9 @@
 """Pulling while things go wrong: the image is not here yet, upstream is away, files are damaged, processes die."""
 
+import fcntl
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,9 +66,14 @@ def test_the_first_pull_begins_the_fill_and_is_told_to_come_back(
         first = ask(mirror, f"manifests/{tag}", method)
         assert first.status == 429
         assert 2 <= int(first.headers["Retry-After"]) <= 60
-        again = ask(mirror, f"manifests/{tag}")
-        assert (again.status, again.code) == (429, "TOOMANYREQUESTS")
-        assert re.match(r"the image is being fetched: (49|50) %", again.message)
+        simulator.wait_held()
+
+        def halfway() -> bool:
+            again = ask(mirror, f"manifests/{tag}")
+            assert (again.status, again.code) == (429, "TOOMANYREQUESTS")
+            return re.match(r"the image is being fetched: (49|50) %", again.message) is not None
+
+        eventually(halfway, 20, "half of the image")
         simulator.release()
         assert manifest(mirror, tag).headers["Docker-Content-Digest"]
         assert simulator.counters().image_requests == 1
@@ -297,6 +304,27 @@ def test_an_image_that_was_there_before_is_indexed(tmp_path: Path, images: list[
         with ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}}) as mirror:
             manifest(mirror)
         assert simulator.counters().image_requests == 1
+
+
+def test_one_mirror_of_a_store_indexes_and_the_other_says_that_it_is_on_its_way(
+    tmp_path: Path, images: list[ImageSpec]
+) -> None:
+    with Simulator.start(images[:1]) as simulator:
+        with ForkedMirror(tmp_path, simulator.api_url) as mirror, Download(mirror.image_url) as download:
+            download.read_all()
+        directory = os.open(mirror.store / "images" / simulator.image_sha256(images[0].name), os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # as a mirror does that indexes it
+            mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
+            mirror.constants = {"mirror.registry.pull:PATIENCE": 1.5}
+            with mirror:
+                answer = ask(mirror, "manifests/latest")
+                assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
+                assert answer.message == "the image is here, and is indexed soon; ask again"
+                fcntl.flock(directory, fcntl.LOCK_UN)
+                manifest(mirror)
+        finally:
+            os.close(directory)
 
 
 def test_an_image_that_was_laid_out_by_hand_is_verified_and_indexed(tmp_path: Path, images: list[ImageSpec]) -> None:
