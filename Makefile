@@ -11,7 +11,7 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
-.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 bench-lines man docs screenshots release pins audit install clean
+.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 bench-lines bench-registry man docs screenshots release pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -59,6 +59,9 @@ bench: $(VENV)/run.ok       ## side by side with nginx, Varnish and curl; prints
 
 bench-s3: $(VENV)/dev.ok    ## the same over a bucket (SeaweedFS), beside a disk and beside botocore
 	@$(BIN)/python -m benchmarks.s3 $(ARGS)
+
+bench-registry: $(VENV)/run.ok ## how blobs are read from an archive, beside gzip and zlib alone
+	@$(BIN)/python -m benchmarks.registry $(ARGS)
 
 bench-lines: $(VENV)/dev.ok ## over slow lines, with one connection and with four, beside aria2c
 	@$(BIN)/python -m benchmarks.slow_lines $(ARGS)

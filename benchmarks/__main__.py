@@ -27,6 +27,7 @@ from benchmarks.table import CONTESTANTS, CURL, NGINX, VARNISH, Row, goal_table
 _SMALLEST_MIB = 512
 _IMAGES_ON_DISK = 7  # the upstream's, each cache's (Varnish reserves four, sparsely), and the client's
 _PROGRAMS = {"nginx": "nginx-light", "varnishd": "varnish", "curl": "curl", "openssl": "openssl", "wrk": "wrk"}
+_LOGS = {"on": (True,), "off": (False,), "both": (True, False)}
 _NEEDED_BY_PEER = {NGINX: "nginx", VARNISH: "varnishd", CURL: "curl"}
 
 
@@ -50,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [case for case in CASES if not options.only or case in options.only]
     if "wrk" in missing and "metadata" in cases:
         cases.remove("metadata")
-    rows, details, failed = _run(cases, contestants, options)
-    reached = [row.reached() for row in rows]
-    table = goal_table(rows)
-    print(f"\n{table}\n{reached.count(True)} goals reached, {reached.count(False)} missed.\n\n{details}")
+    status, report = 0, ""
+    for logs in _LOGS[options.logs]:
+        rows, details, failed = _run(cases, contestants, options, logs=logs)
+        reached = [row.reached() for row in rows]
+        tables = _tables(goal_table(rows), details, logs=logs)
+        print(f"\n{tables}\n{reached.count(True)} goals reached, {reached.count(False)} missed.\n")
+        report += f"\n{tables}"
+        status = 1 if failed else status
     if options.markdown:
-        options.markdown.write_text(_report(table, details, options))
-    return 1 if failed else 0
+        options.markdown.write_text(_heading(options) + report)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", action="append", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
     parser.add_argument("--without", action="append", choices=CONTESTANTS, default=[], metavar="WHO", help="leave out")
+    parser.add_argument("--logs", choices=_LOGS, default="both", help="with access logs, without, or both (default)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds after the warm-up (default 3)")
     parser.add_argument("--size", type=int, default=_SMALLEST_MIB, metavar="MIB", help="image size in MiB (512)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where, on a real disk (/var/tmp)")
@@ -77,7 +83,7 @@ def _leave(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _run(
-    cases: Sequence[str], contestants: Sequence[str], options: argparse.Namespace
+    cases: Sequence[str], contestants: Sequence[str], options: argparse.Namespace, *, logs: bool
 ) -> tuple[list[Row], str, list[str]]:
     """Measure `cases`; return the rows, the details, and the cases that could not be measured."""
     rows: list[Row] = []
@@ -93,7 +99,9 @@ def _run(
         upstream = stack.enter_context(
             Upstream(directory / "upstream", image, certificate, slow_rate=slow_rate(image.size))
         )
-        bench = Bench(directory, image, certificate, upstream, contestants=contestants, rounds=options.rounds)
+        bench = Bench(
+            directory, image, certificate, upstream, contestants=contestants, rounds=options.rounds, logs=logs
+        )
         for case in cases:
             say(case)
             try:
@@ -104,17 +112,34 @@ def _run(
         return rows, bench.details(), failed
 
 
-def _report(table: str, details: str, options: argparse.Namespace) -> str:
-    """Render what `--markdown` writes: where and when, the goals, everything measured."""
-    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+def _heading(options: argparse.Namespace) -> str:
+    """Say where and when `--markdown` was written."""
+    machine = f"{os.cpu_count()} x {_processor()}, Linux {platform.release()}, Python {platform.python_version()}"
+    load = f"load average at the end {os.getloadavg()[0]:.1f}"
     versions = f"{_version('nginx', '-v')}, {_version('varnishd', '-V')}, aiohttp {metadata.version('aiohttp')}"
     what = f"An image of {options.size} MiB, medians of {options.rounds} rounds after a warm-up"
     return (
         "## The last run\n\n`make bench ARGS='--markdown FILE'` repeats it and writes this section anew.\n\n"
-        f"{what}; {date.today():%Y-%m-%d}, {machine}, {versions}.\n\n{table}\n"
+        f"{what}; {date.today():%Y-%m-%d}, {machine}, {load}, {versions}.\n"
+    )
+
+
+def _tables(goals: str, details: str, *, logs: bool) -> str:
+    """Render the goals, and everything measured, of a run with access logs or without."""
+    title = "With access logs, as it is installed" if logs else "Without access logs"
+    return (
+        f"### {title}\n\n{goals}\n"
         "What was measured besides, per case and contestant (the machine's CPU is clients, upstream and server\n"
         f"together; the first byte is the slowest client's, of the answer as curl sees it):\n\n{details}"
     )
+
+
+def _processor() -> str:
+    """Return the processor's name as the kernel knows it, with family and model, because virtual machines hide it."""
+    first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    name = fields.get("model name", platform.machine())
+    return f"{name} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
 
 
 def _version(program: str, option: str) -> str:

@@ -113,14 +113,16 @@ class Bench:
         *,
         contestants: Sequence[str],
         rounds: int,
+        logs: bool,
     ) -> None:
-        """Measure only `contestants`, each `rounds` times after a warm-up."""
+        """Measure only `contestants`, each `rounds` times after a warm-up; with their access `logs` or without."""
         self.directory = directory
         self.image = image
         self.certificate = certificate
         self.upstream = upstream
         self.contestants = contestants
         self.rounds = rounds
+        self.logs = logs
         self._details: list[list[str]] = []
 
     @contextmanager
@@ -139,11 +141,11 @@ class Bench:
     def _cache(self, name: str, line: Line, certificate: Certificate | None, workers: int) -> Cache:
         directory, origin = self.directory / name, self.upstream.origins[line]
         if name == NGINX:
-            return NginxCache(directory, origin, certificate, workers)
+            return NginxCache(directory, origin, certificate, workers, logs=self.logs)
         if name == VARNISH:
-            return Varnish(directory, origin, self.image.size)
+            return Varnish(directory, origin, self.image.size, logs=self.logs)
         if name == MIRROR:
-            return Mirror(directory, origin, self.certificate, certificate, workers)
+            return Mirror(directory, origin, self.certificate, certificate, workers, logs=self.logs)
         raise ValueError(name)
 
     def interleave(

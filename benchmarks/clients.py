@@ -1,9 +1,11 @@
 """Clients that load a server: curl for bytes, wrk for requests, and two that watch the clock themselves."""
 
 import http.client
+import os
 import re
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -148,6 +150,15 @@ def slowest_first_byte(url: str, *, clients: int) -> float:
     if len(seconds) != clients:
         raise ClientError(f"{url}: only {len(seconds)} of {clients} clients got a byte")
     return max(seconds)
+
+
+def measure_command(arguments: str, directory: Path, upstream: str) -> float:
+    """Return the seconds that a command of the mirror takes, with a store that does not exist yet."""
+    settings = {"PPS_MIRROR__STORE__PATH": str(directory / "no-store"), "PPS_MIRROR__UPSTREAM__URL": upstream}
+    command = [sys.executable, "-m", "mirror.cli.main", *arguments.split()]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **settings})
+    return time.perf_counter() - began
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

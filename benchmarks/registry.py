@@ -1,4 +1,4 @@
-"""How blobs are read from an archive, beside gzip and zlib alone: `python -m benchmarks.registry`.
+"""How blobs are read from an archive, beside gzip and zlib alone: `make bench-registry`.
 
 Makes archives of the two layouts that differ most, of files of this machine: *crane*, whose layers are gzip already,
 and *classic*, whose layers are plain. Each row is the median of turns that were taken alternately, by the clock and in

@@ -1,11 +1,13 @@
 """The upstream and the three caches in front of it, each set up as its makers advise for large files.
 
-All run without access log. nginx and Varnish cache the object itself and the metadata; the mirror gets
-the API, and follows its redirect to the object, as it does in real life.
+With `logs` each writes its access log, as it does when it is installed: the mirror to its standard error, nginx and
+`varnishncsa` into a file. nginx and Varnish cache the object itself and the metadata; the mirror gets the API, and
+follows its redirect to the object, as it does in real life.
 """
 
 import http.client
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +28,7 @@ pid {directory}/nginx.pid;
 worker_processes {workers};
 events {{ worker_connections 2048; }}
 http {{
-    access_log off;
+    access_log {access_log};
     default_type application/octet-stream;
     sendfile on;
     tcp_nopush on;
@@ -111,7 +113,7 @@ path = "{directory}/store"
 min_free = "64MiB"
 
 [log]
-level = "warning"
+level = "{level}"
 """
 
 
@@ -142,10 +144,11 @@ class Origin:
         return f"{self.scheme}://127.0.0.1:{self.object_port}/object"
 
 
-def _nginx_command(directory: Path, workers: int, http: str) -> list[str]:
+def _nginx_command(directory: Path, workers: int, http: str, *, logs: bool) -> list[str]:
     config = directory / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
-    config.write_text(_NGINX.format(directory=directory, workers=workers, http=http, user=user))
+    access_log = directory / "access.log" if logs else "off"
+    config.write_text(_NGINX.format(directory=directory, workers=workers, http=http, user=user, access_log=access_log))
     program = find_program("nginx") or "nginx"
     return [program, "-e", f"{directory}/error.log", "-p", str(directory), "-c", str(config)]
 
@@ -173,7 +176,7 @@ class Upstream(Server):
         """Write the two JSON answers and a pair of virtual servers for each line."""
         (self.directory / "metadata.json").write_bytes(self._image.metadata())
         (self.directory / "version.json").write_text('{"major": 2, "minor": 36, "versionString": "2.36.0"}')
-        return _nginx_command(self.directory, 1, "".join(map(self._servers, Line)))
+        return _nginx_command(self.directory, 1, "".join(map(self._servers, Line)), logs=False)
 
     def _servers(self, line: Line) -> str:
         origin = self.origins[line]
@@ -202,13 +205,20 @@ class Cache(Server):
     image_route: ClassVar[str] = "/object"
 
     def __init__(
-        self, directory: Path, origin: Origin, certificate: Certificate | None = None, workers: int = 1
+        self,
+        directory: Path,
+        origin: Origin,
+        certificate: Certificate | None = None,
+        workers: int = 1,
+        *,
+        logs: bool,
     ) -> None:
         """Stand in front of `origin`, speak TLS to clients if given a certificate, in `workers` processes."""
         super().__init__(directory)
         self.origin = origin
         self.certificate = certificate
         self.workers = workers
+        self.logs = logs
         self.port = free_port()
 
     @property
@@ -245,7 +255,7 @@ class NginxCache(Cache):
             object_port=self.origin.object_port,
             api_port=self.origin.api_port,
         )
-        return _nginx_command(self.directory, self.workers, http)
+        return _nginx_command(self.directory, self.workers, http, logs=self.logs)
 
 
 class Varnish(Cache):
@@ -253,10 +263,11 @@ class Varnish(Cache):
 
     name = "Varnish"
 
-    def __init__(self, directory: Path, origin: Origin, image_size: int) -> None:
+    def __init__(self, directory: Path, origin: Origin, image_size: int, *, logs: bool) -> None:
         """Reserve room for images of `image_size` bytes."""
-        super().__init__(directory, origin)
+        super().__init__(directory, origin, logs=logs)
         self._storage_size = max(4 * image_size, 1 << 30)
+        self._logger: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> list[str]:
         """Write the VCL: unlike the built-in one it caches for callers who send credentials."""
@@ -268,6 +279,21 @@ class Varnish(Cache):
             *("-F", "-j", "none", "-T", "none", "-n", f"{self.directory}/varnish"),
             *("-a", f"127.0.0.1:{self.port}", "-f", str(vcl), "-s", storage),
         ]
+
+    def start(self) -> None:
+        """Start with varnishncsa beside it, which writes the access log."""
+        super().start()
+        if self.logs and (program := find_program("varnishncsa")):
+            command = [program, "-n", f"{self.directory}/varnish", "-w", f"{self.directory}/access.log"]
+            self._logger = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """End both."""
+        if self._logger is not None:
+            self._logger.kill()
+            self._logger.wait()
+            self._logger = None
+        super().stop()
 
 
 class Mirror(Cache):
@@ -283,9 +309,11 @@ class Mirror(Cache):
         upstream_ca: Certificate,
         certificate: Certificate | None = None,
         workers: int = 1,
+        *,
+        logs: bool,
     ) -> None:
         """Trust `upstream_ca` when the line to upstream is TLS."""
-        super().__init__(directory, origin, certificate, workers)
+        super().__init__(directory, origin, certificate, workers, logs=logs)
         self._upstream_ca = upstream_ca
         self._admin_port = free_port()
 
@@ -297,6 +325,7 @@ class Mirror(Cache):
             _MIRROR.format(
                 directory=self.directory,
                 port=self.port,
+                level="info" if self.logs else "warning",
                 workers=self.workers,
                 admin_port=self._admin_port,
                 cert=self.certificate.cert if self.certificate else "",

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.clients import AUTHORIZATION, ClientError
@@ -21,14 +23,15 @@ class Crowd:
     present: int
 
 
-def read_slowly(url: str, *, starts: Sequence[int], seconds: float) -> Crowd:
+def read_slowly(url: str, *, starts: Sequence[int], seconds: float, ca: Path | None = None) -> Crowd:
     """Let one reader for each offset of `starts` read the image at `url` from there, for `seconds`."""
-    return asyncio.run(_crowd(url, starts, seconds))
+    tls = ssl.create_default_context(cafile=ca) if ca else None
+    return asyncio.run(_crowd(url, starts, seconds, tls))
 
 
-async def _crowd(url: str, starts: Sequence[int], seconds: float) -> Crowd:
+async def _crowd(url: str, starts: Sequence[int], seconds: float, tls: ssl.SSLContext | None) -> Crowd:
     step = (_FASTEST - _SLOWEST) / len(starts)
-    readers = [_Reader(url, start, _SLOWEST + step * number) for number, start in enumerate(starts)]
+    readers = [_Reader(url, start, _SLOWEST + step * number, tls) for number, start in enumerate(starts)]
     tasks = [asyncio.create_task(reader.run()) for reader in readers]
     done, pending = await asyncio.wait(tasks, timeout=seconds)
     for task in pending:
@@ -42,31 +45,35 @@ async def _crowd(url: str, starts: Sequence[int], seconds: float) -> Crowd:
 class _Reader:
     """One client: asks for the image from `start` on and takes `rate` bytes of it a second."""
 
-    def __init__(self, url: str, start: int, rate: float) -> None:
+    def __init__(self, url: str, start: int, rate: float, tls: ssl.SSLContext | None) -> None:
         self._url = urlsplit(url)
         self._start = start
         self._rate = rate
+        self._tls = tls
         self.received = 0
 
     async def run(self) -> None:
         """Read until the end, or until cancelled; raise ClientError when the answer is an error."""
         loop = asyncio.get_running_loop()
-        with socket.socket() as connection:
-            connection.setblocking(False)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            await loop.sock_connect(connection, (self._url.hostname, self._url.port))
-            await loop.sock_sendall(connection, self._request())
-            head = b""
-            while b"\r\n\r\n" not in head:
-                piece = await loop.sock_recv(connection, _PIECE)
-                head += piece
-                if not piece or head[:10] not in (b"HTTP/1.1 2", b"HTTP/1.1 2"[: len(head)]):
-                    raise ClientError(f"{self._url.geturl()}: {head[:200]!r}")
-            self.received = len(head.partition(b"\r\n\r\n")[2])
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        await loop.sock_connect(connection, (self._url.hostname, self._url.port))
+        host = self._url.hostname if self._tls else None
+        reader, writer = await asyncio.open_connection(
+            sock=connection, ssl=self._tls, server_hostname=host, limit=_PIECE
+        )
+        try:
+            writer.write(self._request())
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 2"):
+                raise ClientError(f"{self._url.geturl()}: {head[:200]!r}")
             begin = loop.time()
-            while piece := await loop.sock_recv(connection, _PIECE):
+            while piece := await reader.read(_PIECE):
                 self.received += len(piece)
                 await asyncio.sleep(begin + self.received / self._rate - loop.time())
+        finally:
+            writer.transport.abort()
 
     def _request(self) -> bytes:
         headers = {"Host": self._url.netloc, **AUTHORIZATION}

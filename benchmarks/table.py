@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 MIRROR, NGINX, VARNISH, CURL = CONTESTANTS = ("mirror", "nginx", "Varnish", "curl")
+BARE = "floor"
+"""The column of what a bare thread takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ class Row:
         return all(told) if told else None
 
     def cells(self) -> list[str]:
-        """Render the row under `case | mirror | nginx | Varnish | curl | ratio | goal | ok`."""
+        """Render the row under `case | mirror | nginx | Varnish | curl | floor | ratio | goal | ok`."""
         relative = [goal for goal in self.goals if goal.peer]
         ratios = [f"{ratio:.2f}" if (ratio := goal.ratio(self.values)) is not None else "" for goal in relative]
         return [
             f"{self.case}, {self.unit}",
-            *(number(self.values.get(contestant)) for contestant in CONTESTANTS),
+            *(number(self.values.get(contestant)) for contestant in (*CONTESTANTS, BARE)),
             " · ".join(filter(None, ratios)),
             " · ".join(_goal_text(goal, self.unit) for goal in self.goals),
             {True: "yes", False: "**no**", None: ""}[self.reached()],
@@ -87,4 +89,4 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def goal_table(rows: Sequence[Row]) -> str:
     """Render the table of goals."""
-    return markdown_table(["case", *CONTESTANTS, "ratio", "goal", "ok"], [row.cells() for row in rows])
+    return markdown_table(["case", *CONTESTANTS, BARE, "ratio", "goal", "ok"], [row.cells() for row in rows])

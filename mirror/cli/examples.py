@@ -25,7 +25,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
   pps-mirror get --load --loader ctr -o /var/tmp/pps.tar.gz https://mirror.example.com
   pps-mirror get --token-file ~/.datarobot-token --retry-for 8h -o pps.tar.gz https://app.datarobot.com""",
     "push": """\
-  docker login harbor.example.com && pps-mirror push harbor.example.com/datarobot/pps
+  pps-mirror push harbor.example.com/datarobot/pps   after docker login harbor.example.com
   pps-mirror push harbor.example.com/datarobot/pps:7.0.0-r1736 3fa9c1
   pps-mirror push --ca-file /etc/ssl/site.pem registry.site:5000/pps:latest
   pps-mirror push --tls-verify=false registry.lab:5000/pps""",

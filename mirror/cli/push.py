@@ -13,11 +13,12 @@ from mirror.model.errors import ConfigError, MirrorError, NotFound
 from mirror.model.metadata import ImageMetadata
 from mirror.registry import tags
 from mirror.registry.index import ArchiveIndex, NotAnArchive
-from mirror.registry.indexer import Stopped, build, load
+from mirror.registry.indexer import Stopped, build
 from mirror.registry.push import docker_credentials
 from mirror.registry.push.pusher import Pushed, push
 from mirror.registry.push.remote_registry import RemoteRegistry
 from mirror.registry.push.target import Target
+from mirror.registry.saved_index import load
 from mirror.store.shared_file import SharedFile
 from mirror.wiring.selection import Selection, open_selection
 

@@ -20,6 +20,10 @@ _REQUEST = (*_QUICK, 100.0, 300.0, 1000.0, 3600.0)
 _FILL = (1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)
 
 
+ROUTES = ("image", "metadata", "passthrough", "registry_manifest", "registry_blob")
+"""The routes whose errors alerts look at."""
+
+
 class Metrics:
     """What one process counts. Attributes are metrics of prometheus-client, in the registry of that name."""
 
@@ -93,7 +97,7 @@ class Metrics:
             (self.admin_refusals, product(("wrong", "slowed"))),
             (self.scrubs, product(("good", "bad"))),
             (self.prefetches, product(("began", "nothing", "failed"))),
-            (self.requests, product(("image", "metadata", "passthrough"), ("500", "502", "503", "504"), ("none",))),
+            (self.requests, product(ROUTES, ("500", "502", "503", "504"), ("none",))),
             (
                 self.upstream_requests,
                 product(("metadata", "image", "range", "passthrough"), ("ok", "refused", "failed")),

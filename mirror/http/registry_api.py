@@ -25,8 +25,8 @@ from mirror.http.send import Sender
 from mirror.images.library import Library
 from mirror.images.metadata_cache import Current
 from mirror.model.caller import Caller
-from mirror.model.errors import MirrorError, Unauthorized, UpstreamRefused
-from mirror.registry.blob_body import BlobBody, reading_threads
+from mirror.model.errors import MirrorError, Unauthorized, Unavailable, UpstreamRefused
+from mirror.registry.blob_body import BlobBody, BlobThreads
 from mirror.registry.index import CONFIG_TYPE, MANIFEST_TYPE
 from mirror.registry.pull import Asker
 from mirror.registry.refusals import BlobUnknown, ManifestUnknown, NameUnknown, Unsupported
@@ -35,7 +35,12 @@ from mirror.wiring.registry import NO_DISK, Offer, Registry
 
 ROOT = "/v2/"
 
+BLOB = "registry_blob"
+
 EMPTY_INDEX = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}
+
+ANSWER = 19.0
+"""Seconds after which a client is told to come back: some engines give up after thirty without an answer."""
 
 NOBODY_REFUSED = 300.0
 """Seconds for which it is remembered that upstream lets nobody in without a credential: engines ask so first."""
@@ -64,12 +69,12 @@ class RegistryApi:
         self._sender = sender
         self._metrics = metrics
         self._caller_of = caller_of
-        self._threads = reading_threads()
+        self._threads = BlobThreads()
         self._nobody: tuple[float, UpstreamRefused] | None = None
 
     def close(self) -> None:
         """End the threads that read blobs. Nothing may be being sent any more."""
-        self._threads.shutdown()
+        self._threads.close()
 
     async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request, also with an error."""
@@ -90,7 +95,14 @@ class RegistryApi:
             raise Unsupported("this registry is read-only: what it has is what the mirror has stored")
         caller = self._caller_of(exchange)
         caller = replace(caller, authorization=_as_bearer(caller.authorization))
-        return await route(exchange, caller, await self._admit(caller))
+        try:
+            async with asyncio.timeout(ANSWER) as limit:
+                admitted = await self._admit(caller)
+                if exchange.route == BLOB:  # whose answer takes as long as its client needs
+                    limit.reschedule(None)
+                return await route(exchange, caller, admitted)
+        except TimeoutError:
+            raise Unavailable("upstream or the store is slow to answer; come back soon") from None
 
     def _route(self, path: str) -> tuple[str, Route]:
         rest = path.removeprefix(ROOT.rstrip("/")).removeprefix("/")
@@ -103,7 +115,7 @@ class RegistryApi:
         name, reference = found["name"], found["reference"]
         routes: dict[str, tuple[str, Callable[..., Awaitable[web.StreamResponse]]]] = {
             "manifests": ("registry_manifest", self._manifest),
-            "blobs": ("registry_blob", self._blob),
+            "blobs": (BLOB, self._blob),
             "referrers": ("registry_referrers", self._referrers),
             "tags": ("registry_tags", self._tags),
         }
@@ -198,7 +210,8 @@ class RegistryApi:
         catalog = self._offer.catalog
         for entry, blob in (await catalog.entries()).with_blob(digest):
             if (image := await catalog.disk.open(entry.info.metadata.hash)) is None or entry.index is None:
-                continue  # it has just been removed; another image may have the same layer
+                catalog.expire()  # it has just been removed or replaced; another image may have the same layer
+                continue
             request, modified = exchange.request, entry.info.metadata.created
             headers = content_headers(digest, "application/octet-stream", modified)
             selection = select(request.method, request.headers, etag=digest, modified=modified, size=blob.size)

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from mirror.common.tasks import finished
 from mirror.model.metadata import ImageMetadata
@@ -18,9 +19,27 @@ THREADS = 2 * (os.cpu_count() or 1) + 2
 """How many pieces are inflated at once: enough for every core, also while some wait for the disk."""
 
 
-def reading_threads() -> ThreadPoolExecutor:
-    """Make the threads that inflate blobs, of all clients of a process."""
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="blob")
+PIECES = 16
+MOST = 4
+"""How many pieces all clients together are ahead, about, and one of them at most: each turn of a thread has its price,
+and a client that is alone pays it less often with more pieces in one turn."""
+
+
+class BlobThreads:
+    """The threads that inflate blobs, for all `clients` of a process."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="blob")
+        self.clients = 0
+
+    def close(self) -> None:
+        """End the threads. Nothing may be being read any more."""
+        self.pool.shutdown()
+
+    @property
+    def turn(self) -> int:
+        """Return how many pieces a client gets in one turn now."""
+        return max(1, min(MOST, PIECES // self.clients))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +49,7 @@ class BlobBody:
     image: StoredImage
     index: ArchiveIndex
     blob: Blob
-    threads: Executor
+    threads: BlobThreads
 
     @property
     def metadata(self) -> ImageMetadata:
@@ -46,20 +65,27 @@ class BlobBody:
         return None
 
     async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes | memoryview, None]:
-        """See `Body.pieces`. While one piece is being sent the next one is inflated."""
-        loop, nothing = asyncio.get_running_loop(), memoryview(b"")
+        """See `Body.pieces`. While some pieces are being sent the next ones are inflated."""
+        loop, threads = asyncio.get_running_loop(), self.threads
         reading = blob_reader.read(self.image.file.fd, self.index.seek, self.blob, start, stop)
-        following = loop.run_in_executor(self.threads, next, reading, nothing)
+        threads.clients += 1
+        following = loop.run_in_executor(threads.pool, _take, reading, 1)  # the first byte is waited for
         try:
-            while piece := await finished(following):
-                following = loop.run_in_executor(self.threads, next, reading, nothing)
-                start += len(piece)
+            while pieces := await finished(following):
+                following = loop.run_in_executor(threads.pool, _take, reading, threads.turn)
+                start += sum(map(len, pieces))
                 if self.image.file.recalled(surely=start >= stop):
                     raise Cut("the image was found bad, or removed by force, while it was sent")
-                yield piece
+                for piece in pieces:
+                    yield piece
         except DamagedIndex as error:
             raise Cut(str(error)) from error
         finally:
+            threads.clients -= 1
             await asyncio.wait([following])  # it reads from the image, which may be closed next
             if not following.cancelled():
                 following.exception()  # marks it as retrieved
+
+
+def _take(reading: Iterator[memoryview], count: int) -> Sequence[memoryview]:
+    return list(islice(reading, count))

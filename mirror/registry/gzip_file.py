@@ -68,7 +68,7 @@ class Gunzip:
         """Return the last bytes that came out, as many as are needed to begin here."""
         return self._inflater.window()
 
-    def feed(self, data: bytearray | memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         """Give it the next bytes, which must be writable and stay as they are until `inflate` returns 0."""
         self._inflater.feed(data)
 

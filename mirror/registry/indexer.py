@@ -1,8 +1,7 @@
 """Makes the index of a stored archive: reads it once, digests every member, and notes where its bytes are.
 
 Two threads share the work, the one that inflates the archive and the one that digests its members. Both have a low
-priority, since clients come first. What `build` costs does not depend on what the archive has (see the limits in
-`mirror.registry.index`).
+priority, since clients come first. What an archive may cost is bounded (see `mirror.registry.index`).
 """
 
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from mirror.model.metadata import ImageMetadata
 from mirror.registry import saved_index
@@ -21,13 +21,12 @@ from mirror.registry.documents import wanted_id
 from mirror.registry.gzip_file import PlainFile
 from mirror.registry.index import MAX_DOCUMENT, ArchiveIndex, Blob, NotAnArchive
 from mirror.registry.member_digest import MemberDigest
-from mirror.registry.saved_index import load
 from mirror.registry.seek_index import DamagedIndex, SeekIndexWriter
 from mirror.registry.tar import BLOCK, Kind, Member, has_checksum, members
 from mirror.registry.tar_stream import Budget, IndexedGzip, TarStream
 from mirror.store.disk.verified_marker import Identity
 
-__all__ = ["Stopped", "build", "load"]
+T = TypeVar("T")
 
 _NICE = 10
 """How much less than others its threads get of a core that is wanted by several."""
@@ -94,9 +93,15 @@ def _read(stream: TarStream, budget: Budget, digesting: ThreadPoolExecutor) -> t
     """Read the whole tar; return `manifest.json`, if it is there, and all members."""
     manifest, contents = None, Contents()
     waiting: deque[Future[None]] = deque()
+
+    def then(work: Callable[[T], None], on: T) -> None:
+        waiting.append(digesting.submit(work, on))
+        while len(waiting) > _WAITING:
+            waiting.popleft().result()
+
     for member in members(stream):
         if member.kind is not Kind.FILE:
-            waiting.append(digesting.submit(contents.add, member))
+            then(contents.add, member)
             continue
         is_manifest = normal(member.name) == MANIFEST
         if is_manifest and member.size > MAX_DOCUMENT:
@@ -107,10 +112,8 @@ def _read(stream: TarStream, budget: Budget, digesting: ThreadPoolExecutor) -> t
         for piece in stream.take(member.size - len(head)):
             if is_manifest:
                 kept += piece
-            waiting.append(digesting.submit(digest.update, piece))
-            while len(waiting) > _WAITING:
-                waiting.popleft().result()
-        waiting.append(digesting.submit(lambda digest: contents.add(digest.finish()), digest))
+            then(digest.update, piece)
+        then(lambda digest: contents.add(digest.finish()), digest)
         if is_manifest:
             manifest = bytes(kept)
     for future in waiting:

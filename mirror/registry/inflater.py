@@ -106,7 +106,7 @@ class Inflater:
         self._check(self._zlib.inflateGetDictionary(ctypes.byref(self._stream), buffer, ctypes.byref(length)))
         return buffer.raw[: length.value]
 
-    def feed(self, data: bytearray | memoryview) -> None:
+    def feed(self, data: memoryview) -> None:
         """Give it the next bytes, which must be writable and stay as they are until they are inflated."""
         self._fed = data  # zlib does not keep it alive
         self._stream.next_in = ctypes.addressof(ctypes.c_char.from_buffer(data)) if len(data) else None

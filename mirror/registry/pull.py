@@ -108,11 +108,12 @@ class Pull:
                 return last
             if entry is not None and entry.state.state is Indexing.REFUSED:
                 raise ManifestUnknown(f"the image cannot be pulled: {entry.state.reason}")
-            if entry is None and (fill is None or fill.failure is None):
+            missing = entry is None or entry.info.verified_at is None  # a fill also verifies a file that is there
+            if missing and (fill is None or fill.failure is None):
                 fill = await self._fetch(metadata, asker, deadline)
             if fill is not None and fill.failure is not None:
                 raise _refusal(fill.failure)
-            said, left = _indexing(entry.state) if entry else self._fetching(fill, clock())
+            said, left = self._fetching(fill, clock()) if entry is None or missing else _indexing(entry.state)
             if clock() >= deadline or (left is not None and clock() + left > deadline):
                 wait = math.ceil(left or 0)
                 raise NotYet(said, retry_after=max(RETRY_AFTER[0], min(wait, RETRY_AFTER[1])))
@@ -127,18 +128,19 @@ class Pull:
 
     async def _fetch(self, metadata: ImageMetadata, asker: Asker, deadline: float) -> Fill | None:
         """Begin or join the fill of an image; None when it was stored in the meantime."""
-        opened = await self._library.open(metadata, asker.image, pass_through=False)
-        if opened.fill is None:
-            self._catalog.expire()
-            return None
+        fill = None
         try:
             async with asyncio.timeout_at(deadline):
-                await opened.fill.answered()
+                fill = (await self._library.open(metadata, asker.image, pass_through=False)).fill
+                if fill is None:
+                    self._catalog.expire()
+                else:
+                    await fill.answered()
         except TimeoutError:
             pass
         except FillFailed as failure:
             raise _refusal(failure) from failure
-        return opened.fill
+        return fill
 
     def _fetching(self, fill: Fill | None, now: float) -> tuple[str, float | None]:
         """Return how far a fill is, in words, and about how many seconds it takes; None while that is unknown."""
@@ -162,6 +164,6 @@ def _said(what: str, done: float, left: float | None) -> str:
 
 
 def _refusal(failure: FillFailed) -> MirrorError:
-    if failure.reason is Reason.CHANGED:
-        return NotYet("upstream has another image by now; ask again", retry_after=RETRY_AFTER[0])
+    if failure.reason in {Reason.CHANGED, Reason.WRONG_BYTES}:  # the next attempt begins anew
+        return NotYet(f"{failure.words}; ask again", retry_after=RETRY_AFTER[0])
     return failure.error

@@ -24,7 +24,8 @@ from mirror.registry.inflater import WINDOW
 NAME = "seek-index"
 
 SPACING = 8 * MIB
-"""Bytes that come out between two points, at least. A read inflates at most about that much in vain."""
+"""Bytes that come out between two points, at least. A read inflates about that much in vain at most, or as much more as
+takes no longer (see `mirror.registry.tar_stream`)."""
 
 _ROW = struct.Struct("<QQBQI32s")
 """`source`, `bits`, `position` of a point; where its window begins, its deflated length, its SHA-256."""

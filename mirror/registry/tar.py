@@ -25,7 +25,8 @@ _LINK, _SYMLINK = b"1", b"2"
 _WITHOUT_DATA = {_LINK, _SYMLINK, b"3", b"4", b"5", b"6"}
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 _PAX, _GLOBAL_PAX = {b"x", b"X"}, b"g"
-_FILES = {b"0", b"\0", b"7", _SPARSE}
+_OLD_FILE = b"\0"
+"""A file, or a directory if its name ends with a slash."""
 
 _RECORD = re.compile(rb"([1-9][0-9]{0,19}) ")
 
@@ -150,13 +151,11 @@ class _Reader:
         if self._names > _MAX_NAMES:
             raise NotAnArchive(f"the names in its tar have more than {_MAX_NAMES} bytes")
         size = _number(header[124:136]) if (told := ahead.get(b"size")) is None else _decimal(told)
-        if kind == b"\0" and name.endswith(b"/"):
-            kind = b"5"
         if kind == _SPARSE:
             self._skip_sparse_map(header)
         return Member(
             _decoded(name),
-            _kind(kind, ahead),
+            Kind.OTHER if kind == _OLD_FILE and name.endswith(b"/") else _kind(kind, ahead),
             self._stream.position,
             0 if kind in _WITHOUT_DATA else size,
             _decoded(target),

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 
 from mirror.common.units import MIB
-from mirror.registry.gzip_file import PIECE, GzipFile, PlainFile
+from mirror.registry.gzip_file import PIECE, GzipFile, PlainFile, Point
 from mirror.registry.index import NotAnArchive, max_inflated
 from mirror.registry.inflater import BadGzip
 from mirror.registry.seek_index import SPACING, SeekIndexWriter
+
+DENSE, SPARSE = 8, 4
+"""Where data are compressed to less than a DENSE-th, points are further apart, SPARSE times as far at most: there a
+point is large beside what it stands for, and inflating is quick."""
 
 MAX_GAP = 16 * SPACING
 """Bytes that may come out between two points at most: every read that begins there inflates them. zlib and pigz, which
@@ -44,7 +48,7 @@ class IndexedGzip:
     def __init__(self, fd: int, writer: SeekIndexWriter) -> None:
         self._file = GzipFile(fd)
         self._writer = writer
-        self._last = 0
+        self._last = Point(0, 0, 0)
 
     @property
     def source(self) -> int:
@@ -59,15 +63,17 @@ class IndexedGzip:
             raise NotAnArchive(f"its gzip is damaged: {error}") from None
 
     def _read(self, into: memoryview) -> int:
-        until_due = self._last + SPACING - self._file.position
-        if until_due > 0:
-            return self._file.read(into[:until_due])
+        passed, read = self._file.position - self._last.position, self._file.source - self._last.source
+        if passed < SPACING:
+            return self._file.read(into[: SPACING - passed])
+        if read < SPACING // DENSE and passed < SPARSE * SPACING:
+            return self._file.read(into)
         count = self._file.read(into, to_block_end=True)
         if point := self._file.point:
             self._writer.add(point, self._file.window())
-            self._last = point.position
+            self._last = point
             return count or self._read(into)
-        if self._file.position - self._last > MAX_GAP:
+        if passed > MAX_GAP:
             raise NotAnArchive(f"{MAX_GAP // MIB} MiB of it are inflated without a place to begin from")
         return count
 

@@ -41,7 +41,9 @@ def token_file(tmp_path: Path, simulator: Simulator) -> str:
 @pytest.fixture
 def mirror(tmp_path: Path, simulator: Simulator, token_file: str) -> Iterator[MirrorProcess]:
     """A mirror with its own token that is not started: its configuration is what the commands are run with."""
-    mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}})
+    mirror = ForkedMirror(
+        tmp_path / "mirror", simulator.api_url, {"upstream": {"token_file": token_file}, "log": {"format": "auto"}}
+    )
     yield mirror
     if mirror.process is not None and mirror.process.poll() is None:
         mirror.stop()

@@ -20,6 +20,7 @@ from tests.support.docker_engine import DockerEngine
 from tests.support.documents import DOCS, Document
 from tests.support.downloads import Download
 from tests.support.fixtures import FreshMirror
+from tests.support.hooks import hook, in_environment
 from tests.support.needs import needs
 from tests.support.processes import MirrorProcess, eventually
 
@@ -145,7 +146,8 @@ def exposed(mirror: MirrorProcess) -> dict[str, Family]:
 
 def test_the_metrics_that_are_listed_are_those_that_there_are(simulator: Simulator, fresh_mirror: FreshMirror) -> None:
     simulator.set_rate(MIB)
-    mirror = fresh_mirror({"store": {"scrub_interval": "100ms"}}, environ={"DATAROBOT_API_TOKEN": TOKEN})
+    environ = in_environment(hook(command=["/bin/true"])) | {"DATAROBOT_API_TOKEN": TOKEN}
+    mirror = fresh_mirror({"store": {"scrub_interval": "100ms"}, "registry": {"enabled": True}}, environ=environ)
     with Download(mirror.image_url) as download:
         eventually(lambda: metric(mirror, "fill_received_bytes") > 0, what="a fill that is under way")
         during = exposed(mirror)

@@ -323,6 +323,19 @@ def test_a_command_that_runs_is_ended_with_the_mirror_and_run_again_by_the_next(
     eventually(lambda: "hook.delivered" in mirror.actions())
 
 
+def test_a_command_that_runs_goes_on_when_something_else_is_reloaded(fresh_mirror: FreshMirror, tmp_path: Path) -> None:
+    runs, end = tmp_path / "runs", tmp_path / "end"
+    command = script(tmp_path, f"echo $$ >>{runs}; until test -e {end}; do sleep 0.1; done")
+    mirror = fresh_mirror(environ=in_environment(hook(command=command, events=["image.stored"], timeout="1h")))
+    fetch(mirror)
+    eventually(lambda: runs.exists() and runs.read_text())
+    mirror.send_signal(signal.SIGHUP)
+    eventually(lambda: "mirror.reloaded" in mirror.actions())
+    end.touch()
+    eventually(lambda: "hook.delivered" in mirror.actions())
+    assert len(runs.read_text().splitlines()) == 1
+
+
 def test_what_a_command_prints_is_bounded(fresh_mirror: FreshMirror, tmp_path: Path) -> None:
     command = script(tmp_path, "i=0; while [ $i -lt 1000 ]; do echo line $i; i=$((i+1)); done; head -c 9999 /dev/zero")
     mirror = fresh_mirror(environ=in_environment(hook(command=command, events=["image.stored"])))

@@ -15,6 +15,7 @@ from tests.support.archive import NAME, DockerArchive
 from tests.support.certificates import certificate
 from tests.support.containerd import Containerd
 from tests.support.docker_engine import DockerEngine
+from tests.support.docker_registry import DockerRegistry
 from tests.support.forked import ForkedMirror
 from tests.support.layouts import Layout
 from tests.support.needs import needs
@@ -131,6 +132,16 @@ def test_skopeo_copies(stocked: Stocked, skopeo: str, tmp_path: Path, layout: La
     copied = json.loads((tmp_path / "manifest.json").read_text())
     assert copied["config"]["digest"] == stocked.images[layout].image_id
     assert all((tmp_path / layer["digest"].removeprefix("sha256:")).exists() for layer in copied["layers"])
+
+
+def test_skopeo_copies_on_to_another_registry(stocked: Stocked, skopeo: str, tmp_path: Path) -> None:
+    """What arrives there has the manifest's digest that it has here."""
+    with DockerRegistry(tmp_path / "registry") as other:
+        target = f"docker://{other.host}/pps:7.0.0"
+        options = ("--src-tls-verify=false", f"--src-creds=token:{TOKEN}", "--dest-tls-verify=false")
+        said(skopeo, "copy", *options, f"docker://{stocked.name(Layout.CRANE)}", target)
+        arrived = said(skopeo, "inspect", "--tls-verify=false", "--format={{.Digest}}", target)
+    assert arrived == manifest(stocked.mirror, f"7.0.0-{Layout.CRANE}").headers["Docker-Content-Digest"]
 
 
 def test_skopeo_lists_the_tags(stocked: Stocked, skopeo: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
 from mirror.store.read_locks import is_read
+from tests.support.by_hand import lay_out
 from tests.support.downloads import Download
 from tests.support.forked import ForkedMirror, Step, Steps
 from tests.support.layouts import Layout
@@ -74,6 +75,18 @@ def test_the_first_pull_begins_the_fill_and_is_told_to_come_back(
 def test_a_pull_of_an_image_that_comes_soon_waits_for_it(tmp_path: Path, images: list[ImageSpec]) -> None:
     with pullable(tmp_path, images, patience=30) as (_, mirror):
         assert ask(mirror, "manifests/latest").status == 200
+
+
+def test_no_request_waits_long_for_an_upstream_that_is_slow(tmp_path: Path, images: list[ImageSpec]) -> None:
+    with Simulator.start(images[:1]) as simulator:
+        mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
+        mirror.constants = {"mirror.http.registry_api:ANSWER": 0.5}
+        with mirror:
+            simulator.fault(Fault("metadata", hold=True))
+            answer = ask(mirror, "manifests/latest")
+            assert (answer.status, answer.code) == (503, "UNAVAILABLE")
+            assert "Retry-After" in answer.headers
+            simulator.release()
 
 
 def test_other_tags_digests_and_blobs_begin_nothing(tmp_path: Path, images: list[ImageSpec]) -> None:
@@ -286,6 +299,32 @@ def test_an_image_that_was_there_before_is_indexed(tmp_path: Path, images: list[
         assert simulator.counters().image_requests == 1
 
 
+def test_an_image_that_was_laid_out_by_hand_is_verified_and_indexed(tmp_path: Path, images: list[ImageSpec]) -> None:
+    image = Path(images[0].path).read_bytes()
+    lay_out(tmp_path / "store", image, filename=images[0].filename, dockerImageId=images[0].image_id)
+    sections: dict[str, dict[str, object]] = {"registry": {"enabled": True}, "auth": {"mode": "open"}}
+    with ForkedMirror(tmp_path, "", sections) as mirror:
+        assert manifest(mirror, V1).json["config"]["digest"] == images[0].image_id
+
+
+def test_an_image_that_was_replaced_by_hand_is_verified_again_or_fetched(
+    tmp_path: Path, images: list[ImageSpec]
+) -> None:
+    with pullable(tmp_path, images[:1]) as (simulator, mirror):
+        given = manifest(mirror)
+        directory = mirror.store / "images" / simulator.image_sha256(images[0].name)
+        image = (directory / "image").read_bytes()
+        for put, fetched in ((image, 1), (bytes(len(image)), 2)):
+            (directory / "new").write_bytes(put)
+            (directory / "new").replace(directory / "image")
+            eventually(lambda: ask(mirror, f"blobs/{layers(given)[0]}").status == 404, 10, "a look at the file")
+            assert manifest(mirror).body == given.body
+            for digest in layers(given):
+                blob = ask(mirror, f"blobs/{digest}")
+                assert f"sha256:{hashlib.sha256(blob.body).hexdigest()}" == digest
+            assert simulator.counters().image_requests == fetched
+
+
 # Sharing, removing, many at once
 
 
@@ -324,6 +363,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Simulator,
         yield simulator, mirror, layers(manifest(mirror))[0]
 
 
+@pytest.mark.alone
 def test_fifty_pulls_at_once_ask_upstream_for_one_image(large: tuple[Simulator, ForkedMirror, str]) -> None:
     simulator, mirror, digest = large
     url = f"{mirror.url}{REPOSITORY}/blobs/{digest}"

@@ -47,7 +47,7 @@ kinds = st.sampled_from(
     + [tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE, b"P"]
 )
 pax_headers = st.dictionaries(st.sampled_from(["comment", "mtime", "SCHILY.xattr.user.a"]), st.just("1.5é"), max_size=2)
-plans = st.lists(st.builds(Planned, names, kinds, contents, names, pax_headers), max_size=8)
+plans = st.lists(st.builds(Planned, names, kinds, contents, names, pax_headers), max_size=6)
 
 
 def write(plan: Sequence[Planned], pax: bool) -> bytes:
@@ -55,7 +55,10 @@ def write(plan: Sequence[Planned], pax: bool) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT) as archive:
         for each in plan:
-            info = tarfile.TarInfo(each.name)
+            name = each.name
+            if each.kind == tarfile.AREGTYPE:  # a slash at the end of that, or of its first 100 bytes, has two meanings
+                name = name[:12].rstrip("/") or "-"
+            info = tarfile.TarInfo(name)
             info.type, info.linkname = each.kind, each.target
             content = each.content if each.kind in (*tarfile.REGULAR_TYPES, b"P") else b""
             if each.kind == b"P":
@@ -85,11 +88,11 @@ def compressed(data: bytes, cuts: Sequence[tuple[int, int]]) -> bytes:
 
 
 flushes = st.sampled_from([zlib.Z_BLOCK, zlib.Z_PARTIAL_FLUSH, zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FINISH])
-all_cuts = st.lists(st.tuples(st.integers(1, 3000), flushes), max_size=30)
+all_cuts = st.lists(st.tuples(st.integers(1, 3000), flushes), max_size=15)
 
 
-@settings(deadline=None)
-@given(plans, st.booleans(), all_cuts, st.integers(1, 5000), st.integers(1, 2000))
+@settings(deadline=None, max_examples=60)
+@given(plans, st.booleans(), all_cuts, st.integers(500, 5000), st.integers(200, 2000))
 def test_every_member_is_what_tarfile_reads(
     plan: list[Planned], pax: bool, cuts: list[tuple[int, int]], spacing: int, piece: int
 ) -> None:
@@ -140,7 +143,7 @@ def _as_tarfile_reads(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[
     return which, info.name.rstrip("/"), info.linkname if which is not Kind.OTHER else "", b""
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(Layout),
     st.lists(contents, min_size=1, max_size=5),

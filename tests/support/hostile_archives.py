@@ -177,6 +177,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "more than 20000 members": (lambda: zipped(tar_of_many(20_001)), "more than 20000 members"),
     "more than 20000 headers of one member": (lambda: zipped(many_pax_headers()), "more than 20000 members"),
+    "very many members that seem to be gzip": (
+        lambda: zipped(make_tar({f"{number}": File(b"\x1f\x8b") for number in range(19_000)})),
+        "no manifest.json",
+    ),
     "a sparse map without end": (
         lambda: zipped(changed(member("x", 0, b"S"), 482, b"\1") + (bytes(504) + b"\1" + bytes(7)) * 30_000),
         "sparse member without end",

@@ -11,7 +11,8 @@ from pathlib import Path
 from mirror.model.metadata import ImageMetadata
 from mirror.registry.blob_reader import read
 from mirror.registry.index import ArchiveIndex, Blob
-from mirror.registry.indexer import build, load
+from mirror.registry.indexer import build
+from mirror.registry.saved_index import load
 from tests.support.layouts import sha256
 from tests.support.metadata import GOOD
 

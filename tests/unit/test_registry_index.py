@@ -11,7 +11,8 @@ import pytest
 
 from mirror.registry.blob_reader import read
 from mirror.registry.index import ArchiveIndex, NotAnArchive
-from mirror.registry.indexer import Stopped, build, load
+from mirror.registry.indexer import Stopped, build
+from mirror.registry.saved_index import load
 from mirror.registry.seek_index import SPACING, DamagedIndex
 from mirror.store.disk.verification import Verdict
 from tests.support.layouts import File, Layout, Link, archive_files, image_config, make_tar, sha256
@@ -59,6 +60,19 @@ def test_a_range_anywhere_is_read_from_a_point(image: Stored, index: ArchiveInde
 def test_the_seek_index_is_half_a_percent_of_the_archive_at_most(image: Stored, index: ArchiveIndex) -> None:
     size = (image.directory / "seek-index").stat().st_size
     assert 0 < size <= image.metadata.size * 0.005
+
+
+@pytest.mark.parametrize("plain", [b"", b"a word, another one, and so on: 0123456789\n"])
+def test_the_seek_index_of_what_compresses_well_is_as_small(plain: bytes, tmp_path: Path) -> None:
+    words = random.Random(6).choices([plain + b"%d" % number for number in range(1000)], k=700_000)
+    layer = b" ".join(words) + bytes(8 * SPACING)
+    with stored(tmp_path, archive(Layout.OCI, (layer,))) as image:
+        index = image.build()
+        assert index.seek is not None
+        assert index.seek.points >= 2
+        assert (image.directory / "seek-index").stat().st_size <= image.metadata.size * 0.005
+        start = index.layers[0].size - 20 * SPACING // 10
+        assert set(image.read(index, index.layers[0], start, start + 1000)) <= {0, 255}
 
 
 def test_many_threads_read_one_index(image: Stored, index: ArchiveIndex) -> None:

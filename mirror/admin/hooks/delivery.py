@@ -83,16 +83,24 @@ class Delivery:
             route.moved.set()
 
     def take_up(self, routes: Sequence[Route]) -> None:
-        """Deliver by these from now on. What was being delivered by the former ones is tried again."""
-        former, self._routes = self._tasks, routes
+        """Deliver by these from now on. What was being delivered by others is tried again; the same ones just go on."""
+        running = {id(route): task for route, task in zip(self._routes, self._tasks, strict=True)}
+        kept = {key: task for key, task in running.items() if any(id(route) == key for route in routes)}
+        former = [task for key, task in running.items() if key not in kept]
         for task in former:
             task.cancel()
         lines = [self._lines.get(route.name, HookLine(route.name, "")) for route in routes]
         self._lines = {
-            route.name: replace(line, where=route.target.where, trouble=None, next_at=None)
+            route.name: line
+            if id(route) in kept
+            else replace(line, where=route.target.where, trouble=None, next_at=None)
             for route, line in zip(routes, lines, strict=True)
         }
-        self._tasks = [asyncio.create_task(self._run(route, former), name=f"hook {route.name}") for route in routes]
+        self._routes = routes
+        self._tasks = [
+            kept.get(id(route)) or asyncio.create_task(self._run(route, former), name=f"hook {route.name}")
+            for route in routes
+        ]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

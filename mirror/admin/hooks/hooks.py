@@ -28,6 +28,7 @@ class Hooks:
         self._delivery = Delivery(config.store.path / "hooks", metrics)
         self._audit = Audit(config.store.path)
         self._hooks = config.hooks
+        self._routes: dict[Hook, Route] = {}
         self._background = BackgroundTasks()
         self.publisher = Publisher(config, metrics, self._delivery.moved)
 
@@ -51,9 +52,15 @@ class Hooks:
                 self._background.start(self._record(self._hooks, config.hooks), "record that hooks have changed")
             self._hooks = config.hooks
             self.publisher.take_up(config)
-            queues = self.publisher.queues
-            named = zip(config.hooks, targets, strict=True)
-            self._delivery.take_up([Route(hook.name, queues[hook.name], target) for hook, target in named])
+            routes = {
+                hook: Route(hook.name, self.publisher.queues[hook.name], target)
+                for hook, target in zip(config.hooks, targets, strict=True)
+            }
+            # a command that runs goes on; a URL's secret may be another one
+            self._routes = routes | {
+                hook: self._routes[hook] for hook in routes if hook.command and hook in self._routes
+            }
+            self._delivery.take_up(list(self._routes.values()))
 
         files = any(hook.secret_file or hook.ca_file for hook in config.hooks)
         return Ready(apply, ("files of hooks",) if files else ())
