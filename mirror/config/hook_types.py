@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 
+from mirror.model.errors import UsageError
 from mirror.model.notification import EVENTS, Kind
+from mirror.model.push_target import Target
 
 _URL = "expected an http:// or https:// URL: host, port, path and query; no user info or fragment"
 
@@ -21,7 +23,7 @@ def hook_tables(value: object) -> object:
         except (ValueError, RecursionError):
             value = None
     if not isinstance(value, list | tuple):
-        raise ValueError("expected tables [[hooks]] with name, events, and url or command each")
+        raise ValueError("expected tables [[hooks]] with name, events, and url, command or push each")
     return value
 
 
@@ -55,6 +57,15 @@ def _command(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _push(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    try:
+        return str(Target.parse(str(value)))
+    except UsageError:
+        raise ValueError("expected REGISTRY/REPOSITORY[:TAG], such as harbor.example.com/datarobot/pps") from None
+
+
 def _events(value: object) -> tuple[Kind, ...]:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
         raise ValueError(f"expected a list with some of {', '.join(EVENTS)}")
@@ -67,4 +78,5 @@ def _events(value: object) -> tuple[Kind, ...]:
 HookName = Annotated[str, BeforeValidator(_name)]
 HookUrl = Annotated[str | None, BeforeValidator(_url), Field(repr=False)]  # of some services the path is a secret
 HookCommand = Annotated[tuple[str, ...], BeforeValidator(_command)]
+HookPush = Annotated[str | None, BeforeValidator(_push)]
 HookEvents = Annotated[tuple[Kind, ...], BeforeValidator(_events)]

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from mirror.common.hosts import is_loopback
 from mirror.common.units import DAY, GIB, HOUR, KIB, MINUTE
-from mirror.config.hook_types import HookCommand, HookEvents, HookName, HookUrl, hook_tables
+from mirror.config.hook_types import HookCommand, HookEvents, HookName, HookPush, HookUrl, hook_tables
 from mirror.config.types import (
     Directory,
     Duration,
@@ -42,6 +42,7 @@ from mirror.config.types import (
     rate_windows,
     whole,
 )
+from mirror.model.notification import Kind
 
 _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
@@ -162,12 +163,16 @@ class Log(Section):
 
 
 class Hook(Section):
-    """`[[hooks]]`: what is told to a `url`, or run as a `command`, when one of the `events` happens."""
+    """`[[hooks]]`: a `url` that is told, a `command` that is run, or where to `push`, when one of the `events` happens.
+
+    A push goes to another registry, of an image that can be pulled here.
+    """
 
     name: HookName
-    events: HookEvents
+    events: HookEvents = (Kind.IMAGE_INDEXED,)
     url: HookUrl = None
     command: HookCommand = ()
+    push: HookPush = None
     secret_file: OptionalPath = None
     ca_file: OptionalPath = None
     timeout: Timeout = 30.0
@@ -199,13 +204,18 @@ class Config(Section):
         for number, hook in enumerate(self.hooks):
             if hook.name in {other.name for other in self.hooks[:number]}:
                 raise _conflict(f"hooks.{number}.name", "is the name of another hook too; expected different names")
-            if (hook.url is None) == (not hook.command):
-                raise _conflict(f"hooks.{number}.name", "is of a hook that has not exactly one of url and command")
-            if hook.command and (hook.secret_file or hook.ca_file):
-                key = "secret_file" if hook.secret_file else "ca_file"
-                raise _conflict(f"hooks.{number}.{key}", "is for a hook with a url, not with a command")
-            if hook.ca_file and not (hook.url or "").startswith("https:"):
-                raise _conflict(f"hooks.{number}.ca_file", "needs a url that begins with https:")
+            if [bool(hook.url), bool(hook.command), bool(hook.push)].count(True) != 1:
+                raise _conflict(
+                    f"hooks.{number}.name", "is of a hook that has not exactly one of url, command and push"
+                )
+            if "events" not in hook.model_fields_set and not hook.push:
+                raise _conflict(f"hooks.{number}.name", "is of a hook without events; only a push has some by itself")
+            if hook.secret_file and not hook.url:
+                raise _conflict(f"hooks.{number}.secret_file", "is for a hook with a url")
+            if hook.ca_file and not hook.push and not (hook.url or "").startswith("https:"):
+                raise _conflict(f"hooks.{number}.ca_file", "needs a url that begins with https:, or a push")
+            if hook.push and "timeout" in hook.model_fields_set:
+                raise _conflict(f"hooks.{number}.timeout", "is for a hook with a url or a command")
         return self
 
     @model_validator(mode="after")

@@ -18,18 +18,22 @@ import pytest
 
 from mirror.common.progress import Silence
 from mirror.model.errors import MirrorError
+from mirror.model.push_target import Target
 from mirror.registry.index import ArchiveIndex
 from mirror.registry.push import pusher, remote_registry
 from mirror.registry.push.docker_credentials import Credential
 from mirror.registry.push.pusher import Pushed
 from mirror.registry.push.remote_registry import RemoteRegistry
-from mirror.registry.push.target import Target
 from mirror.simulator.client import ImageSpec, Simulator
 from mirror.store.shared_file import SharedFile
 from tests.support.archive import DockerArchive
 from tests.support.commands import run
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry, ResumableRegistry, TokenServer
+from tests.support.downloads import Download
+from tests.support.forked import ForkedMirror
+from tests.support.hooks import in_environment
 from tests.support.needs import needs
+from tests.support.processes import eventually
 from tests.support.registry import Stored, stored
 
 KNOWN = Credential(USER, PASSWORD)
@@ -313,7 +317,7 @@ def test_the_command_pushes_the_current_image_under_its_version(
         (["harbor"], 2, "expected REGISTRY/REPOSITORY[:TAG]"),
         (["{host}/site/pps", "0123456789"], 1, "no stored image has a hash that begins with 0123456789"),
         (["{host}/site/pps"], 1, "wants a user and a password: run docker login, or podman login"),
-        (["--ca-file", "/nowhere", "{host}/site/pps"], 2, "--ca-file /nowhere cannot be read"),
+        (["--ca-file", "/nowhere/at-all", "{host}/site/pps"], 2, "--ca-file /nowhere/at-all cannot be read"),
         (["--tls-verify", "maybe", "{host}/site/pps"], 2, "expected true or false"),
     ],
     ids=lambda value: str(value)[:20],
@@ -337,3 +341,33 @@ def test_what_is_no_docker_archive_cannot_be_pushed(tmp_path: Path, registry: Do
     done = run("push", "-c", config, f"{registry.host}/site/pps:1", **logged_in(tmp_path / "home", registry))
     assert done.returncode == 1
     assert "cannot be pushed: it is neither a tar nor gzip of one" in done.stderr
+
+
+def test_a_hook_pushes_each_new_image_and_says_how_it_went(
+    tmp_path: Path, registry: DockerRegistry, docker_archive: DockerArchive
+) -> None:
+    hooks = in_environment({"name": "site", "push": f"{registry.host}/site/pps:current"})
+    environ = {**logged_in(tmp_path / "home", registry), **hooks}
+    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
+        store = {"DATAROBOT_API_TOKEN": simulator.token, "PPS_MIRROR__UPSTREAM__URL": simulator.api_url}
+        with ForkedMirror(
+            tmp_path / "mirror", simulator.api_url, {"registry": {"enabled": True}}, environ={**environ, **store}
+        ) as mirror:
+            tried = run("hooks", "test", "site", "-c", mirror.config_file, **environ)
+            assert (tried.returncode, tried.stderr) == (0, "")
+            assert f"{registry.host} answers, and lets this user in" in tried.stdout
+            assert not registry.requests("PATCH")
+            with Download(mirror.image_url) as download:
+                assert download.status == 200
+                download.read(docker_archive.size)
+            eventually(lambda: registry.requests("PUT", "/manifests/current"), 60, "the push")
+            eventually(lambda: mirror.events("hook.delivered"), what="the hook's end")
+    manifest = pulled(tmp_path, f"{registry.host}/site/pps:current", "--src-tls-verify=false")
+    assert manifest["config"]["digest"] == docker_archive.image_id
+
+
+def test_a_hook_that_may_not_push_is_tried_again(tmp_path: Path, registry: DockerRegistry) -> None:
+    hooks = in_environment({"name": "site", "push": f"{registry.host}/site/pps"})
+    done = run("hooks", "test", "site", PPS_MIRROR__STORE__PATH=str(tmp_path), HOME=str(tmp_path), **hooks)
+    assert done.returncode == 1
+    assert "wants a user and a password: run docker login" in done.stderr + done.stdout

@@ -234,10 +234,13 @@ def test_a_bare_star_in_redirect_hosts_means_any_host(tmp_path: Path, complaint:
         ("[upstream]\npassthrough = 1", "upstream.passthrough = 1: expected a list of texts"),
         ("server = 5", "server = 5: expected a section, [server]"),
         ("[[server]]\nport = 5", "server = (not shown): expected a section, [server]"),
-        ("[hooks]\nname = 'a'", "hooks = a section: expected tables [[hooks]] with name, events, and url or command"),
+        (
+            "[hooks]\nname = 'a'",
+            "hooks = a section: expected tables [[hooks]] with name, events, and url, command or push",
+        ),
         ("hooks = [3]", "hooks.0 = 3: expected a section"),
         ("[[hooks]]\nurl = 'http://x'\nevents = ['fill.failed']", "hooks.0.name is missing"),
-        ("[[hooks]]\nname = 'a'\nurl = 'http://x'", "hooks.0.events is missing"),
+        ("[[hooks]]\nname = 'a'\nurl = 'http://x'", "hooks.0.name = 'a' is of a hook without events"),
         ("[[hooks]]\nname = 'A b'", "hooks.0.name = 'A b': expected 1 to 40 small letters, digits and dashes"),
         (
             "[[hooks]]\nname = 'a'\nevents = []",
@@ -451,11 +454,11 @@ def test_a_file_that_cannot_be_read_is_answered_with_the_reason(tmp_path: Path) 
         ),
         (
             "[[hooks]]\nname = 'a'\nevents = ['fill.failed']",
-            "hooks.0.name = 'a' is of a hook that has not exactly one of url and command",
+            "hooks.0.name = 'a' is of a hook that has not exactly one of url, command and push",
         ),
         (
             "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\ncommand = ['/bin/true']",
-            "hooks.0.name = 'a' is of a hook that has not exactly one of url and command",
+            "hooks.0.name = 'a' is of a hook that has not exactly one of url, command and push",
         ),
         (
             2 * "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\n",
@@ -463,11 +466,19 @@ def test_a_file_that_cannot_be_read_is_answered_with_the_reason(tmp_path: Path) 
         ),
         (
             "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\ncommand = ['/bin/true']\nsecret_file = 'x'",
-            "hooks.0.secret_file = 'x' is for a hook with a url, not with a command",
+            "hooks.0.secret_file = 'x' is for a hook with a url",
         ),
         (
             "[[hooks]]\nname = 'a'\nevents = ['fill.failed']\nurl = 'http://x'\nca_file = 'x'",
             "hooks.0.ca_file = 'x' needs a url that begins with https:",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\npush = 'harbor.site/pps'\ntimeout = '5s'",
+            "hooks.0.timeout = '5s' is for a hook with a url or a command",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\npush = 'harbor.site/pps'\nsecret_file = 'x'",
+            "hooks.0.secret_file = 'x' is for a hook with a url",
         ),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mirror.model.errors import ConfigError
+from mirror.model.push_target import Target
 from mirror.registry.push.docker_credentials import Credential, find
-from mirror.registry.push.target import Target
 
 HARBOR = Target.parse("harbor.site/datarobot/pps:1")
 HUB = Target.parse("docker.io/datarobot/pps")

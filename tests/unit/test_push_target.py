@@ -3,7 +3,7 @@
 import pytest
 
 from mirror.model.errors import UsageError
-from mirror.registry.push.target import Target
+from mirror.model.push_target import Target
 
 RIGHT = {
     "harbor.site/datarobot/pps": Target("harbor.site", "datarobot/pps"),

@@ -8,6 +8,7 @@ from functools import partial
 from mirror.admin.audit import Audit
 from mirror.admin.hooks.command import Command
 from mirror.admin.hooks.delivery import Delivery, Route
+from mirror.admin.hooks.onward import Onward
 from mirror.admin.hooks.publisher import Publisher
 from mirror.admin.hooks.target import Target
 from mirror.admin.hooks.webhook import Webhook
@@ -99,4 +100,6 @@ async def open_target(hook: Hook, config: Config, environ: Mapping[str, str]) ->
     """Open where the events of a hook go. Raises ConfigError."""
     if hook.command:
         return Command(hook, config, environ)
+    if hook.push:
+        return Onward(hook, config, environ)
     return await Webhook.opened(hook, environ)

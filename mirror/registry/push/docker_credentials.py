@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.model.errors import ConfigError
-from mirror.registry.push.target import Target
+from mirror.model.push_target import Target
 
 _HELPER_SECONDS = 30.0
 """A helper may ask a cloud's service for a credential; one that asks a person hangs."""

@@ -17,9 +17,9 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.model.errors import MirrorError
+from mirror.model.push_target import Target
 from mirror.registry.push.authorization import Authorization
 from mirror.registry.push.docker_credentials import Credential
-from mirror.registry.push.target import Target
 
 Read = Callable[[int, int], AsyncIterator[memoryview]]
 """Yields the bytes [start, stop) of a blob."""

@@ -4,11 +4,9 @@ import re
 from dataclasses import dataclass
 
 from mirror.model.errors import UsageError
+from mirror.model.image_name import is_repository, is_tag
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
-_REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-
 _DOCKER_HUB = "registry-1.docker.io"
 
 
@@ -31,9 +29,9 @@ class Target:
             raise UsageError(
                 f"{text!r}: an image is pushed by a tag, or without one; its digest follows from its bytes"
             )
-        if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
+        if not is_repository(repository):
             raise UsageError(f"{text!r}: a repository has lower-case letters, digits and ._-/ between them")
-        if ":" in rest and not _TAG.fullmatch(tag):
+        if ":" in rest and not is_tag(tag):
             raise UsageError(f"{text!r}: a tag has up to 128 letters, digits and ._- and begins with none of .-")
         return cls(registry, repository, tag or None)
 
