@@ -106,12 +106,12 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.ok: $(BIN)/pip pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) ..."
+	@echo "Setting up $(VENV): pip installs what the mirror runs on, once; half a minute, or as long as the line takes"
 	$(call quiet_pip,$(VENV),-c constraints.txt -e .)
 	@touch $@
 
 $(VENV)/dev.ok: $(BIN)/pip pyproject.toml constraints.txt constraints-dev.txt
-	@echo "Setting up $(VENV) with what the tests need ..."
+	@echo "Setting up $(VENV) with what the tests need, once; some minutes"
 	$(call quiet_pip,$(VENV),-c constraints.txt -c constraints-dev.txt -e '.[dev]')
 	@touch $@ $(VENV)/run.ok
 
