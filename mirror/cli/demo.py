@@ -5,18 +5,15 @@ The simulator and the mirror run as processes, with a temporary store; nothing i
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import json
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mirror import config
+from mirror.cli import demo_pull
+from mirror.cli.demo_pull import die_with_parent
 from mirror.common.temporary_files import need_temporary_files
 from mirror.common.units import format_size, parse_rate, parse_size
 from mirror.config import Config
@@ -47,10 +46,6 @@ VERSION = "7.0.0-r1736"
 REPOSITORY = "datarobot/datarobot-portable-prediction-api"
 
 START_SECONDS = 30.0
-PULL_SECONDS = 60.0
-"""Seconds that the image may take until it can be pulled, and the pull."""
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h: which signal a process gets when its parent dies
 
 
 @dataclass
@@ -164,7 +159,7 @@ class _Demo:
                 env=self._environ,
                 stdout=said,
                 stderr=said,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
             try:
                 await self._ready(process)
@@ -263,51 +258,18 @@ class _Demo:
 
     async def _pull(self) -> list[str]:
         """Pull the image with an engine that is installed, or else say how. Returns what went wrong."""
-        engine = await self._engine()
+        engine = await demo_pull.find_engine(self._name, self._environ)
         if engine is None:
             self._say(f"It is a container image too: docker pull {self._name}\n")
             return []
         self._say(f"It is a container image too: {engine} pulls it from the mirror.")
         before = await asyncio.to_thread(self._simulator.counters)
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="pps-mirror-demo-pull-") as directory:
-            self._environ["DOCKER_CONFIG"] = directory
-            for command in _pulling(engine, self._name, self._simulator.token, directory):
-                status, said = await self._run(*command)
-                if status:
-                    return [f"the pull failed: {said}"]
+        if wrong := await demo_pull.pull(engine, self._name, self._simulator.token, self._environ):
+            return [f"the pull failed: {wrong}"]
         fetches = (await asyncio.to_thread(self._simulator.counters)).image_requests - before.image_requests
         self._say(f"{_fetches(fetches)}, pulled in {time.monotonic() - began:.1f} s.\n")
         return [] if fetches == 0 else [f"upstream was asked for the image {fetches} times for a pull"]
-
-    async def _engine(self) -> str | None:
-        """Return a program that pulls images and works here."""
-        if shutil.which("skopeo"):
-            return "skopeo"
-        if shutil.which("docker") and self._name.startswith("127.") and (await self._run("docker", "version"))[0] == 0:
-            return "docker"
-        return None
-
-    async def _run(self, *command: str) -> tuple[int | None, str]:
-        """Run a command that ends when this process does; return its status and what it said at the end."""
-        running = await asyncio.create_subprocess_exec(
-            *command,
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,
-        )
-        try:
-            async with asyncio.timeout(PULL_SECONDS):
-                said, _ = await running.communicate()
-        except TimeoutError:
-            return None, f"it has not ended after {PULL_SECONDS:g} s"
-        finally:
-            if running.returncode is None:
-                running.kill()
-                await running.wait()
-        return running.returncode, said.decode(errors="replace").strip()[-500:]
 
     @property
     def _name(self) -> str:
@@ -338,15 +300,6 @@ class _Demo:
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
-
-
-def _pulling(engine: str, name: str, token: str, directory: str) -> Sequence[Sequence[str]]:
-    """Return the commands that pull the image, and leave nothing behind."""
-    if engine == "docker":
-        login = ("docker", "login", "--username=token", f"--password={token}", name.partition("/")[0])
-        return login, ("docker", "pull", "--quiet", name), ("docker", "image", "rm", name)
-    options = ("--quiet", "--src-tls-verify=false", f"--src-creds=token:{token}")
-    return [("skopeo", "--override-os=linux", "copy", *options, f"docker://{name}", f"dir:{directory}/image")]
 
 
 def verdict(rounds: list[Round]) -> list[str]:
@@ -385,7 +338,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
