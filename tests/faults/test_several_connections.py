@@ -21,7 +21,10 @@ SIZE = 24 << 20
 WINDOW = 3 << 20
 RANGE = WINDOW // 6
 IN_FLIGHT = 10 << 20
-"""Bytes that may be on their way over a connection that is left: as many as the kernels' buffers here take."""
+"""Bytes that may be on their way over a connection that is left, while the mirror keeps pace with it."""
+
+RATE = 40e6
+"""Bytes per second of each connection: without a limit the kernel takes tens of MiB, whatever the mirror reads."""
 
 Started = Callable[..., ForkedMirror]
 
@@ -36,6 +39,7 @@ def shared_simulator() -> Iterator[Simulator]:
 def started(tmp_path: Path, simulator: Simulator) -> Iterator[Started]:
     """Starts the test's mirror, which uses several connections at once, with these keys in the section `upstream`."""
     mirrors: list[ForkedMirror] = []
+    simulator.set_rate(None, connection_rate=RATE)
 
     def start(**upstream: Any) -> ForkedMirror:
         sections = {"upstream": {"connections": 4, **upstream}}

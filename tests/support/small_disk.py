@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.needs import needs
+from tests.support.processes import eventually
 
 
 class SmallDisk:
@@ -21,8 +22,15 @@ class SmallDisk:
         self._run(self._mount, "-t", kind, "-o", f"size={size}", kind, str(path))
 
     def remount(self, options: str) -> None:
-        """Change it while it is in use: `size=…`, `ro`, `rw`."""
-        self._run(self._mount, "-o", f"remount,{options}", str(self.path))
+        """Change it while it is in use: `size=…`, `ro`, `rw`. It becomes read-only when no file is open for writing."""
+
+        def remounted() -> bool:
+            command = [self._mount, "-o", f"remount,{options}", str(self.path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 or "busy" in done.stderr, done.stderr
+            return done.returncode == 0
+
+        eventually(remounted, what=f"mounting with {options}")
 
     def fill_up(self) -> None:
         """Leave no byte free."""
