@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -340,12 +341,25 @@ def test_pull_takes_the_new_image_when_upstream_rolls_over_under_it(
     assert stored_hash(mirror, simulator, "second") == simulator.image_sha256("second")
 
 
+def is_idle(pid: int) -> bool:
+    """Whether a process uses no more than a tick of the processor in half a second."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(0.5)
+    return ticks() - before <= 1
+
+
 def test_an_interrupted_pull_keeps_what_it_has_and_the_next_one_goes_on_there(
     mirror: MirrorProcess, simulator: Simulator
 ) -> None:
     simulator.fault(Fault("store", hang_after=SIZE // 4))
     process = begin_pull(mirror)
     eventually(lambda: length(partial(mirror, simulator)) == SIZE // 4)
+    eventually(lambda: is_idle(process.pid), what="the digest of what is written")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
