@@ -18,6 +18,9 @@ from mirror.http.exchange import Exchange
 _PLAIN = re.compile(r"[!#-\[\]-~]*")
 """What JSON leaves as it is, and has no space, so that nothing in it can be an Authorization header."""
 
+_SCHEMES = ("bearer", "token", "basic")
+"""Words that look like the beginning of such a header when a space comes after them."""
+
 _URL = "://"
 """A text that contains this may contain a credential, or a query."""
 
@@ -50,7 +53,8 @@ class AccessLog:
         duration = int(seconds * 1e9)
         from_outside = f"{method}{path}{client}{exchange.id}"
         lines = self._output.lines
-        if lines is not None and _PLAIN.fullmatch(from_outside) and _URL not in from_outside:
+        plain = _PLAIN.fullmatch(from_outside) and _URL not in from_outside
+        if lines is not None and plain and not (path.lower().endswith(_SCHEMES) or method.lower().endswith(_SCHEMES)):
             lines.write(
                 f'{{"@timestamp": "{self._now()}", "ecs.version": "{ECS_VERSION}", "log.level": "info", '
                 f'"log.logger": "{access.name}", "message": "{message}", "process.pid": {self._pid}, '

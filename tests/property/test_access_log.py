@@ -29,6 +29,8 @@ PATHS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x17F), max_size
         "https://me:secret@there/x",
         'a"b\\c',
         "%20Token%20x",
+        "TOKEN",
+        "a/basic",
         "x" * 300,
     ]
 )
