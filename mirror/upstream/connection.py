@@ -20,8 +20,8 @@ from aiohttp.connector import AddrInfoType
 from yarl import URL
 
 from mirror import __version__
+from mirror.common.trust import trust
 from mirror.config import Upstream as UpstreamConfig
-from mirror.model.errors import ConfigError
 from mirror.upstream.proxies import Proxies, Proxy, ProxyFailed
 from mirror.upstream.redirects import ForbiddenAddress, RedirectPolicy, forbidden, is_loopback
 
@@ -240,12 +240,4 @@ def _blame(proxy: Proxy, url: URL, error: Exception) -> ProxyFailed | None:
 
 def trusting(config: UpstreamConfig) -> ssl.SSLContext:
     """Trust the system's authorities and those of `upstream.ca_file`. Raises ConfigError when that file is unusable."""
-    context = ssl.create_default_context()
-    if config.ca_file is not None:
-        try:
-            context.load_verify_locations(config.ca_file)
-        except ssl.SSLError:
-            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} has no PEM certificates") from None
-        except OSError as error:
-            raise ConfigError(f"upstream.ca_file = {str(config.ca_file)!r} cannot be read: {error.strerror}") from None
-    return context
+    return trust(config.ca_file, f"upstream.ca_file = {str(config.ca_file)!r}")

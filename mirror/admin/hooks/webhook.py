@@ -25,6 +25,7 @@ from mirror.admin.hooks.cloud_event import CONTENT_TYPE, CloudEvent
 from mirror.admin.hooks.target import Undelivered
 from mirror.common.hosts import is_loopback
 from mirror.common.log import harmless
+from mirror.common.trust import trust
 from mirror.common.units import format_duration
 from mirror.config import Hook, Upstream
 from mirror.model.errors import ConfigError
@@ -170,16 +171,7 @@ def load_keys(hook: Hook) -> Sequence[bytes]:
 
 def trusting(hook: Hook) -> ssl.SSLContext:
     """Trust the system's authorities and those of `ca_file`. Raises ConfigError."""
-    context = ssl.create_default_context()
-    if hook.ca_file is not None:
-        source = f"ca_file = {str(hook.ca_file)!r} of the hook {hook.name}"
-        try:
-            context.load_verify_locations(hook.ca_file)
-        except ssl.SSLError:
-            raise ConfigError(f"{source} has no PEM certificates") from None
-        except OSError as error:
-            raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
-    return context
+    return trust(hook.ca_file, f"ca_file = {str(hook.ca_file)!r} of the hook {hook.name}")
 
 
 def _session(tls: ssl.SSLContext, factory: SocketFactoryType | None) -> aiohttp.ClientSession:
