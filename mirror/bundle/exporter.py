@@ -26,9 +26,9 @@ from mirror.common.progress import Meter
 from mirror.common.tasks import finished
 from mirror.common.units import MIB, format_size
 from mirror.config import Config
-from mirror.model.errors import MirrorError, NotFound, UsageError
+from mirror.model.errors import MirrorError, UsageError
 from mirror.store.base import Body, Cut
-from mirror.wiring.selection import Selection, open_selection
+from mirror.wiring.selection import open_selection
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ async def _export(
     config: Config, name: str, directory: Path, meter: Meter, split: int | None, key: Path | None
 ) -> Sequence[Exported]:
     async with open_selection(config) as selection:
-        image = await _image(selection, selection.find(name))
+        image = await selection.open(selection.find(name))
         volumes = layout.volumes(image.metadata, split)
         target = directory / layout.directory_name(image.metadata)
         try:
@@ -91,15 +91,6 @@ async def _export(
             raise MirrorError(f"the image cannot be read any more: {error}") from None
         except OSError as error:
             raise _explained(error, target) from None
-
-
-async def _image(selection: Selection, image_hash: str) -> Body:
-    for _, place in selection.places(image_hash):
-        if image := await place.open(image_hash):
-            return image
-    raise NotFound(
-        f"{image_hash[:12]} is stored, but not as an image that was verified: run `pps-mirror verify {image_hash[:12]}`"
-    )
 
 
 class _Export:

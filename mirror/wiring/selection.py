@@ -15,7 +15,7 @@ from mirror.model.caller import Caller
 from mirror.model.errors import MirrorError, NotFound, UsageError
 from mirror.model.metadata import ImageMetadata
 from mirror.model.notification import Notify, tell_nobody
-from mirror.store.base import StoredInfo
+from mirror.store.base import Body, StoredInfo
 from mirror.store.disk.store import DiskStore
 from mirror.wiring.metadata_cache import loaded_metadata_cache
 from mirror.wiring.notices import telling_of_evictions
@@ -80,6 +80,14 @@ class Selection:
         if len(alike) > 1:
             raise NotFound(f"{len(alike)} stored images have a hash that begins with {prefix}: give more of it")
         return alike[0]
+
+    async def open(self, image_hash: str) -> Body:
+        """Open an image that is verified, where it is. Raises NotFound, StoreUnavailable."""
+        for _, place in self.places(image_hash):
+            if image := await place.open(image_hash):
+                return image
+        short = image_hash[:12]
+        raise NotFound(f"{short} is stored, but not as an image that was verified: run `pps-mirror verify {short}`")
 
     async def pin(self, name: str, *, pinned: bool) -> str:
         """Pin or unpin an image. Returns its hash. Raises UsageError, NotFound, StoreUnavailable."""

@@ -25,6 +25,7 @@ from mirror.registry.push.docker_credentials import Credential
 from mirror.registry.push.pusher import Pushed
 from mirror.registry.push.remote_registry import RemoteRegistry
 from mirror.simulator.client import ImageSpec, Simulator
+from mirror.store.base import StoredImage
 from mirror.store.shared_file import SharedFile
 from tests.support.archive import DockerArchive
 from tests.support.commands import run
@@ -57,12 +58,12 @@ class Image:
     ) -> Pushed:
         """Push it under the tag 1."""
         target = Target(host, repository, "1")
-        file = SharedFile(os.dup(self._image.fd))
+        stored_image = StoredImage(self._image.metadata, SharedFile(os.dup(self._image.fd)))
         tls = ssl.create_default_context(cafile=ca)
 
         async def run() -> Pushed:
             async with RemoteRegistry(target, credential, tls, may_be_plain=ca is None) as remote:
-                return await pusher.push(self.index, file, remote, "1", alike, Silence())
+                return await pusher.push(self.index, stored_image, remote, "1", alike, Silence())
 
         return asyncio.run(run())
 

@@ -101,5 +101,5 @@ async def open_target(hook: Hook, config: Config, environ: Mapping[str, str]) ->
     if hook.command:
         return Command(hook, config, environ)
     if hook.push:
-        return Onward(hook, config, environ)
+        return await Onward.opened(hook, config, environ)
     return await Webhook.opened(hook, environ)

@@ -56,15 +56,15 @@ def _hook(hook: Hook) -> Finding:
     if hook.command:
         runs = os.access(hook.command[0], os.X_OK) and not Path(hook.command[0]).is_dir()
         return Finding("hooks", runs, f"{said}: {hook.command[0]} {'can' if runs else 'cannot'} be run")
-    if hook.push:
-        return Finding(
-            "hooks", True, f"{said} pushes to {hook.push}; pps-mirror hooks test {hook.name} tries to get in"
-        )
     try:
         signs = bool(load_keys(hook))
         trusting(hook)
     except ConfigError as error:
         return Finding("hooks", False, str(error))
+    if hook.push:
+        return Finding(
+            "hooks", True, f"{said} pushes to {hook.push}; pps-mirror hooks test {hook.name} tries to get in"
+        )
     signed = "signed" if signs else "not signed"
     return Finding("hooks", True, f"{said} is set up, {signed}; pps-mirror hooks test {hook.name} tries it")
 

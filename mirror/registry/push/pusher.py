@@ -1,15 +1,15 @@
 """Pushes all blobs of an image that the other registry does not have, and then its manifest."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirror.common.progress import Meter
 from mirror.common.units import format_size
-from mirror.registry.blob_reader import read
-from mirror.registry.index import MANIFEST_TYPE, ArchiveIndex, Blob
+from mirror.model.errors import MirrorError
+from mirror.registry.blob_body import BlobBody, BlobThreads
+from mirror.registry.index import MANIFEST_TYPE, ArchiveIndex
 from mirror.registry.push.remote_registry import RemoteRegistry
-from mirror.store.shared_file import SharedFile
+from mirror.store.base import Cut, StoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Pushed:
 
 
 async def push(
-    index: ArchiveIndex, archive: SharedFile, remote: RemoteRegistry, tag: str, alike: Sequence[str], meter: Meter
+    index: ArchiveIndex, image: StoredImage, remote: RemoteRegistry, tag: str, alike: Sequence[str], meter: Meter
 ) -> Pushed:
     """Push an image to `remote` under `tag`. Blobs may be taken from the repositories `alike` of the same registry.
 
@@ -32,38 +32,38 @@ async def push(
     """
     await remote.enter()
     sent, mounted, known, bytes_sent = 0, 0, 0, 0
-    blobs = list(index.blobs.values())
-    for number, blob in enumerate(blobs, 1):
-        if await remote.has(blob.digest):
-            known += 1
-        elif await _mounted(remote, blob, alike):
-            mounted += 1
-        else:
-            await _send(index, archive, blob, remote, f"pushing {number} of {len(blobs)}", meter)
-            sent += 1
-            bytes_sent += blob.size
+    threads = BlobThreads()
+    bodies = [BlobBody(image, index, blob, threads) for blob in index.blobs.values()]
+    try:
+        for number, body in enumerate(bodies, 1):
+            if await remote.has(body.blob.digest):
+                known += 1
+            elif await _mounted(remote, body.blob.digest, alike):
+                mounted += 1
+            else:
+                await _send(body, remote, f"pushing {number} of {len(bodies)}", meter)
+                sent += 1
+                bytes_sent += body.blob.size
+    except Cut as error:
+        raise MirrorError(f"the image cannot be read any more: {error}") from None
+    finally:
+        threads.close()
     await remote.put_manifest(tag, index.manifest, MANIFEST_TYPE)
     return Pushed(index.manifest_digest, sent, mounted, known, bytes_sent)
 
 
-async def _mounted(remote: RemoteRegistry, blob: Blob, alike: Sequence[str]) -> bool:
+async def _mounted(remote: RemoteRegistry, digest: str, alike: Sequence[str]) -> bool:
     for repository in alike:
-        if await remote.mount(blob.digest, repository):
+        if await remote.mount(digest, repository):
             return True
     return False
 
 
-async def _send(
-    index: ArchiveIndex, archive: SharedFile, blob: Blob, remote: RemoteRegistry, doing: str, meter: Meter
-) -> None:
-    async def pieces(start: int, stop: int) -> AsyncIterator[memoryview]:
-        reading = read(archive.fd, index.seek, blob, start, stop)
-        while (piece := await asyncio.to_thread(next, reading, None)) is not None:
-            yield piece
-
+async def _send(body: BlobBody, remote: RemoteRegistry, doing: str, meter: Meter) -> None:
+    blob = body.blob
     meter.start(blob.size, 0, doing)
     try:
-        await remote.upload(blob.digest, blob.size, pieces, lambda position: meter.show(position, doing))
+        await remote.upload(blob.digest, blob.size, body.pieces, lambda position: meter.show(position, doing))
     finally:
         meter.stop()
     meter.say(f"{blob.digest[:19]} ({format_size(blob.size)}) is pushed")

@@ -8,7 +8,8 @@ as distribution and so Harbor, forget an upload that was cut: then that blob is 
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +22,7 @@ from mirror.model.push_target import Target
 from mirror.registry.push.authorization import Authorization
 from mirror.registry.push.docker_credentials import Credential
 
-Read = Callable[[int, int], AsyncIterator[memoryview]]
+Read = Callable[[int, int], AsyncGenerator[bytes | memoryview, None]]
 """Yields the bytes [start, stop) of a blob."""
 
 log = logging.getLogger(__name__)
@@ -171,13 +172,14 @@ class RemoteRegistry:
         """Send the bytes [start, stop) of a blob; return where the next ones go. Raises _TooLarge, _Again."""
         loop = asyncio.get_running_loop()
 
-        async def pieces() -> AsyncIterator[memoryview]:
+        async def pieces() -> AsyncIterator[bytes | memoryview]:
             at = start
-            async for piece in read(start, stop):
-                yield piece
-                at += len(piece)
-                sent(at)
-                limit.reschedule(loop.time() + STALLED)
+            async with aclosing(read(start, stop)) as reading:
+                async for piece in reading:
+                    yield piece
+                    at += len(piece)
+                    sent(at)
+                    limit.reschedule(loop.time() + STALLED)
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(stop - start)}
         if start or self._chunk is not None:  # some registries know no ranges, so the usual request has none
@@ -247,7 +249,7 @@ class RemoteRegistry:
         method: str,
         url: URL,
         *,
-        data: bytes | AsyncIterator[memoryview] | None = None,
+        data: bytes | AsyncIterator[bytes | memoryview] | None = None,
         headers: Mapping[str, str] | None = None,
         limit: asyncio.Timeout | None = None,
     ) -> tuple[int, Mapping[str, str]]:
