@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli.main import _COMMANDS
+from mirror.cli.commands import COMMANDS
 from mirror.simulator.client import ImageSpec, Simulator
 
 COMMAND = [sys.executable, "-m", "mirror.cli.main"]
@@ -47,7 +47,7 @@ def read_by_nobody(*arguments: str | Path, errors_too: bool = False) -> subproce
         os.close(writer)
 
 
-@pytest.mark.parametrize("command", ["", *_COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_says_nothing_of_it(command: str) -> None:
     done = read_by_nobody(*command.split(), "--help")
     assert (done.returncode, done.stderr) == (1, b"")

@@ -80,7 +80,7 @@ class PartialFile:
 
     def reader(self, offset: int) -> contextlib.AbstractAsyncContextManager[Reader]:
         """See `Partial.reader`: this journal always has a file, so it is never asked for one."""
-        raise NotImplementedError("readers have the file")
+        raise AssertionError("readers have the file")
 
     async def recover(self) -> bool:
         """See `Partial.recover`."""
