@@ -17,10 +17,10 @@ from tests.support.fixtures import SIZE, Sections
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
+from tests.support.s3.replicas import KINDS
 from tests.support.scripted import metadata_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from mirror.simulator.client import Fault, ImageSpec, Simulator
+from mirror.simulator.client import Fault, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.docker_engine import DockerEngine
 from tests.support.forked import ForkedMirror
@@ -40,12 +40,6 @@ def podman() -> Iterator[Podman]:
     with TemporaryDirectory(prefix="pps-podman-") as directory:
         options = f"--root={directory}/root --runroot={directory}/run --storage-driver=vfs"
         yield Podman(f"{program} {options} --cgroup-manager=cgroupfs --events-backend=none")
-
-
-@pytest.fixture
-def upstream(docker_archive: DockerArchive) -> Iterator[Simulator]:
-    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
-        yield simulator
 
 
 @pytest.fixture

@@ -428,12 +428,6 @@ def engines(tmp_path: Path) -> Engines:
 
 
 @pytest.fixture
-def upstream(docker_archive: DockerArchive) -> Iterator[Simulator]:
-    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
-        yield simulator
-
-
-@pytest.fixture
 def docker(engines: Engines, docker_engine: DockerEngine) -> DockerEngine:
     """The engine, as the node's `docker`."""
     engines.add("docker", docker_engine.client, DOCKER_HOST=docker_engine.environ["DOCKER_HOST"])

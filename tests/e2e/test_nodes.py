@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirror.simulator.client import TOKEN, ImageSpec, Simulator
+from mirror.simulator.client import TOKEN, Simulator
 from tests.support.archive import DockerArchive
 from tests.support.docker_engine import DockerEngine
 from tests.support.forked import ForkedMirror
@@ -18,12 +18,6 @@ from tests.support.needs import needs
 from tests.support.processes import MirrorProcess
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-
-
-@pytest.fixture
-def upstream(docker_archive: DockerArchive) -> Iterator[Simulator]:
-    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
-        yield simulator
 
 
 @pytest.fixture

@@ -1,23 +1,16 @@
 """Guarantee 8 with a bucket: somebody changes or removes an object, and clients get the right bytes or a reset."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
-from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Download, Outcome, fetch
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.processes import eventually
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import HIT, MIB, SIZE, STORED, Replicas
+from tests.support.s3.replicas import HIT, KINDS, MIB, SIZE, STORED, Replicas
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
-
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 def assert_right_or_reset(replicas: Replicas, outcome: Outcome) -> None:

@@ -1,29 +1,29 @@
 """What a bucket is asked with changes while the mirror runs: keys are rotated, roles come up, CAs are exchanged."""
 
 import hashlib
-import http.server
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from mirror.simulator.client import ImageSpec, Simulator
+from mirror.simulator.client import Simulator
 from mirror.store.s3.timings import Timings
 from tests.support.certificates import certificate
 from tests.support.commands import run_forked
 from tests.support.downloads import Download, Outcome, fetch
-from tests.support.fixtures import Canary
+from tests.support.fixtures import Canary, simulator_of, two_images
 from tests.support.forked import ForkedMirror
+from tests.support.http_server import HttpServer
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import KIND, TestBucket, make_bucket
 from tests.support.s3.front import Front, Trouble
+from tests.support.s3.replicas import KINDS
 from tests.support.s3.server import S3Server
 from tests.support.s3.weed import Weed
 
@@ -36,14 +36,8 @@ CONSTANTS = {
 }
 HIT = "pps-mirror; hit"
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @pytest.fixture
@@ -279,7 +273,7 @@ def test_what_aws_libraries_cannot_be_made_with_is_said_and_the_mirror_serves(
         assert_right(simulator, fetch(mirror.image_url))
 
 
-class Role:
+class Role(HttpServer):
     """What gives a container the credentials of its role; nobody there before it is told a key. A context manager."""
 
     def __init__(self) -> None:
@@ -287,7 +281,7 @@ class Role:
         self.asked = 0
         role = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 role.asked += 1
                 said: dict[str, Any] = {}
@@ -302,25 +296,12 @@ class Role:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
 
     @property
     def environ(self) -> Mapping[str, str]:
         """What makes a process ask it."""
-        return {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{self._server.server_address[1]}/role"}
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        return {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://{self.host}/role"}
 
 
 def test_a_role_that_comes_up_after_the_mirror_is_found(

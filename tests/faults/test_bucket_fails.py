@@ -1,30 +1,23 @@
 """Guarantee 8 with a bucket: whatever is wrong with it, clients get the right bytes or a reset, and it is said why."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import fetch
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import make_bucket, make_server
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import BYPASS, HIT, SIZE, STORED, TIMINGS, WELL, Replicas, health, mend
+from tests.support.s3.replicas import BYPASS, HIT, KINDS, SIZE, STORED, TIMINGS, WELL, Replicas, health, mend
 from tests.support.s3.server import S3Server, credentials
 from tests.support.s3.weed import Weed
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
-
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 def always(status: int, code: str) -> Callable[[Front], None]:

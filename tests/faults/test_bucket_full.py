@@ -17,6 +17,7 @@ from tests.support.downloads import Outcome, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
+from tests.support.s3.replicas import KINDS
 
 MIB = 1 << 20
 SIZE = 6 * MIB
@@ -28,8 +29,6 @@ CONSTANTS = {
     "mirror.store.s3.parts:PART": 5 * MIB,
     "mirror.admin.overview:BUCKET_FRESH": 0.2,
 }
-
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from mirror.simulator.client import TOKEN, ImageSpec, Simulator
 from mirror.store.s3.timings import Timings
 from tests.support.downloads import Download, fetch
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
@@ -36,11 +37,7 @@ AWAY: Mapping[str, Callable[[Front], None]] = {
 goes = pytest.mark.parametrize("go", AWAY.values(), ids=AWAY)
 
 
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @contextmanager

@@ -1,26 +1,18 @@
 """Guarantee 8 with a bucket: what its server lacks or refuses when an image is uploaded is done without, and said."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Download, fetch
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.processes import eventually
 from tests.support.s3.front import Front, Trouble
-from tests.support.s3.replicas import HIT, MIB, SIZE, STORED, TIMINGS, WELL, Replicas, health
+from tests.support.s3.replicas import HIT, KINDS, MIB, SIZE, STORED, TIMINGS, WELL, Replicas, health
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
-
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @KINDS

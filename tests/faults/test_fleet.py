@@ -1,13 +1,13 @@
 """Replicas that share a bucket and nothing else: one fetch for all of them."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mirror.simulator.client import Fault, ImageSpec, Simulator
+from mirror.simulator.client import Fault, Simulator
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
 from tests.support.s3.fleet import (
@@ -21,15 +21,9 @@ from tests.support.s3.fleet import (
     arrived,
     assert_right,
 )
+from tests.support.s3.replicas import KINDS
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
-
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @pytest.fixture

@@ -9,23 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from mirror.simulator.client import ImageSpec, Simulator
+from mirror.simulator.client import Simulator
+from tests.support.fixtures import simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket, make_bucket, make_server
 from tests.support.s3.fleet import CRAWL, LEASE, RATE, SIZE, Fleet, arrived, assert_right
+from tests.support.s3.replicas import KINDS
 from tests.support.s3.server import S3Server
 
 SEEDS = range(int(os.environ.get("FLEET_SEEDS", "4")))
 
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
-
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
 from tests.support.s3.fixtures import TestBucket
+from tests.support.s3.replicas import KINDS
 
 pytestmark = pytest.mark.leases
 
@@ -23,8 +24,6 @@ MIB = 1 << 20
 SIZE = 24 * MIB
 TIMINGS = Timings(lease=1e6, renew=1.0, flush=1.0)
 """Nobody lives to see such a lease run out."""
-
-KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
 
 
 @pytest.fixture(scope="module")

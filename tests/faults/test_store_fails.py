@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mirror.simulator.client import Fault, ImageSpec, Simulator
+from mirror.simulator.client import Fault, Simulator
 from tests.support.admin import degraded
 from tests.support.downloads import AUTHORIZED, BYPASS, Download, at_once, fetch
-from tests.support.fixtures import Sections
+from tests.support.fixtures import Sections, simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.small_disk import SmallDisk
@@ -21,11 +21,7 @@ SIZE = 24 * MIB
 """Three times what the mirror keeps in memory of an image that it passes through."""
 
 
-@pytest.fixture(scope="module")
-def shared_simulator() -> Iterator[Simulator]:
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
-    with Simulator.start(images) as simulator:
-        yield simulator
+shared_simulator = simulator_of(two_images(SIZE))
 
 
 @pytest.fixture

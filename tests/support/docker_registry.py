@@ -6,16 +6,16 @@ import json
 import re
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.certificates import certificate
+from tests.support.http_server import HttpServer
 from tests.support.needs import needs
 from tests.support.processes import eventually
 
@@ -85,7 +85,7 @@ class DockerRegistry:
         return [line for line in lines if part in line]
 
 
-class ResumableRegistry:
+class ResumableRegistry(HttpServer):
     """What the specification says of uploads and no more: it keeps what came before a cut, which distribution does not.
 
     Use as a context manager. A request with more than `largest` bytes is refused. `begun` counts uploads, `parts` are
@@ -99,20 +99,7 @@ class ResumableRegistry:
         self.parts: list[str | None] = []
         self.largest = largest
         self.uploads: dict[str, bytearray] = {}
-        handler = type("Handler", (_Uploads,), {"registry": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.port = int(self._server.server_address[1])
-        self.host = f"127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Uploads, registry=self)
 
 
 class _Uploads(BaseHTTPRequestHandler):
@@ -172,11 +159,8 @@ class _Uploads(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
-
-class TokenServer:
+class TokenServer(HttpServer):
     """Gives tokens to whoever has USER and PASSWORD, or the identity token `identity`; use as a context manager."""
 
     def __init__(self, directory: Path) -> None:
@@ -187,26 +171,15 @@ class TokenServer:
         self.identity = secrets.token_hex(8)
         self.scopes: list[str] = []
         self.lifetime = 300
-        handler = type("Handler", (_Handler,), {"grant": self._grant, "identity": self.identity})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        super().__init__(_Handler, grant=self._grant, identity=self.identity)
         self.auth = {
             "token": {
-                "realm": f"http://127.0.0.1:{self._server.server_address[1]}/token",
+                "realm": f"http://{self.host}/token",
                 "service": "the registry of the tests",
                 "issuer": "tests",
                 "rootcertbundle": str(self._cert),
             }
         }
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def _grant(self, service: str, scopes: list[str]) -> str:
         """Sign a token (RFC 7519) with the key whose certificate the registry trusts."""
@@ -252,9 +225,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def _openssl(*arguments: str, data: bytes = b"") -> bytes:

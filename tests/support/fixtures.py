@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,13 @@ Sections = Mapping[str, Mapping[str, Any]]
 def docker_archive(tmp_path_factory: pytest.TempPathFactory) -> DockerArchive:
     """A docker archive some times as long as what the mirror holds back."""
     return make_archive(tmp_path_factory.mktemp("archive") / "pps-v1.tar.gz", "v1", padding=4 << 20)
+
+
+@pytest.fixture
+def upstream(docker_archive: DockerArchive) -> Iterator[Simulator]:
+    """A DataRobot whose image is that archive."""
+    with Simulator.start([ImageSpec("v1", path=str(docker_archive.path))]) as simulator:
+        yield simulator
 
 
 @pytest.fixture(scope="session")
@@ -122,15 +129,30 @@ def canary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Canary]:
         assert not log.exists() or "Traceback" not in log.read_text(), "the mirror's log has a traceback"
 
 
+def two_images(size: int) -> list[ImageSpec]:
+    """Two images of one size, the second made a day after the first."""
+    return [ImageSpec("first", size=size), ImageSpec("second", size=size, created="2026-01-02T03:04:05Z")]
+
+
+def simulator_of(images: Sequence[ImageSpec]) -> Callable[[], Iterator[Simulator]]:
+    """Make a module's own `shared_simulator`, which has these images."""
+
+    @pytest.fixture(scope="module")
+    def shared_simulator() -> Iterator[Simulator]:
+        with Simulator.start(images) as simulator:
+            yield simulator
+
+    return shared_simulator
+
+
 @pytest.fixture(scope="session")
 def shared_simulator() -> Iterator[Simulator]:
     """One DataRobot with two images of one size, for tokens it takes and one that it forbids.
 
     A module that needs another has a fixture of this name and of its own scope.
     """
-    images = [ImageSpec("first", size=SIZE), ImageSpec("second", size=SIZE, created="2026-01-02T03:04:05Z")]
     tokens = [TOKEN, "another-good-token"]
-    with Simulator.start(images, tokens=tokens, forbidden=["a-forbidden-token"]) as simulator:
+    with Simulator.start(two_images(SIZE), tokens=tokens, forbidden=["a-forbidden-token"]) as simulator:
         yield simulator
 
 

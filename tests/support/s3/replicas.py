@@ -26,6 +26,9 @@ CONSTANTS = {
     "mirror.store.s3.parts:PART": 5 * MIB,
 }
 
+KINDS = pytest.mark.parametrize("local_copy", [True, False], ids=["tiered", "bucket only"])
+"""For a test that has to hold with a disk before the bucket, and without."""
+
 HIT = "pps-mirror; hit"
 STORED = "pps-mirror; fwd=miss; stored"
 BYPASS = "pps-mirror; fwd=bypass"
