@@ -10,12 +10,10 @@ that was heard, earlier than what upstream says next.
 """
 
 import asyncio
-import fcntl
 import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -27,7 +25,7 @@ from typing import TypeVar
 from cachetools import LRUCache
 
 from mirror.common.clock import Clock
-from mirror.common.files import write_durably
+from mirror.common.files import locked_directory, write_durably
 from mirror.common.log import event
 
 T = TypeVar("T")
@@ -98,9 +96,7 @@ class Book:
         If the file has another key, our names are worthless, and nothing is added. If there is no file yet, our key
         becomes its key; the lock on the directory makes one process the first.
         """
-        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with locked_directory(path.parent):
             there = Book.read(path, clock)
             if there is not None and there.key != self.key:
                 return there
@@ -108,8 +104,6 @@ class Book:
             if book != there:
                 write_durably(path, json.dumps(book._told(clock)).encode(), mode=0o600)
             return book
-        finally:
-            os.close(fd)
 
     def _told(self, clock: Clock) -> Mapping[str, object]:
         """Return this as the file has it."""

@@ -1,7 +1,13 @@
-"""Writes small files so that they survive a power cut: aside, fsync, rename, and fsync of the directory."""
+"""Writes small files so that they survive a power cut: aside, fsync, rename, and fsync of the directory.
 
+Processes that write into one directory keep out of each other's way by a lock on it.
+"""
+
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".tmp"
@@ -29,5 +35,16 @@ def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Hold the lock on a directory, which leaves no file. Blocks until other processes let go; raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(fd)

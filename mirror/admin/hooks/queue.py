@@ -8,7 +8,6 @@ crash may be delivered once more.
 When the disk takes nothing, events wait in the memory of the process that has them.
 """
 
-import fcntl
 import logging
 import os
 from collections import deque
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirror.common.files import SUFFIX, sync_directory, write_durably
+from mirror.common.files import SUFFIX, locked_directory, sync_directory, write_durably
 from mirror.common.log import event
 
 MOST_BYTES = 1 << 20
@@ -126,9 +125,7 @@ class Queue:
         putting = bool(flags & os.O_CREAT)
         if putting:
             self.file.parent.mkdir(exist_ok=True)
-        directory = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+        with locked_directory(self.file.parent):
             if putting:
                 for leftover in self.file.parent.glob(f"{self.file.name}.*{SUFFIX}"):  # of a crash: we have the lock
                     leftover.unlink()
@@ -137,8 +134,6 @@ class Queue:
                 yield fd
             finally:
                 os.close(fd)
-        finally:
-            os.close(directory)
 
 
 def _waits(line: bytes) -> bool:

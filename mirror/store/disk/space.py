@@ -4,7 +4,6 @@
 system for others. Nothing is evicted unless that makes enough room. All of it blocks.
 """
 
-import fcntl
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mirror.common.files import locked_directory
 from mirror.common.log import event
 from mirror.common.units import format_size
 from mirror.model.metadata import ImageMetadata, is_hash
@@ -95,14 +95,14 @@ class Space:
         Only one process at a time runs the body of this context: it creates its partial there, so that the next one
         counts it.
         """
-        with self._alone():
+        with locked_directory(self._layout.root):
             if wanted > 0:
                 self._make_room(metadata, wanted)
             yield
 
     def make_room(self, wanted: int) -> bool:
         """Evict for a fill that found the disk full and needs that many bytes; return whether that freed anything."""
-        with self._alone():
+        with locked_directory(self._layout.root):
             short = max(1, wanted - self._room(None).free)
             plan = self._plan(short, spare=())
             if sum(removal.size for removal in plan) < short:
@@ -127,7 +127,7 @@ class Space:
 
     def collect(self, *, dry_run: bool) -> Collected:
         """Clear away what can go without loss, and evict down to the bounds, as far as that is allowed."""
-        with self._alone():
+        with locked_directory(self._layout.root):
             done = [each for each in leftovers(self._layout) if dry_run or carry_out(self._layout, each)]
             beyond = -self._left(self._room(None))
             if dry_run:
@@ -238,13 +238,3 @@ class Space:
             text += f" and store.min_free keeps {format_size(self._min_free)}"
             advice = "free some space"
         return f"{text}: {advice}, or lower store.keep or unpin images, so that {format_size(short)} can be evicted"
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock that all processes of this host take for this: on the directory, which leaves no file."""
-        fd = os.open(self._layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
