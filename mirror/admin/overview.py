@@ -24,7 +24,6 @@ from mirror.common.log import event
 from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
 from mirror.registry.catalog import Entries
-from mirror.registry.tags import LATEST
 from mirror.store.base import StoredInfo, StoreUnavailable
 from mirror.wiring.mirror import Mirror
 
@@ -232,6 +231,6 @@ def _line(info: StoredInfo, current: CurrentImage | None, entries: Entries) -> I
         info.pinned,
         is_current,
         info.places,
-        [*entries.tags_of(metadata.hash), *([LATEST] if is_current else ())] if entry else (),
+        entries.tags_of(metadata.hash, current=is_current),
         entry.state if entry else None,
     )

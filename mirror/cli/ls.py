@@ -15,9 +15,8 @@ from mirror.common.units import format_size
 from mirror.config import Config
 from mirror.images.describe import describe
 from mirror.model.status import as_json
-from mirror.registry.catalog import Catalog, Entries, Entry
+from mirror.registry.catalog import Catalog, Entries
 from mirror.registry.progress import IndexProgress, shared_progress
-from mirror.registry.tags import LATEST
 from mirror.wiring.selection import StoredLine
 from mirror.wiring.selection import lines as listed
 from mirror.wiring.stores import open_stores
@@ -39,24 +38,17 @@ class Listing:
 
     def tags(self, line: StoredLine) -> str:
         """Return by which tags an image can be pulled, or else how its archive is, in a word."""
-        if (entry := self._entry(line)) is None:
+        entries, image_hash = self.entries or Entries(), line.info.metadata.hash
+        if (entry := entries.by_hash(image_hash)) is None:
             return "not on the disk"
-        return ", ".join(self._tags(line)) if entry.index else entry.state.state
+        return ", ".join(entries.tags_of(image_hash, current=line.current)) if entry.index else entry.state.state
 
     def _describe(self, line: StoredLine) -> dict[str, object]:
-        described = describe(line.info, current=line.current)
+        described, image_hash = describe(line.info, current=line.current), line.info.metadata.hash
         if self.entries is None:
             return described
-        entry = self._entry(line)
-        return described | {"tags": self._tags(line), "archive": as_json(entry.state) if entry else None}
-
-    def _entry(self, line: StoredLine) -> Entry | None:
-        return self.entries.by_hash(line.info.metadata.hash) if self.entries else None
-
-    def _tags(self, line: StoredLine) -> Sequence[str]:
-        if self.entries is None or self._entry(line) is None:
-            return []
-        return [*self.entries.tags_of(line.info.metadata.hash), *([LATEST] if line.current else ())]
+        entry, tags = self.entries.by_hash(image_hash), self.entries.tags_of(image_hash, current=line.current)
+        return described | {"tags": tags, "archive": as_json(entry.state) if entry else None}
 
 
 def read(config: Config) -> Listing:

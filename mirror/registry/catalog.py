@@ -16,7 +16,7 @@ from mirror.model.status import ArchiveState, Indexing
 from mirror.registry import saved_index, seek_index
 from mirror.registry.index import ArchiveIndex, Blob, NotAnArchive
 from mirror.registry.progress import IndexProgress
-from mirror.registry.tags import Named, aliases, by_tag, of_archive, of_metadata
+from mirror.registry.tags import LATEST, Named, aliases, by_tag, of_archive, of_metadata
 from mirror.store.base import StoredInfo
 from mirror.store.disk.store import DiskStore
 
@@ -61,9 +61,10 @@ class Entries:
         image_hash = _tags(self.ready if ready else self.all).get(tag)
         return None if image_hash is None else self.by_hash(image_hash)
 
-    def tags_of(self, image_hash: str) -> Sequence[str]:
-        """Return the tags that mean this image."""
-        return [tag for tag, whose in _tags(self.all).items() if whose == image_hash]
+    def tags_of(self, image_hash: str, *, current: bool) -> Sequence[str]:
+        """Return the tags that mean this image, `latest` too if it is the current one; none of one not on the disk."""
+        tags = [tag for tag, whose in _tags(self.all).items() if whose == image_hash]
+        return [*tags, LATEST] if current and self.by_hash(image_hash) else tags
 
     def by_manifest(self, digest: str) -> Entry | None:
         """Return the image whose manifest has that digest."""
