@@ -4,7 +4,6 @@ It takes the *crane* archive of `benchmarks.registry`, starts a real mirror with
 skopeo, in turns. Only the ratios of one run mean something.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from benchmarks.registry import make_archive, make_layers
+from benchmarks.registry import command_line, make_archive, make_layers
 from benchmarks.table import markdown_table
 from mirror.model.metadata import ImageMetadata
 from mirror.registry import saved_index
@@ -133,12 +132,7 @@ def most_memory(mirror: MirrorProcess, work: Callable[[], object]) -> int:
 
 def main() -> int:
     """Read the command line, measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pulls", description=__doc__)
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the layers, uncompressed (1024)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (5)")
-    parser.add_argument("--source", type=Path, default=Path("/usr/lib"), help="of which files they are (/usr/lib)")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where, on a real disk (/var/tmp)")
-    options = parser.parse_args()
+    options = command_line("pulls", __doc__, rounds=5).parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.dir)))
         made = make_archive(directory, "crane", list(make_layers(directory, options.size << 20, options.source)))

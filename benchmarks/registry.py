@@ -180,14 +180,19 @@ def _add(tar: tarfile.TarFile, name: str, size: int, file: io.BufferedIOBase) ->
     tar.addfile(member, file)
 
 
-def main() -> int:
-    """Read the command line, measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__)
+def command_line(name: str, description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """Make the options of a benchmark over archives that it makes."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--size", type=int, default=1024, help="MiB of the layers, uncompressed (1024)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each ({rounds})")
     parser.add_argument("--source", type=Path, default=Path("/usr/lib"), help="of which files they are (/usr/lib)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where, on a real disk (/var/tmp)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Read the command line, measure and print."""
+    options = command_line("registry", __doc__, rounds=3).parse_args()
     rows: list[Sequence[str]] = []
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         directory = Path(name)
