@@ -12,7 +12,8 @@ from mirror.registry.tar import Member
 from mirror.registry.tar_stream import Budget
 from mirror.registry.wrapping import WrappingDigest
 
-_GZIP = b"\x1f\x8b"
+_GZIP = b"\x1f\x8b\x08"
+"""What a layer in gzip begins with, as docker and containers/image know it (RFC 1952 section 2.3.1)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "more than 20000 members": (lambda: zipped(tar_of_many(20_001)), "more than 20000 members"),
     "more than 20000 headers of one member": (lambda: zipped(many_pax_headers()), "more than 20000 members"),
     "very many members that seem to be gzip": (
-        lambda: zipped(make_tar({f"{number}": File(b"\x1f\x8b") for number in range(19_000)})),
+        lambda: zipped(make_tar({f"{number}": File(b"\x1f\x8b\x08") for number in range(19_000)})),
         "no manifest.json",
     ),
     "a sparse map without end": (
