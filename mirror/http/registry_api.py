@@ -26,7 +26,7 @@ from mirror.images.library import Library
 from mirror.images.metadata_cache import Current
 from mirror.model.caller import Caller
 from mirror.model.errors import MirrorError, Unauthorized, Unavailable, UpstreamRefused
-from mirror.registry.blob_body import BlobBody, BlobThreads
+from mirror.registry.blob_body import BlobBody, blob_threads
 from mirror.registry.index import CONFIG_TYPE, MANIFEST_TYPE
 from mirror.registry.pull import Asker
 from mirror.registry.refusals import BlobUnknown, ManifestUnknown, NameUnknown, Unsupported
@@ -69,12 +69,12 @@ class RegistryApi:
         self._sender = sender
         self._metrics = metrics
         self._caller_of = caller_of
-        self._threads = BlobThreads()
+        self._threads = blob_threads()
         self._nobody: tuple[float, UpstreamRefused] | None = None
 
     def close(self) -> None:
         """End the threads that read blobs. Nothing may be being sent any more."""
-        self._threads.close()
+        self._threads.shutdown()
 
     async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one request, also with an error."""

@@ -18,9 +18,10 @@ from aiohttp import web
 from mirror.common.log import event
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
+from mirror.http.read_ahead import ReadAhead, piece_size
 from mirror.http.send_threads import SendThread
 from mirror.images.fill_outcome import FillFailed
-from mirror.store.base import Body, Cut
+from mirror.store.base import Body, Cut, Readable
 from mirror.store.shared_file import LOOK, SharedFile
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class Sender:
         self._pool = pool
         self._threads = [SendThread(f"send-{number}") for number in range(threads)]
         self._next = itertools.cycle(self._threads)
-        self._encrypted = 0
+        self._encrypted = self._made = 0
+        """How many downloads go over TLS, and of how many the bytes are made by threads."""
 
     def close(self) -> None:
         """End the threads. Nothing may be being sent any more."""
@@ -69,6 +71,9 @@ class Sender:
             tcp.bound_unread(transport, STALLED)
             if transport.get_extra_info("sslcontext") is None:
                 await _headers_gone(transport)
+                if isinstance(body, Readable):
+                    await self._send_readable(exchange, transport, body, start, stop)
+                    return
                 start = await self._send_file(exchange, transport, body, start, stop)
             else:
                 transport.set_write_buffer_limits(LEAST_TLS_SLICE)  # asyncio would keep half a megabyte for each
@@ -129,6 +134,18 @@ class Sender:
             await _sendfile(exchange, connection, file, position, end)
             await asyncio.sleep(0)  # a client that takes everything at once must not monopolise the thread
 
+    async def _send_readable(
+        self, exchange: Exchange, transport: asyncio.Transport, body: Readable, start: int, stop: int
+    ) -> None:
+        """Send bytes that threads make."""
+        self._made += 1
+        try:
+            with tcp.socket_of(transport).dup() as connection:
+                size = piece_size(self._made, stop - start)
+                await next(self._next).run(_send_made(exchange, connection, body, start, stop, size))
+        finally:
+            self._made -= 1
+
     async def _send_copied(
         self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
     ) -> int:
@@ -166,6 +183,25 @@ class Sender:
             async for piece in pieces:
                 await response.write(piece)
                 exchange.sent += len(piece)
+
+
+async def _send_made(
+    exchange: Exchange, connection: socket.socket, body: Readable, start: int, stop: int, size: int
+) -> None:
+    """Send what threads make in pieces of `size` bytes, while they make the next one. Runs in a sending thread."""
+    connection.setblocking(False)
+    reader = body.reader(start, stop)
+    async with ReadAhead(reader, body.executor, size) as ahead:
+        while piece := await ahead.next():
+            while piece:
+                try:
+                    sent = connection.send(piece)
+                except BlockingIOError:
+                    await _writable(connection, LOOK)
+                    reader.check()
+                else:
+                    exchange.sent += sent
+                    piece = piece[sent:]
 
 
 async def _headers_gone(transport: asyncio.Transport) -> None:

@@ -1,15 +1,15 @@
-"""Gives the bytes of a config or layer to a client: a `Body` whose bytes are inflated in threads, piece by piece."""
+"""Gives the bytes of a config or layer to a client: a `Readable`, whose bytes threads inflate piece by piece."""
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 from mirror.common.tasks import finished
 from mirror.model.metadata import ImageMetadata
-from mirror.registry import blob_reader
+from mirror.registry.blob_reader import BlobReader
+from mirror.registry.gzip_file import PIECE
 from mirror.registry.index import ArchiveIndex, Blob
 from mirror.registry.seek_index import DamagedIndex
 from mirror.store.base import Cut, StoredImage
@@ -19,27 +19,9 @@ THREADS = 2 * (os.cpu_count() or 1) + 2
 """How many pieces are inflated at once: enough for every core, also while some wait for the disk."""
 
 
-PIECES = 16
-MOST = 4
-"""How many pieces all clients together are ahead, about, and one of them at most: each turn of a thread has its price,
-and a client that is alone pays it less often with more pieces in one turn."""
-
-
-class BlobThreads:
-    """The threads that inflate blobs, for all `clients` of a process."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="blob")
-        self.clients = 0
-
-    def close(self) -> None:
-        """End the threads. Nothing may be being read any more."""
-        self.pool.shutdown()
-
-    @property
-    def turn(self) -> int:
-        """Return how many pieces a client gets in one turn now."""
-        return max(1, min(MOST, PIECES // self.clients))
+def blob_threads() -> ThreadPoolExecutor:
+    """Return the threads that inflate blobs, for all clients of a process."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="blob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +31,7 @@ class BlobBody:
     image: StoredImage
     index: ArchiveIndex
     blob: Blob
-    threads: BlobThreads
+    executor: Executor
 
     @property
     def metadata(self) -> ImageMetadata:
@@ -64,28 +46,49 @@ class BlobBody:
         """See `Body.file_at`."""
         return None
 
+    def reader(self, start: int, stop: int) -> "CheckedReader":
+        """See `Readable.reader`."""
+        return CheckedReader(self, start, stop)
+
     async def pieces(self, start: int, stop: int) -> AsyncGenerator[bytes | memoryview, None]:
-        """See `Body.pieces`. While some pieces are being sent the next ones are inflated."""
-        loop, threads = asyncio.get_running_loop(), self.threads
-        reading = blob_reader.read(self.image.file.fd, self.index.seek, self.blob, start, stop)
-        threads.clients += 1
-        following = loop.run_in_executor(threads.pool, _take, reading, 1)  # the first byte is waited for
+        """See `Body.pieces`. While a piece is being sent the next one is inflated."""
+        loop, reader = asyncio.get_running_loop(), self.reader(start, stop)
+        following = loop.run_in_executor(self.executor, _piece, reader)
         try:
-            while pieces := await finished(following):
-                following = loop.run_in_executor(threads.pool, _take, reading, threads.turn)
-                start += sum(map(len, pieces))
-                if self.image.file.recalled(surely=start >= stop):
-                    raise Cut("the image was found bad, or removed by force, while it was sent")
-                for piece in pieces:
-                    yield piece
-        except DamagedIndex as error:
-            raise Cut(str(error)) from error
+            while piece := await finished(following):
+                following = loop.run_in_executor(self.executor, _piece, reader)
+                reader.check()
+                yield piece
         finally:
-            threads.clients -= 1
             await asyncio.wait([following])  # it reads from the image, which may be closed next
             if not following.cancelled():
                 following.exception()  # marks it as retrieved
 
 
-def _take(reading: Iterator[memoryview], count: int) -> Sequence[memoryview]:
-    return list(islice(reading, count))
+class CheckedReader:
+    """See `BlockingReader`: reads the bytes [start, stop) of `body` as long as its image is good."""
+
+    def __init__(self, body: BlobBody, start: int, stop: int) -> None:
+        self._file = body.image.file
+        self._reader = BlobReader(self._file.fd, body.index.seek, body.blob, start, stop)
+        self._left = stop - start
+
+    def check(self) -> None:
+        """See `BlockingReader.check`."""
+        if self._file.recalled(surely=not self._left):
+            raise Cut("the image was found bad, or removed by force, while it was sent")
+
+    def readinto(self, into: memoryview) -> int:
+        """See `BlockingReader.readinto`."""
+        try:
+            count = self._reader.readinto(into)
+        except DamagedIndex as error:
+            raise Cut(str(error)) from error
+        self._left -= count
+        self.check()
+        return count
+
+
+def _piece(reader: CheckedReader) -> memoryview:
+    piece = memoryview(bytearray(PIECE))
+    return piece[: reader.readinto(piece)]

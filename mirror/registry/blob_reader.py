@@ -9,33 +9,58 @@ from mirror.registry.inflater import BadGzip
 from mirror.registry.seek_index import DamagedIndex, SeekIndex
 
 
-def read(archive: int, seek: SeekIndex | None, blob: Blob, start: int, stop: int) -> Iterator[memoryview]:
-    """Yield the bytes [start, stop) of `blob` in pieces, each with memory of its own, from the file `archive`.
+class BlobReader:
+    """Reads the bytes [start, stop) of `blob` from the file `archive`. For one thread at a time.
 
     Before the first byte, about `mirror.registry.seek_index.SPACING` bytes are inflated in vain at most. It blocks,
-    without the GIL while it inflates. Neither archive nor seek index need a name meanwhile. Raises DamagedIndex and
-    OSError.
+    without the GIL while it inflates. Neither archive nor seek index need a name meanwhile.
     """
-    data = _Data(archive, seek, blob.offset)
-    parts: Iterable[bytes | tuple[int, int]] = [(start, stop)]
-    if blob.crc32 is not None:
-        parts = wrapping.pieces(blob.length, blob.crc32, start, stop)
-    piece, filled = memoryview(bytearray(PIECE)), 0
-    for part in parts:
-        done, size = 0, len(part) if isinstance(part, bytes) else part[1] - part[0]
-        while done < size:
-            into = piece[filled : filled + size - done]
-            if isinstance(part, bytes):
-                into[:] = part[done : done + len(into)]
-            else:
-                data.read(part[0] + done, into)
-            done += len(into)
-            filled += len(into)
-            if filled == len(piece):
-                yield piece
-                piece, filled = memoryview(bytearray(PIECE)), 0
-    if filled:
-        yield piece[:filled]
+
+    def __init__(self, archive: int, seek: SeekIndex | None, blob: Blob, start: int, stop: int) -> None:
+        self._data = _Data(archive, seek, blob.offset)
+        parts: Iterable[bytes | tuple[int, int]] = [(start, stop)]
+        if blob.crc32 is not None:
+            parts = wrapping.pieces(blob.length, blob.crc32, start, stop)
+        self._parts = iter(parts)
+        self._part: bytes | tuple[int, int] = b""
+
+    def readinto(self, into: memoryview) -> int:
+        """Fill `into` with what comes next; return how many bytes, fewer only at the end. Raises DamagedIndex, OSError.
+
+        Those before an error are lost with it.
+        """
+        filled = 0
+        while filled < len(into):
+            if not self._part:
+                self._part = next(self._parts, b"")
+                if not self._part:
+                    break
+            filled += self._copy(into[filled:])
+        return filled
+
+    def _copy(self, into: memoryview) -> int:
+        """Write the beginning of the part into `into`, as much as there is room for, and keep the rest."""
+        part = self._part
+        if isinstance(part, bytes):
+            into = into[: len(part)]
+            into[:], self._part = part[: len(into)], part[len(into) :]
+        else:
+            start, stop = part
+            into = into[: stop - start]
+            self._data.read(start, into)
+            start += len(into)
+            self._part = (start, stop) if start < stop else b""
+        return len(into)
+
+
+def read(archive: int, seek: SeekIndex | None, blob: Blob, start: int, stop: int) -> Iterator[memoryview]:
+    """Yield what a `BlobReader` reads in pieces, each with memory of its own. Raises as it does."""
+    reader = BlobReader(archive, seek, blob, start, stop)
+    while True:
+        piece = memoryview(bytearray(PIECE))
+        if not (count := reader.readinto(piece)):
+            return
+        yield piece[:count]
 
 
 class _Data:

@@ -7,6 +7,7 @@ to be resumed.
 
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,6 +82,31 @@ class Remote(Body, Protocol):
 
     async def close(self) -> None:
         """Release what was fetched in advance: its reader has left."""
+
+
+class BlockingReader(Protocol):
+    """Makes the bytes of a `Readable`, in order. For one thread at a time."""
+
+    def check(self) -> None:
+        """Raise Cut when nothing of it may be sent any more. Does not block."""
+
+    def readinto(self, into: memoryview) -> int:
+        """Fill `into` with what comes next; return how many bytes, fewer only at the end. Blocks. Raises Cut, OSError.
+
+        What it has filled may be sent.
+        """
+
+
+@runtime_checkable
+class Readable(Body, Protocol):
+    """A body whose bytes are in no file, and are made by threads that block while they do it."""
+
+    @property
+    def executor(self) -> Executor:
+        """The threads."""
+
+    def reader(self, start: int, stop: int) -> BlockingReader:
+        """Return what makes the bytes [start, stop)."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

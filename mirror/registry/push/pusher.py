@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mirror.common.progress import Meter
 from mirror.common.units import format_size
 from mirror.model.errors import MirrorError
-from mirror.registry.blob_body import BlobBody, BlobThreads
+from mirror.registry.blob_body import BlobBody, blob_threads
 from mirror.registry.index import MANIFEST_TYPE, ArchiveIndex
 from mirror.registry.push.remote_registry import RemoteRegistry
 from mirror.store.base import Cut, StoredImage
@@ -32,7 +32,7 @@ async def push(
     """
     await remote.enter()
     sent, mounted, known, bytes_sent = 0, 0, 0, 0
-    threads = BlobThreads()
+    threads = blob_threads()
     bodies = [BlobBody(image, index, blob, threads) for blob in index.blobs.values()]
     try:
         for number, body in enumerate(bodies, 1):
@@ -47,7 +47,7 @@ async def push(
     except Cut as error:
         raise MirrorError(f"the image cannot be read any more: {error}") from None
     finally:
-        threads.close()
+        threads.shutdown()
     await remote.put_manifest(tag, index.manifest, MANIFEST_TYPE)
     return Pushed(index.manifest_digest, sent, mounted, known, bytes_sent)
 
