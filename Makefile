@@ -11,6 +11,9 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version = sys.version_info[:3]
 
+# Else each process that the tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 bench-lines bench-registry man docs screenshots release pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)

@@ -6,6 +6,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from mirror.simulator.client import Simulator
+from tests.support.forking import fork_simulator
+
 pytest_plugins = [
     "tests.support.fixtures",
     "tests.support.s3.fixtures",
@@ -15,6 +18,8 @@ pytest_plugins = [
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is shows nothing
 hypothesis.settings.load_profile("any machine")
+
+Simulator.launch = staticmethod(fork_simulator)
 
 _FIRST = (
     "faults/test_fleet.py",

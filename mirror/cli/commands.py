@@ -18,6 +18,7 @@ from mirror.model.errors import UsageError
 if TYPE_CHECKING:
     from mirror.admin.audit import Recorded
     from mirror.cli.findings import Finding
+    from mirror.common.progress import Meter
     from mirror.config import Config
 
 
@@ -104,15 +105,22 @@ def _doctor(options: argparse.Namespace) -> int:
     return status
 
 
+def _meter(*, json: bool = False) -> "Meter":
+    """Return what shows how far a command is on standard output, where `--json` leaves no room for it."""
+    from mirror.cli.progress_bar import meter
+    from mirror.common.progress import Silence
+
+    return Silence() if json else meter(sys.stdout)
+
+
 def _pull(options: argparse.Namespace) -> int:
     import asyncio
 
     from mirror.cli import pull
-    from mirror.common import progress
 
     settings = _settings(options)
     with _recorded(settings, "pull", "current"):
-        asyncio.run(pull.pull(settings, os.environ, progress.meter(sys.stdout)))
+        asyncio.run(pull.pull(settings, os.environ, _meter()))
     return 0
 
 
@@ -130,13 +138,12 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from mirror.cli import manage
-    from mirror.common import progress
     from mirror.images.describe import describe_verified
     from mirror.store.disk.verification import Verdict
 
     if options.hash is not None and options.all:
         raise UsageError("verify takes a HASH or --all, not both")
-    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    meter = _meter(json=options.json)
     settings = _settings(options)
     with _recorded(settings, "verify", options.hash or "all") as recorded:
         outcome = manage.verify(settings, options.hash, meter)
@@ -197,9 +204,8 @@ def _gc(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from mirror.bundle import exporter
-    from mirror.common import progress
 
-    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    meter = _meter(json=options.json)
     settings = _settings(options)
     with _recorded(settings, "export", f"{options.hash} to {options.directory}"):
         files = exporter.export(settings, options.hash, options.directory, meter, split=options.split, key=options.sign)
@@ -211,9 +217,8 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from mirror.bundle import importer
     from mirror.bundle.check_parts import BadParts
-    from mirror.common import progress
 
-    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    meter = _meter(json=options.json)
     settings, paths = _settings(options), " ".join(map(str, options.paths))
     try:
         with _recorded(settings, "import", paths) as recorded:
@@ -232,9 +237,8 @@ def _import(options: argparse.Namespace) -> int:
 
 def _push(options: argparse.Namespace) -> int:
     from mirror.cli import push
-    from mirror.common import progress
 
-    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    meter = _meter(json=options.json)
     wanted = push.PushOptions(options.target, options.hash, options.tls_verify, options.ca_file)
     settings = _settings(options)
     with _recorded(settings, "push", f"{options.hash or 'current'} to {options.target}"):
@@ -247,11 +251,11 @@ def _push(options: argparse.Namespace) -> int:
 def _get(options: argparse.Namespace) -> int:
     from mirror.cli import get
     from mirror.cli.container_engines import Loader
-    from mirror.common import log, progress
+    from mirror.common import log
 
     log.set_up(options.log_level or "warning", "console")
     loader = Loader.find(options.loader, os.environ.get("PATH")) if options.load else None
-    meter = progress.Silence() if options.json else progress.meter(sys.stdout)
+    meter = _meter(json=options.json)
     wanted = get.GetOptions(options.url, options.output, options.token_file, options.ca_file, options.retry_for)
     got = get.run(wanted, loader, os.environ, meter)
     if options.json:

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from mirror.simulator.faults import Fault
 from mirror.simulator.images import Image, ImageSpec, metadata_body
@@ -35,18 +35,40 @@ class SimulatorFailed(Exception):
     """The simulator did not start, or refused a control call; the text has its reason and its stderr."""
 
 
+class Process(Protocol):
+    """What it runs in: as subprocess.Popen has it."""
+
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def launch(errors: IO[bytes]) -> Process:
+    """Start the command; what it says goes to the file `errors`, what it is told comes from a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mirror.simulator", "--state", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+    )
+
+
 class Simulator:
     """A running simulator; a context manager that ends it. It also ends when the process that started it does."""
+
+    launch: Callable[[IO[bytes]], Process] = staticmethod(launch)
+    """How its process is started."""
 
     def __init__(self, setup: Setup) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         self._said: str | None = None
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mirror.simulator", "--state", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
+        self._process = self.launch(self._errors)
         try:
             ready = self._exchange_first_lines(setup)
         except BaseException:
@@ -219,7 +241,7 @@ class Simulator:
         if self._said is None:
             self._said = self.errors()
             self._errors.close()
-        return self._process.returncode
+        return self._process.wait()
 
     def errors(self) -> str:
         """Return what it wrote to stderr so far: empty, unless something is wrong with the simulator itself."""

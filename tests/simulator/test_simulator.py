@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import pytest
 
 from mirror.simulator.api import IMAGE, METADATA, VERSION
-from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, SimulatorFailed, fingerprint
+from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator, SimulatorFailed, fingerprint, launch
 from tests.support.needs import needs
 
 SIZE = 3_000_001  # not a multiple of any block or piece
@@ -534,6 +534,10 @@ class TestLog:
 
 
 class TestProcess:
+    @pytest.fixture(autouse=True)
+    def a_real_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Simulator, "launch", staticmethod(launch))
+
     def test_an_image_from_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "image.tar.gz"
         path.write_bytes(os.urandom(1_500_000))

@@ -11,14 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import IO, Any
+
+from mirror.simulator import __main__ as simulator
 
 # All that commands import when they are run.
 _PRELOADED = (
     *("mirror.cli.main", "mirror.serve.main", "mirror.cli.check.main", "mirror.cli.doctor.main", "mirror.cli.pull"),
     *("mirror.cli.ls", "mirror.cli.manage", "mirror.cli.get", "mirror.bundle.exporter", "mirror.bundle.importer"),
-    *("mirror.store.s3.store", "mirror.store.tiered", "tests.support.forked"),
+    *("mirror.store.s3.store", "mirror.store.tiered", "mirror.simulator.__main__", "tests.support.forked"),
 )
 multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
 
@@ -46,6 +50,20 @@ def fork(
     return process
 
 
+def fork_simulator(errors: IO[bytes]) -> "ForkedSimulator":
+    """Start a simulator as `mirror.simulator.client.launch` does."""
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    process = ForkedSimulator(target=_simulate, args=(_Descriptors([theirs_in, theirs_out, errors.fileno()]),))
+    try:
+        process.start()
+    finally:
+        os.close(theirs_in)
+        os.close(theirs_out)
+    process.stdin, process.stdout = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
+    return process
+
+
 class Forked(ForkServerProcess):
     """A process that was forked, with the methods of one that was started by a command: see `processes.Process`."""
 
@@ -66,6 +84,35 @@ class Forked(ForkServerProcess):
         """See `Process`."""
         if self.poll() is None:
             os.kill(self.pid, sig)
+
+
+class ForkedSimulator(Forked):
+    """A simulator that was forked; see `mirror.simulator.client.Process`."""
+
+    stdin: IO[bytes] | None = None
+    stdout: IO[bytes] | None = None
+
+
+class _Descriptors:
+    """Descriptors that a process inherits which is being started."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._descriptors = descriptors
+
+    def __reduce__(self) -> Any:
+        return _detached, tuple(map(reduction.DupFd, self._descriptors))
+
+
+def _detached(*descriptors: Any) -> Sequence[int]:
+    return [each.detach() for each in descriptors]
+
+
+def _simulate(descriptors: Sequence[int]) -> None:
+    """Become the simulator."""
+    for standard, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    sys.exit(simulator.main(["--state", "-"]))
 
 
 def _run(

@@ -6,9 +6,10 @@ File names and reasons come from outside: the template escapes them, and isolate
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from mirror.common.units import format_duration, format_size
 from mirror.model.status import Status
@@ -33,10 +34,15 @@ class Page:
         room = files(__package__ or __name__)
         self.style = room.joinpath("style.css").read_bytes()
         self.script = room.joinpath("script.js").read_bytes()
+        self._source = room.joinpath("page.html").read_text("utf-8")
+
+    @cached_property
+    def _template(self) -> Template:
+        """The template, compiled when it is first needed: that takes longer than the rest of a start."""
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters |= {"size": _size, "took": format_duration, "bars": bars, "short": _short}
         environment.filters |= {"time": _time, "local": _local}
-        self._template = environment.from_string(room.joinpath("page.html").read_text("utf-8"))
+        return environment.from_string(self._source)
 
     def render(self, status: Status) -> str:
         """Return the page as HTML."""
