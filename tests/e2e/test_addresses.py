@@ -80,8 +80,8 @@ def test_an_address_that_is_taken_is_a_failure_that_a_service_manager_tries_agai
         mirror = mirror_on(tmp_path, simulator, stranger.getsockname()[1], workers=workers)
         mirror.start(wait=False)
         assert mirror.wait_dead(30) == 1
-        assert f"cannot listen on 127.0.0.1 port {mirror.port}: Address already in use" in mirror.log()
-        assert "Traceback" not in mirror.log()
+        assert f"cannot listen on 127.0.0.1 port {mirror.port}: Address already in use" in mirror.settled.log()
+        assert "Traceback" not in mirror.settled.log()
         assert "Address already in use" in checked(mirror)
     with mirror:
         assert fetch(mirror.metadata_url).status == 200

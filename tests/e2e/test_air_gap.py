@@ -121,7 +121,7 @@ def test_a_note_of_what_is_current_that_makes_no_sense_is_complained_of_once_and
     first = put(here.store, b"first")
     assert "it is the current image" in bring(mirror, here.export(tmp_path / "a"), complaint="is left alone")
     assert served(mirror) == {first}
-    assert 1 <= mirror.log().count("current.json is left alone") <= 2  # of two processes
+    assert 1 <= mirror.settled.log().count("current.json is left alone") <= 2  # of two processes
 
 
 def test_volumes_are_taken_from_several_directories_in_any_order_and_missing_ones_are_named(

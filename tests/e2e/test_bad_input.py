@@ -36,7 +36,7 @@ def _the_next_client_is_served(mirror: MirrorProcess, simulator: Simulator) -> I
     yield
     simulator.clear_faults()
     assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
-    assert "Traceback" not in mirror.log()
+    assert "Traceback" not in mirror.settled.log()
 
 
 BAD_METADATA = [

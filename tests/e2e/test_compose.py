@@ -30,5 +30,5 @@ def test_as_in_compose_metrics_are_for_all_on_its_network_and_the_page_for_who_h
             assert ask_admin(mirror, "GET", path, as_there).status == 401
             assert ask_admin(mirror, "GET", path, as_there | {"Authorization": f"Bearer {TOKEN}"}).status == 200
         assert len(ask(mirror.image_url).body) == SIZE
-        assert mirror.log().startswith("{"), "JSON"
-        assert TOKEN not in mirror.log()
+        assert mirror.settled.log().startswith("{"), "JSON"
+        assert TOKEN not in mirror.settled.log()

@@ -188,7 +188,7 @@ def test_what_was_left_behind_in_the_container_is_cleared_away(
         os.kill(int(min(workers)), signal.SIGKILL)
         eventually(lambda: mirror.actions().count("worker.started") == 3, what="another worker")
         eventually(lambda: len(children()) == 2, 60, what="the end of the orphan")
-        assert [each["pps_mirror.status"] for each in mirror.events("worker.died")] == [-9]
+        assert [each["pps_mirror.status"] for each in mirror.settled.events("worker.died")] == [-9]
     finally:
         os.kill(pid, signal.SIGTERM)
         assert mirror.wait_dead(60) == 0

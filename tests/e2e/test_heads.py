@@ -54,7 +54,7 @@ def test_what_is_too_long_is_named(mirror: MirrorProcess, target: str, fields: s
     assert head.split()[1] == str(status).encode()
     assert b"\r\nContent-Type: application/json\r\n" in head + b"\r\n"
     assert said in json.loads(body)["message"]
-    assert "xxxx" not in mirror.log()
+    assert "xxxx" not in mirror.settled.log()
 
 
 def test_a_head_that_never_ends_is_not_kept_in_memory(mirror: MirrorProcess) -> None:

@@ -62,8 +62,8 @@ def test_a_new_image_is_told_in_the_form_of_the_conventions(
     assert event["data"]["image"]["size"] == image.size
     assert event["data"]["image"]["tags"]
     assert receiver.types.count("image.stored") == receiver.types.count("image.current") == 1
-    assert SECRET.removeprefix("whsec_") not in mirror.log()
-    assert "a-secret-of-the-receiver" not in mirror.log()
+    assert SECRET.removeprefix("whsec_") not in mirror.settled.log()
+    assert "a-secret-of-the-receiver" not in mirror.settled.log()
 
 
 def test_what_workers_notice_is_told_once(fresh_mirror: FreshMirror, receiver: Receiver) -> None:
@@ -160,7 +160,7 @@ def test_a_receiver_that_fails_hangs_or_ends_the_connection_gets_each_event_in_o
     receiver.wait_for("image.stored", seconds=60)
     assert receiver.types == ["image.current"] * 5 + ["image.stored"]
     assert len(set(receiver.ids)) == 2
-    assert mirror.actions().count("hook.failed") == 4
+    assert mirror.settled.actions().count("hook.failed") == 4
     times = [int(each.headers["webhook-timestamp"]) for each in receiver.told]
     assert times[4] > times[0]
 
@@ -173,7 +173,7 @@ def test_a_receiver_that_does_not_want_it_any_more_gets_the_next_all_the_same(
     fetch(mirror)
     receiver.wait_for("image.stored")
     assert receiver.types == ["image.current", "image.stored"]
-    assert "hook.given_up" in mirror.actions()
+    assert "hook.given_up" in mirror.settled.actions()
     shown = status_of(mirror)["hooks"][0]
     assert (shown["name"], shown["givenUp"]) == ("it", 1)
     page = ask_admin(mirror, "GET", "/").body.decode()
@@ -341,8 +341,8 @@ def test_what_a_command_prints_is_bounded(fresh_mirror: FreshMirror, tmp_path: P
     mirror = fresh_mirror(environ=in_environment(hook(command=command, events=["image.stored"])))
     fetch(mirror)
     eventually(lambda: "hook.delivered" in mirror.actions())
-    assert mirror.log().count("it: line ") == 100
-    assert "more than 100 lines" in mirror.log()
+    assert mirror.settled.log().count("it: line ") == 100
+    assert "more than 100 lines" in mirror.settled.log()
 
 
 # Other processes, other configurations
@@ -386,7 +386,7 @@ def test_hooks_change_on_sighup_and_a_bad_one_changes_nothing(
     mirror.config_file.write_text(before + in_file(hook(url=receiver.url, secret_file=str(tmp_path / "none"))))
     mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "reload.failed" in mirror.actions())
-    assert "secret_file" in mirror.log()
+    assert "secret_file" in mirror.settled.log()
     mirror.config_file.write_text(before + in_file(hook(url=receiver.url)))
     mirror.send_signal(signal.SIGHUP)
     eventually(lambda: "mirror.reloaded" in mirror.actions())

@@ -165,7 +165,7 @@ def test_the_status_page_hears_what_is_not_written(fresh_mirror: FreshMirror) ->
     mirror = fresh_mirror({"log": {"level": "error", "format": "json"}})
     with Download(mirror.image_url) as download:
         download.read_all()
-    assert mirror.log() == ""
+    assert mirror.settled.log() == ""
     eventually(lambda: "fill.published" in actions_of(mirror), what="the event")
     assert "http.request" not in actions_of(mirror)
 

@@ -159,7 +159,7 @@ def test_without_a_token_it_says_what_is_missing(simulator: Simulator, fresh_mir
     eventually(lambda: "prefetch.failed" in actions_of(mirror), what="a failure")
     time.sleep(2)
     missing = "upstream answered 401, for it wants a token: set upstream.token_file or DATAROBOT_API_TOKEN"
-    assert [each["message"] for each in mirror.events("prefetch.failed")] == [f"prefetching fails: {missing}"]
+    assert [each["message"] for each in mirror.settled.events("prefetch.failed")] == [f"prefetching fails: {missing}"]
     assert missing in status_of(mirror)["prefetch"]["doing"]
     answer = ask_admin(mirror, "POST", "/api/prefetch", CHANGING)
     assert (answer.status, missing in answer.json["message"]) == (502, True)
@@ -170,7 +170,7 @@ def test_a_token_that_is_refused_is_said_to_be(simulator: Simulator, fresh_mirro
     mirror = fresh_mirror({"prefetch": {"enabled": True, "interval": "1s"}}, environ=wrong)
     said = "prefetching fails: upstream answered 401, for it refuses the mirror's own token"
     eventually(lambda: "prefetch.failed" in mirror.actions(), what="the failure")
-    assert mirror.events("prefetch.failed")[0]["message"] == said
+    assert mirror.settled.events("prefetch.failed")[0]["message"] == said
 
 
 def test_a_failure_is_tried_again_at_the_next_look(simulator: Simulator, fresh_mirror: FreshMirror) -> None:

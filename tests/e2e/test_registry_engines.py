@@ -154,7 +154,7 @@ def test_skopeo_waits_for_an_image_that_nobody_has_asked_for(tmp_path: Path, sko
     with pullable(tmp_path / "mirror", [spec(made, "7.0.0")], patience=0.01) as (simulator, mirror):
         source = f"docker://127.0.0.1:{mirror.port}/{NAME}"
         said(skopeo, "copy", "--src-tls-verify=false", f"--src-creds=token:{TOKEN}", source, f"dir:{tmp_path}/copy")
-        assert " 429 " in mirror.log()
+        assert " 429 " in mirror.settled.log()
         assert simulator.counters().image_requests == 1
 
 
@@ -164,7 +164,7 @@ def test_podman_waits_for_an_image_that_nobody_has_asked_for(tmp_path: Path, pod
         name = f"127.0.0.1:{mirror.port}/{NAME}"
         pulled = said(*podman, "pull", "--quiet", "--tls-verify=false", f"--creds=token:{TOKEN}", name)
         assert pulled == made.image_id.removeprefix("sha256:")
-        assert " 429 " in mirror.log()
+        assert " 429 " in mirror.settled.log()
 
 
 def test_skopeo_copies_over_tls(tmp_path: Path, skopeo: str) -> None:

@@ -46,5 +46,5 @@ def test_a_bucket_alone_has_nothing_to_pull_and_says_why(tmp_path: Path, bucket:
             answer = request(mirror, f"{REPOSITORY}/{path}")
             assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
             assert "store.s3.local_copy = true" in answer.message
-        assert "registry.empty" in mirror.actions()
+        assert "registry.empty" in mirror.settled.actions()
         assert simulator.counters().image_requests == 0

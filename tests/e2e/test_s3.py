@@ -114,7 +114,7 @@ def test_where_one_connection_to_the_bucket_is_slow_several_bring_the_image(
         assert (whole.ended, whole.body == simulator.read("first")) == ("complete", True)
         asked = [asked for asked in front.asked("GET", OBJECT) if asked.sent]
         assert len(asked) > 8
-        assert "bucket.connections" in mirror.actions()
+        assert "bucket.connections" in mirror.settled.actions()
     assert sum(each.sent for each in asked) <= SIZE + window + 10 * MIB  # what was on its way, at most
 
 
@@ -274,7 +274,7 @@ def test_a_miss_is_streamed_and_the_next_client_redirected(
 
 
 def test_the_url_expires(mirror_on: Make, canary: Canary) -> None:
-    with mirror_on(serve="redirect", presign_ttl="1s") as mirror:
+    with mirror_on(serve="redirect", presign_ttl="3s") as mirror:
         url = location(mirror, canary)
         assert status_of(url) == 200
         eventually(lambda: status_of(url) == 403, what="its end")
@@ -352,11 +352,11 @@ def test_everything_goes_over_https_with_a_private_ca(
         )
     with mirror_on(endpoint_url=https) as mirror:
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("second")
-        assert "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA" in mirror.log()
+        assert "its certificate is not trusted; AWS_CA_BUNDLE names the file of a private CA" in mirror.settled.log()
 
 
 def test_the_log_names_no_session_token(mirror_on: Make, canary: Canary, simulator: Simulator) -> None:
     canary.hide(session := "a-session-token-that-nobody-knows")
     with mirror_on(environ={"AWS_SESSION_TOKEN": session}) as mirror:
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
-        assert "cannot be used" in mirror.log()
+        assert "cannot be used" in mirror.settled.log()

@@ -73,7 +73,7 @@ def test_the_first_client_starts_the_mirror_and_is_served(stopped: Stopped, simu
     mirror.start(wait=False)
     eventually(lambda: "Listening on" in mirror.log(), what="systemd's tool")
     time.sleep(0.3)
-    assert "serving" not in mirror.log()  # nobody has asked yet
+    assert "serving" not in mirror.settled.log()  # nobody has asked yet
     download = fetch(mirror.image_url)
     assert (download.ended, download.sha256) == ("complete", simulator.image_sha256("first"))
     outcomes = at_once(12, lambda: fetch(mirror.image_url))

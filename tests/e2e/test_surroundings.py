@@ -23,7 +23,7 @@ def test_a_time_zone_that_is_not_installed_is_said_at_the_start_and_by_check_and
 ) -> None:
     mirror = fresh_mirror(environ={"TZ": "Nowhere/Town"})
     said = "TZ = 'Nowhere/Town' is no time zone that this machine knows, so times and windows of the day are UTC"
-    assert mirror.log().count(said) == 1
+    assert mirror.settled.log().count(said) == 1
     assert mirror.stop() == 0
     for command in ("check", "doctor"):
         ran = subprocess.run(
@@ -47,7 +47,7 @@ def test_where_no_thread_may_be_started_that_is_one_line(tmp_path: Path, simulat
     mirror.through = [*as_nobody, prlimit, "--nproc=1"]
     mirror.start(wait=False)
     assert mirror.wait_dead(60) == 1
-    assert mirror.log() == (
+    assert mirror.settled.log() == (
         "pps-mirror: this user may start no more threads or processes here: raise its limit (ulimit -u)\n"
     )
 

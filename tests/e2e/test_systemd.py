@@ -169,7 +169,7 @@ def test_a_service_manager_that_cannot_be_told_hinders_nothing(fresh_mirror: Fre
     mirror = fresh_mirror(environ={"NOTIFY_SOCKET": address})
     assert fetch(mirror.metadata_url).status == 200
     assert mirror.stop() == 0
-    assert ("systemd.unheard" in mirror.actions()) == bool(address)
+    assert ("systemd.unheard" in mirror.settled.actions()) == bool(address)
 
 
 def test_with_the_watchdog_pid_of_the_mirror_it_is_asked(

@@ -176,7 +176,7 @@ def test_the_log_names_who_came_by_the_name_in_the_list(
 ) -> None:
     mirror = fresh_mirror(sections)
     assert ask(mirror.metadata_url, SECOND, X_Request_ID="number-7").status == 200
-    assert "request number-7: let in as ops" in mirror.log()
+    assert "request number-7: let in as ops" in mirror.settled.log()
 
 
 def test_a_bad_list_stops_the_start_and_fails_check_with_a_line_that_names_file_and_line(

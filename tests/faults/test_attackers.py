@@ -447,7 +447,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
         sections = {"auth": {"ttl": "0s"}, "upstream": {"metadata_ttl": "0s"}}
         with ForkedMirror(tmp_path_factory.mktemp("hostile"), url, sections) as hostile.mirror:
             yield hostile
-            assert "Traceback" not in hostile.mirror.log()
+            assert "Traceback" not in hostile.mirror.settled.log()
             assert_plain(hostile.mirror.log())
 
 

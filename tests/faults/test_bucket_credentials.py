@@ -195,7 +195,7 @@ def test_a_key_that_is_rotated_in_the_middle_costs_neither_the_upload_nor_a_seco
         arrives(TestBucket(weed, bucket.name, weed.client()), simulator)
         assert simulator.counters().store_gets == 1
         for word in ("lease.lost", "took the lease over", "was lost", "without regard"):
-            assert word not in mirror.log()
+            assert word not in mirror.settled.log()
 
 
 def test_a_download_that_runs_when_everything_is_found_anew_goes_on_to_its_end(
@@ -241,7 +241,7 @@ def test_sighup_takes_up_another_key_at_once_and_one_that_has_vanished_changes_n
         assert fetch(mirror.image_url).cache_status == HIT
         eventually(lambda: not degraded(mirror), what="health")
         for secret in ("a-secret-key-of-nobody", bucket.server.secret_key):
-            assert secret not in mirror.log()
+            assert secret not in mirror.settled.log()
 
 
 @KINDS

@@ -36,7 +36,7 @@ CAUSES: Mapping[str, tuple[Callable[[Front], None], str]] = {
 
 def loud(mirror: ForkedMirror) -> list[str]:
     """What it has warned of."""
-    return [event["message"] for event in mirror.events() if event["log.level"] in {"warning", "error"}]
+    return [event["message"] for event in mirror.settled.events() if event["log.level"] in {"warning", "error"}]
 
 
 @pytest.mark.parametrize(

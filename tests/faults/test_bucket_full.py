@@ -119,7 +119,7 @@ def test_two_mirrors_that_roll_over_and_over_stay_within_the_bounds_and_every_cl
         assert simulator.counters().store_gets == len(NAMES)
         assert len(stored(bucket, simulator)) == 3
         assert NAMES[-1] in stored(bucket, simulator)
-        evicted = [event for each in (one, two) for event in each.events("image.evicted")]
+        evicted = [event for each in (one, two) for event in each.settled.events("image.evicted")]
         assert len([each for each in evicted if each["log.logger"].startswith("mirror.store.s3.")]) == len(NAMES) - 3
         eventually(lambda: room_of(one)["used"] == 3 * SIZE)
         assert (room_of(one)["limit"], room_of(one)["images"], room_of(one)["trouble"]) == (ROOM, 3, None)
@@ -146,7 +146,7 @@ def test_when_nothing_may_be_evicted_the_mirror_says_so_and_serves_and_stores_ag
         assert outcome.cache_status == ("pps-mirror; fwd=miss; stored" if local_copy else "pps-mirror; fwd=bypass")
         eventually(lambda: "store.s3.max_size" in degraded(mirror), what="word of it")
         assert stored(bucket, simulator) == NAMES[:3]
-        assert mirror.actions().count("bucket.full") <= 3  # for each fill, not for each look
+        assert mirror.settled.actions().count("bucket.full") <= 3  # for each fill, not for each look
         run(mirror, "unpin", simulator.image_sha256(NAMES[0]))
         if local_copy:  # its keeper brings what is current
             eventually(lambda: NAMES[3] in stored(bucket, simulator), 60, "its arrival in the bucket")

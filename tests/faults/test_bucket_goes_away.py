@@ -67,7 +67,7 @@ def test_a_hit_whose_bucket_gives_no_byte_is_passed_through(
             assert (part.status, part.ended, part.header("Cache-Status")) == (206, "complete", BYPASS)
             assert part.body == replicas.simulator.read("first")[-100:]
         # It is spared, unless it answers, and does not come back of an answer to something else.
-        assert mirror.log().count("nobody waits for it") == (go is not AWAY["refuses bytes"])
+        assert mirror.settled.log().count("nobody waits for it") == (go is not AWAY["refuses bytes"])
 
 
 @goes
@@ -97,14 +97,14 @@ def test_while_a_bucket_hangs_no_request_asks_it_and_when_it_is_back_that_is_fou
             for outcome in pool.map(lambda _: fetch(mirror.image_url), range(16)):
                 replicas.assert_right(outcome, BYPASS)
         assert front.came("HEAD") == asked
-        eventually(lambda: front.came("GET", OBJECT) > tried + 1, what="attempts in the background")
+        eventually(lambda: front.came("GET", OBJECT) > tried + 1, 60, "attempts in the background")  # of 8 s each
         assert "does not answer" in health(mirror).degraded
-        assert mirror.actions().count("bucket.away") == 1
+        assert mirror.settled.actions().count("bucket.away") == 1
 
         mend(front)
         eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
         replicas.assert_right(fetch(mirror.image_url), HIT)
-        assert mirror.actions().count("bucket.back") == 1
+        assert mirror.settled.actions().count("bucket.back") == 1
 
 
 def test_what_hangs_while_the_rest_is_quick_makes_nobody_believe_that_the_bucket_is_away(
@@ -117,7 +117,7 @@ def test_what_hangs_while_the_rest_is_quick_makes_nobody_believe_that_the_bucket
         replicas.simulator.roll_over("first")
         for _ in range(3):
             replicas.assert_right(fetch(mirror.image_url), HIT)
-        assert "bucket.away" not in mirror.actions()
+        assert "bucket.away" not in mirror.settled.actions()
 
 
 def test_a_bucket_that_is_deleted_under_a_mirror_stores_nothing_and_that_is_said(

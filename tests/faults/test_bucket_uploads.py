@@ -38,7 +38,7 @@ def test_a_server_without_conditional_writes_costs_a_fetch_for_each_replica_and_
             replicas.assert_right(outcome)
         assert replicas.simulator.counters().store_gets == 2
         for mirror in (one, two):
-            assert mirror.log().count("it has no conditional writes") == 1
+            assert mirror.settled.log().count("it has no conditional writes") == 1
         eventually(replicas.arrived)
         replicas.assert_right(fetch(two.image_url), HIT)
 
@@ -51,7 +51,7 @@ def test_a_server_that_cannot_copy_within_itself_gets_each_part_twice_and_that_i
     with replicas.make(local_copy=local_copy) as mirror:
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(replicas.arrived)
-        assert mirror.log().count("cannot copy within itself") == 1
+        assert mirror.settled.log().count("cannot copy within itself") == 1
         assert health(mirror) == WELL
         assert fetch(mirror.image_url).cache_status == HIT
 
@@ -76,7 +76,7 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
     with mirror:
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(lambda: words in health(mirror).degraded, what="word of it")
-        assert mirror.actions().count("upload.paused") == 1
+        assert mirror.settled.actions().count("upload.paused") == 1
         (upload,) = unfinished()
         asked = len(front.asked("POST", "uploadId="))
         eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
@@ -105,7 +105,7 @@ def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(re
         eventually(lambda: "upload.paused" in mirror.actions(), what="word of it")
         front.clear()
         eventually(lambda: replicas.bucket.names("parts/") == replicas.bucket.names("leases/") == [], what="an end")
-        assert "bucket.unpublished" not in mirror.actions()
+        assert "bucket.unpublished" not in mirror.settled.actions()
         eventually(lambda: health(mirror) == WELL, what="recovery")
 
 

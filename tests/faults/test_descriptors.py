@@ -49,7 +49,7 @@ def crowd(mirror: MirrorProcess, stack: ExitStack, count: int) -> None:
 def test_a_crowd_beyond_the_descriptors_is_told_so_and_what_runs_goes_on(tmp_path: Path, simulator: Simulator) -> None:
     simulator.fault(Fault("store", hang_after=SIZE // 2))
     with limited(tmp_path, simulator, LIMIT) as mirror, ExitStack() as stack:
-        assert f"{LIMIT} files may be open at once: that is enough for {FITTING} connections" in mirror.log()
+        assert f"{LIMIT} files may be open at once: that is enough for {FITTING} connections" in mirror.settled.log()
         downloads = [stack.enter_context(Download(mirror.image_url)) for _ in range(4)]
         for download in downloads:
             download.read(MIB)
@@ -87,14 +87,14 @@ def test_each_worker_has_its_own_descriptors(tmp_path: Path, simulator: Simulato
         stack.close()
         eventually(lambda: served(mirror), what="room again, when the crowd has left")
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
-        assert "Traceback" not in mirror.log()
+        assert "Traceback" not in mirror.settled.log()
 
 
 def test_too_few_to_run_at_all_is_one_line_and_status_2(tmp_path: Path, simulator: Simulator) -> None:
     mirror = limited(tmp_path, simulator, LEAST - 1).start(wait=False)
     assert mirror.wait_dead(30) == 2
-    assert mirror.log().count("\n") == 1
-    assert f"only {LEAST - 1} files may be open at once" in mirror.log()
+    assert mirror.settled.log().count("\n") == 1
+    assert f"only {LEAST - 1} files may be open at once" in mirror.settled.log()
 
 
 def test_check_says_how_many_connections_the_limit_is_enough_for(tmp_path: Path, simulator: Simulator) -> None:

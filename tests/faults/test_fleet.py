@@ -139,5 +139,5 @@ def test_without_conditional_writes_each_replica_fetches_once_and_says_so(
     with Fleet(tmp_path, bucket, simulator, 3, local_copy=local_copy) as fleet:
         assert_right(simulator, [outcome for mirror in fleet.mirrors for outcome in fleet.fetch(mirror, 4)])
         assert fleet.fetches() == 3
-        assert all("no conditional writes" in mirror.log() for mirror in fleet.mirrors)
+        assert all("no conditional writes" in mirror.settled.log() for mirror in fleet.mirrors)
         fleet.assert_settled()

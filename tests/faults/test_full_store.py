@@ -73,7 +73,7 @@ def test_a_new_image_takes_the_room_of_the_one_served_least_recently(
     eventually(lambda: served_at(mirror, simulator, "a") > served_at(mirror, simulator, "b"))
     get(mirror, simulator, "c")
     assert stored(mirror, simulator) == {"a", "c"}
-    assert mirror.actions().count("image.evicted") == 1
+    assert mirror.settled.actions().count("image.evicted") == 1
 
 
 def test_an_image_that_a_client_downloads_stays_until_it_has_it(mirror: MirrorProcess, simulator: Simulator) -> None:
@@ -110,5 +110,5 @@ def test_an_image_that_can_never_fit_evicts_nothing_and_is_not_stored(
         upstream.roll_over("large")
         with Download(mirror.image_url) as download:
             said = download.read_all().body[:1000].decode(errors="replace")
-        assert "store.max_size = 8.0 MiB" in mirror.log() + said
+        assert "store.max_size = 8.0 MiB" in mirror.settled.log() + said
         assert [path.name for path in (mirror.store / "images").iterdir()] == [upstream.image_sha256("small")]

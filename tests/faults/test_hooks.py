@@ -96,7 +96,7 @@ def test_a_full_disk_keeps_nobody_from_being_told_of_it(
         disk.fill_up()
         assert fetch(mirror.image_url).status == 200
         receiver.wait_for("store.failing")
-        assert "hook.unqueued" in mirror.actions()
+        assert "hook.unqueued" in mirror.settled.actions()
         mirror.stop()
 
 
@@ -110,7 +110,7 @@ def test_another_mirror_on_the_store_goes_on_when_the_one_that_tells_is_killed(
     fetch(second.image_url)
     receiver.wait_for(*BOTH)
     assert sorted(receiver.once) == sorted(BOTH)
-    assert "hook.delivered" not in second.actions()
+    assert "hook.delivered" not in second.settled.actions()
     receiver.told.clear()
     receiver.answers = [500]
     (tmp_path / "shared" / "hooks" / "it.jsonl").write_bytes(b"")
@@ -138,7 +138,7 @@ def test_an_event_that_nobody_takes_for_a_day_is_given_up_and_those_behind_it_ar
         file.write(b"".join(lines))
     receiver.wait_for("import.finished", seconds=60)
     assert receiver.ids.count("old") == 5
-    assert "hook.given_up" in mirror.actions()
+    assert "hook.given_up" in mirror.settled.actions()
     receiver.status = 204
     eventually(lambda: "hook.delivered" in mirror.actions(), 60)
 

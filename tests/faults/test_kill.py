@@ -297,6 +297,9 @@ def test_a_partial_that_is_shorter_or_without_its_note_costs_nothing_but_what_is
     with mirror:
         outcome = fetch(mirror.image_url)
         assert (outcome.status, outcome.ended, outcome.sha256) == (200, "complete", small.image_sha256("small"))
-    assert [get.range for get in small.log("store")] == [None, f"bytes={length}-" if 0 < length < SMALL else None]
+    assert [get.range for get in small.log("store")] == [
+        None,
+        f"bytes={length}-" if 0 < length < SMALL else None,
+    ]
     assert Found(mirror.store, small, "small").stored
     assert not list(partial.parent.iterdir())

@@ -134,7 +134,7 @@ def test_what_is_no_tls_ends_that_connection_and_nothing_else(mirror: MirrorProc
                 assert ends(connection)
         honest.sendall(f"GET {METADATA} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
         assert honest.recv(65536).startswith(b"HTTP/1.1 200 ")
-    assert '"log.level": "error"' not in mirror.log()
+    assert '"log.level": "error"' not in mirror.settled.log()
 
 
 def test_connections_that_never_spoke_tls_leave_no_descriptor_behind(mirror: MirrorProcess) -> None:

@@ -51,7 +51,7 @@ def test_a_mirror_that_is_its_own_upstream_says_so_soon(tmp_path: Path, ask: Ask
             # Each came back once and no more, to whichever worker.
             eventually(lambda: requests(mirror) >= 6, what="the log of all requests")
             assert requests(mirror) == 6
-    assert "upstream is away: upstream answered 508" in mirror.log()
+    assert "upstream is away: upstream answered 508" in mirror.settled.log()
 
 
 def test_two_mirrors_in_a_circle_answer_soon_also_when_both_are_asked_at_the_same_time(

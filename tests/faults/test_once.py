@@ -53,7 +53,7 @@ def test_a_kept_connection_that_has_ended_is_no_503_and_is_counted(
         assert ask(mirror.metadata_url).status == 200
         assert simulator.counters().metadata_requests == 3
         assert metric(mirror, "upstream_requests_total", request="metadata", outcome="repeated") == 1
-        assert "upstream.repeated" in mirror.actions()
+        assert "upstream.repeated" in mirror.settled.actions()
 
 
 @dropped

@@ -163,6 +163,6 @@ def test_a_copy_of_the_store_takes_nothing_away_from_a_mirror_that_lives(
                 second.read_all()
                 assert (first.ended, second.ended) == ("complete", "complete")
                 assert first.body == second.body == simulator.read("first")
-                assert "lease.lost" not in original.actions()
+                assert "lease.lost" not in original.settled.actions()
                 assert len(simulator.log("store")) == 1
                 assert_settled(bucket, simulator)

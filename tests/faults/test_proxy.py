@@ -124,7 +124,7 @@ def test_https_goes_through_tunnels_to_upstream_and_to_where_it_redirects(
     assert ask(mirror.image_url).body == secure.read("first")
     assert set(proxy.asked()) == {("CONNECT", place(secure.api_url)), ("CONNECT", place(secure.store_url))}
     assert_credential_stayed_home(secure)
-    assert f"upstream is asked through the proxy {proxy.url()} (upstream.proxy)" in mirror.log()
+    assert f"upstream is asked through the proxy {proxy.url()} (upstream.proxy)" in mirror.settled.log()
 
 
 def test_http_is_asked_of_the_proxy_by_whole_urls(

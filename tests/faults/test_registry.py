@@ -435,7 +435,7 @@ def test_workers_all_know_what_one_of_them_indexes(tmp_path: Path, images: list[
         given = manifest(mirror)
         for _ in range(10):
             assert ask(mirror, "manifests/latest").body == given.body
-        assert mirror.actions().count("index.ready") == 1
+        assert mirror.settled.actions().count("index.ready") == 1
         assert simulator.counters().image_requests == 1
 
 

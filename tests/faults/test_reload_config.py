@@ -113,7 +113,7 @@ def test_prefetching_the_room_and_how_long_downloads_have(
     eventually(lambda: status_of(mirror)["rooms"][0]["limit"] == 50 << 20, what="the new limit")
     assert status_of(mirror)["prefetch"]["enabled"]
     assert mirror.stop() == 0
-    assert "downloads have 7 s to end" in mirror.events("mirror.stopping")[0]["message"]
+    assert "downloads have 7 s to end" in mirror.settled.events("mirror.stopping")[0]["message"]
 
 
 def test_the_admin_token(fresh_mirror: FreshMirror, tmp_path: Path) -> None:

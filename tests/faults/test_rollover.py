@@ -200,7 +200,9 @@ def test_clients_get_the_last_image_until_the_new_one_is_stored_and_then_the_new
         eventually(lambda: hit(mirror, simulator, "second"))
         assert {each["hash"]: each["current"] for each in listed(mirror)} == {second: True, first: False}
     assert set(seen) >= {first}
-    assert [each["pps_mirror.image"] for each in mirror.events("image.announced", "image.switched")] == [second] * 2
+    assert [each["pps_mirror.image"] for each in mirror.settled.events("image.announced", "image.switched")] == [
+        second
+    ] * 2
     assert simulator.counters().store_gets == 2
     assert_right(mirror, simulator, "first", "second")
 
@@ -239,7 +241,7 @@ def test_a_new_image_whose_bytes_are_wrong_never_shows_and_is_tried_again(
     with polling(mirror, simulator):
         eventually(lambda: shown(mirror) == simulator.image_sha256("second"))
         eventually(lambda: hit(mirror, simulator, "second"))
-    assert [each["pps_mirror.position"] for each in mirror.events("fill.wrong_bytes")] == [SIZE] * 2
+    assert [each["pps_mirror.position"] for each in mirror.settled.events("fill.wrong_bytes")] == [SIZE] * 2
 
 
 def test_a_new_image_that_fails_is_not_tried_again_before_the_next_refresh(
@@ -259,7 +261,7 @@ def test_a_head_begins_nothing(started: Started, simulator: Simulator) -> None:
     simulator.roll_over("second")
     for url in (mirror.metadata_url, mirror.image_url) * 2:
         assert read(url, "HEAD").status == 200
-    assert f"fill of {simulator.image_sha256('second')}" not in mirror.log()
+    assert f"fill of {simulator.image_sha256('second')}" not in mirror.settled.log()
     eventually(lambda: shown(mirror) == simulator.image_sha256("second"))
 
 
@@ -307,7 +309,7 @@ def test_when_upstream_rolls_over_again_meanwhile_the_newest_image_wins(started:
     simulator.wait_held()
     simulator.roll_over("third")
     eventually(lambda: shown(mirror) == simulator.image_sha256("third"))
-    assert f"{simulator.image_sha256('second')} is stored: clients get it now" not in mirror.log()
+    assert f"{simulator.image_sha256('second')} is stored: clients get it now" not in mirror.settled.log()
     simulator.release()
     eventually(lambda: simulator.image_sha256("second") in stored(mirror))
     eventually(lambda: hit(mirror, simulator, "third"))
@@ -358,7 +360,7 @@ def test_what_pull_brings_is_shown_at_once(started: Started, simulator: Simulato
     environ = {"DATAROBOT_API_TOKEN": TOKEN}
     assert run_forked("pull", "-c", mirror.config_file, environ=environ).returncode == 0
     eventually(lambda: hit(mirror, simulator, "second"))
-    assert "image.announced" not in mirror.actions()
+    assert "image.announced" not in mirror.settled.actions()
 
 
 def test_the_background_fill_uses_the_mirrors_own_token_when_it_has_one(
@@ -437,7 +439,7 @@ def test_an_image_that_was_never_stored_is_not_waited_with(started: Started, sim
         simulator.roll_over("second")
         first, second = simulator.image_sha256("first"), simulator.image_sha256("second")
         assert shown(mirror) == second
-        assert [each["pps_mirror.image"] for each in mirror.events("image.switched")] == [second]
+        assert [each["pps_mirror.image"] for each in mirror.settled.events("image.switched")] == [second]
         with Download(mirror.image_url) as new:
             simulator.wait_held(2)
             assert new.header("ETag") == f'"{second}"'

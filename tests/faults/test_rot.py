@@ -82,7 +82,7 @@ def test_a_file_replaced_by_cp_is_verified_and_served_without_asking_upstream(
     subprocess.run(["cp", "--remove-destination", tmp_path / "copy", image_file(mirror, simulator)], check=True)
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 0
-    assert mirror.actions().count("image.altered") == 2
+    assert mirror.settled.actions().count("image.altered") == 2
 
 
 def test_a_truncated_file_is_continued_from_its_end(mirror: MirrorProcess, simulator: Simulator) -> None:
@@ -151,7 +151,7 @@ def test_the_scrub_finds_a_bit_that_rotted_without_a_trace_and_the_next_request_
     eventually(lambda: "scrub.bad" in mirror.actions(), what="its line in the log")
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 2
-    assert mirror.actions().count("scrub.bad") == 1
+    assert mirror.settled.actions().count("scrub.bad") == 1
 
 
 def test_the_scrub_takes_what_has_waited_longest_and_goes_on_there_after_a_restart(

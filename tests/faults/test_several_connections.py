@@ -91,7 +91,7 @@ def test_one_transfer_begins_and_ranges_of_where_it_led_follow_each_byte_once(
     assert len({get.if_range for get in got}) == 1
     ends = [beginning(get) + get.sent for get in got]
     assert ends == [*map(beginning, got[1:]), SIZE]
-    assert "fill.connections" in mirror.actions()
+    assert "fill.connections" in mirror.settled.actions()
     assert metric(mirror, "upstream_requests_total", request="range", outcome="ok") == len(got)
     assert metric(mirror, "image_connections") == 0
 
@@ -178,7 +178,7 @@ def test_a_server_that_takes_two_connections_is_asked_for_no_more(
     simulator.fault(Fault("store", at_most=2, status=status, times=None))
     mirror = started()
     assert_all_right(mirror, simulator, asked=None)
-    assert "fill.connections_refused" in mirror.actions()
+    assert "fill.connections_refused" in mirror.settled.actions()
     refused = [get for get in ranges(simulator) if get.status == status]
     assert 1 <= len(refused) < len(ranges(simulator)) / 2
 

@@ -48,12 +48,12 @@ def test_a_disk_too_small_for_the_image_passes_it_through_once_for_all_and_recov
         assert {outcome.cache_status for outcome in outcomes} == {BYPASS}
         assert simulator.counters().store_gets == 1
         assert not list((disk.path / "store" / "images").iterdir())
-        assert mirror.actions().count("store.failing") == 1
+        assert mirror.settled.actions().count("store.failing") == 1
         assert "store.min_free" in degraded(mirror)[0]
         disk.remount("size=64m")
         assert fetch(mirror.image_url).cache_status == "pps-mirror; fwd=miss; stored"
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
-        assert mirror.actions().count("store.recovered") == 1
+        assert mirror.settled.actions().count("store.recovered") == 1
         assert degraded(mirror) == []
 
 
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_up_during_a_fill_lets_those_near_its_end_finish_and_r
         assert 10 * MIB - buffered <= len(far.body) < SIZE
         assert simulator.read("first").startswith(far.body)
         assert far.body == simulator.read("first", 0, len(far.body))
-        assert "too slow for an image that is passed through" in mirror.log()
+        assert "too slow for an image that is passed through" in mirror.settled.log()
         first, resumed = simulator.log("store")  # it went on from where it was
         assert first.range is None
         assert int((resumed.range or "").removeprefix("bytes=").rstrip("-")) >= 10 * MIB - 65536
@@ -115,7 +115,7 @@ def test_a_client_too_slow_for_what_is_passed_through_is_reset_and_slows_the_oth
         slow.read(1)
         assert quick.read_all().body == simulator.read("first")
         assert slow.read_all().ended == "reset"
-        assert "too slow for an image that is passed through" in mirror.log()
+        assert "too slow for an image that is passed through" in mirror.settled.log()
         assert simulator.counters().store_gets == 1
 
 

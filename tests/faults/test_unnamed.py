@@ -59,14 +59,14 @@ def test_an_image_that_cannot_get_its_name_is_fetched_once_and_given_to_all_unti
             outcome = fetch(mirror.image_url)
             assert (outcome.ended, outcome.sha256, outcome.cache_status) == ("complete", whole, BYPASS)
         assert any("images/" in said or "fails" in said for said in degraded(mirror))
-        assert mirror.actions().count("store.failing") == 1
+        assert mirror.settled.actions().count("store.failing") == 1
         assert list(images.iterdir()) == []
         with Download(mirror.image_url, headers=AUTHORIZED | {"Range": "bytes=-100"}) as last:
             assert (last.status, last.read_all().body) == (206, simulator.read("first", SIZE - 100))
         mirror.stop()
         mirror.start()  # nor does a restart
         assert fetch(mirror.image_url).sha256 == whole
-        assert "fill.went_on" not in mirror.actions()  # nor is it hashed again, each time: it was found right
+        assert "fill.went_on" not in mirror.settled.actions()  # nor is it hashed again, each time: it was found right
         repair(images)
         assert fetch(mirror.image_url).sha256 == whole
         assert simulator.counters().image_requests == 1
@@ -133,7 +133,9 @@ def test_out_of_inodes_at_the_last_step_is_passed_by_and_the_image_stored_when_t
                 outcome = fetch(mirror.image_url)
                 assert (outcome.sha256, outcome.cache_status) == (whole, BYPASS)
             assert degraded(mirror)
-            assert "fill.went_on" not in mirror.actions()  # it was noted that it is right: it is not hashed again
+            assert (
+                "fill.went_on" not in mirror.settled.actions()
+            )  # it was noted that it is right: it is not hashed again
             assert list((disk.path / "store" / "images").iterdir()) == []
             for path in used:
                 path.unlink()
@@ -188,7 +190,7 @@ def test_one_directory_of_another_user_keeps_nothing_else_from_being_seen_kept_a
             assert listed == [simulator.image_sha256("first")]
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
         assert [path.exists() for path in old] == [True, False]
-        assert any(action.endswith(".stuck") for action in mirror.actions())
+        assert any(action.endswith(".stuck") for action in mirror.settled.actions())
         theirs.chmod(0o755)
         (mirror.store / "quarantine").chmod(0o755)
 
@@ -256,4 +258,4 @@ def test_wrong_bytes_that_cannot_be_set_aside_are_not_taken_up_again(tmp_path: P
         assert fetch(mirror.image_url).ended == "reset"
         assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
         assert simulator.counters().image_requests == 2
-        assert "partial.stuck" in mirror.actions()
+        assert "partial.stuck" in mirror.settled.actions()

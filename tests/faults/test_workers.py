@@ -69,7 +69,7 @@ def test_clients_of_all_workers_stream_from_one_fetch(tmp_path: Path, simulator:
         assert statuses.count("pps-mirror; fwd=miss; stored") == 1
         assert set(statuses) == {"pps-mirror; fwd=miss; stored", "pps-mirror; fwd=miss; collapsed"}
         assert simulator.counters().store_gets == 1
-        assert mirror.actions().count("fill.began") == 1
+        assert mirror.settled.actions().count("fill.began") == 1
         assert {fetch(mirror.image_url).cache_status for _ in range(12)} == {"pps-mirror; hit"}
         assert len(workers_of(mirror)) == WORKERS
 
@@ -202,9 +202,9 @@ def test_a_worker_that_is_frozen_is_noticed_and_replaced_and_the_others_serve_wh
         for _ in range(12):
             assert fetch(mirror.image_url).sha256 == simulator.image_sha256("first")
         eventually(lambda: b"1 of 2 workers do not serve" in ready(mirror), 60, what="a word of it")
-        assert [each["pps_mirror.worker"] for each in mirror.events("worker.silent")] == [1]
+        assert [each["pps_mirror.worker"] for each in mirror.settled.events("worker.silent")] == [1]
         eventually(partial(replaced, mirror, frozen), 90, what="another worker")
-        assert [each["pps_mirror.worker"] for each in mirror.events("worker.frozen")] == [1]
+        assert [each["pps_mirror.worker"] for each in mirror.settled.events("worker.frozen")] == [1]
         eventually(lambda: b"workers do not serve" not in ready(mirror), what="all workers")
 
 
@@ -228,7 +228,7 @@ def test_what_stops_all_processes_for_long_is_no_frozen_worker(tmp_path: Path, s
         for pid in family:
             os.kill(pid, signal.SIGCONT)
         assert fetch(mirror.image_url).status == 200
-        assert "worker.silent" not in mirror.actions()
+        assert "worker.silent" not in mirror.settled.actions()
         assert workers_of(mirror) == before
 
 

@@ -21,6 +21,8 @@ IMAGE = "/api/v2/mlops/portablePredictionServerImage/"
 METADATA = IMAGE + "metadata/"
 START_SECONDS = 30.0
 HELD = 300
+SETTLED_SECONDS = 0.15
+"""Seconds without a new line after which its log has all; a line waits for others for 0.1 s at most."""
 
 
 _holders: deque[socket.socket] = deque()
@@ -184,8 +186,16 @@ class MirrorProcess:
         except OSError:
             return False
 
+    @property
+    def settled(self) -> Self:
+        """Itself, once its log has what happened before: a thread of its own writes that, a little later."""
+        size = -1
+        while self.alive() and size != (size := self.log_file.stat().st_size):
+            time.sleep(SETTLED_SECONDS)
+        return self
+
     def log(self) -> str:
-        """Everything it has said so far."""
+        """Everything it has said so far; `settled` says how far that is."""
         return self.log_file.read_text()
 
     def events(self, *actions: str) -> list[dict[str, Any]]:
