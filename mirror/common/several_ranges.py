@@ -39,7 +39,7 @@ LEFT = 10.0
 LEAD = 1.0
 """Seconds that the transfer may go on until it is at the first range: time for new connections to be made."""
 
-PATIENCE = 5.0
+ANSWER_SECONDS = 5.0
 """Seconds that it then waits at most for that range to be answered."""
 
 GAIN = 1.2
@@ -159,7 +159,7 @@ class SeveralRanges:
         """Return whether the first range is on its way. If it is not, there will be one connection from now on."""
         refusal: Exception | None = TimeoutError("no range was answered in time")
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 refusal = await ranges.answered()
         if refusal is not None:
             self._use(1, str(refusal), math.inf if isinstance(refusal, NoRange) else LATER)

@@ -18,7 +18,7 @@ from mirror.registry.catalog import Catalog, Entry
 from mirror.registry.refusals import ManifestUnknown, NotYet
 from mirror.registry.tags import LATEST, of_metadata
 
-PATIENCE = 10.0
+WAIT_SECONDS = 10.0
 """Seconds that a request waits for an image that is nearly here: of the clients, docker asks only once."""
 
 LOOK = 0.25
@@ -98,7 +98,7 @@ class Pull:
     async def _ready(self, metadata: ImageMetadata, tag: str, asker: Asker) -> Entry:
         """Return an image that can be pulled: this one, or with `when_stored` the one that had the tag before."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + PATIENCE
+        deadline = clock() + WAIT_SECONDS
         fill: Fill | None = None
         while True:
             entry = (await self._catalog.entries()).by_hash(metadata.hash)

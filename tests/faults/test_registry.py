@@ -316,7 +316,7 @@ def test_one_mirror_of_a_store_indexes_and_the_other_says_that_it_is_on_its_way(
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)  # as a mirror does that indexes it
             mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
-            mirror.constants = {"mirror.registry.pull:PATIENCE": 1.5}
+            mirror.constants = {"mirror.registry.pull:WAIT_SECONDS": 1.5}
             with mirror:
                 answer = ask(mirror, "manifests/latest")
                 assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror.images import retry as patience
+from mirror.images import retry
 from mirror.images.fill import Fill
 from mirror.images.fill_outcome import FillFailed, Reason, State
 from mirror.model.errors import BadUpstream, NotFound
@@ -24,7 +24,7 @@ HOLDBACK = 512
 
 @pytest.fixture(autouse=True)
 def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "BACKOFF", (0.0, 0.0))
+    monkeypatch.setattr(retry, "BACKOFF", (0.0, 0.0))
 
 
 async def read(body: Body, start: int, stop: int, seen: list[int] | None = None) -> bytes:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from mirror.images import retry as patience
+from mirror.images import retry
 from mirror.images.fill_outcome import FillFailed, Reason
 from mirror.images.library import Library
 from mirror.model.caller import Caller, OwnCredential
@@ -331,7 +331,7 @@ def _content(path: Path) -> bytes | None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "BACKOFF", (0.0, 0.0))
+    monkeypatch.setattr(retry, "BACKOFF", (0.0, 0.0))
     monkeypatch.setattr(partial_file, "FOLLOW", 0.002)
     for name, value in eager(window=6000).items():
         monkeypatch.setattr(f"{MODULE}.{name}", value)

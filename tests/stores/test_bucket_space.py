@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.images import retry as patience
+from mirror.images import retry
 from mirror.model.metadata import ImageMetadata
 from mirror.model.note import Note
 from mirror.model.source import NoSource
@@ -40,7 +40,7 @@ TIMINGS = Timings(renew=1.0, follow=0.1, settle=0.1, lately=0.0, mark=0.05, turn
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(retry, "BACKOFF", (0.01, 0.05))
 
 
 @pytest.fixture(params=["bucket", "tiered"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.images import retry as patience
+from mirror.images import retry
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Cut
 from mirror.store.disk.verification import Verdict
@@ -32,7 +32,7 @@ TIMINGS = Timings(lease=3.0, renew=1.0, follow=0.1, settle=0.1)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
-    monkeypatch.setattr(patience, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(retry, "BACKOFF", (0.01, 0.05))
 
 
 @pytest.fixture(params=["disk", "bucket", "tiered"])

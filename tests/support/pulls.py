@@ -94,7 +94,7 @@ def pullable(
     with Simulator.start(images, **setup) as simulator:
         mirror = ForkedMirror(directory, simulator.api_url, {"registry": {"enabled": True}, **(sections or {})})
         if patience is not None:
-            mirror.constants = {"mirror.registry.pull:PATIENCE": patience}
+            mirror.constants = {"mirror.registry.pull:WAIT_SECONDS": patience}
         with mirror:
             yield simulator, mirror
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined, Template
+from typing import TYPE_CHECKING
 
 from mirror.common.units import format_duration, format_size
 from mirror.model.status import Status
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 WIDTH, HEIGHT = 576, 80
 """The size of a picture, in units of its own."""
@@ -37,8 +39,10 @@ class Page:
         self._source = room.joinpath("page.html").read_text("utf-8")
 
     @cached_property
-    def _template(self) -> Template:
-        """The template, compiled when it is first needed: that takes longer than the rest of a start."""
+    def _template(self) -> "Template":
+        """The template. It is compiled when it is first needed, by what only it needs: a start is quicker without."""
+        from jinja2 import Environment, StrictUndefined
+
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters |= {"size": _size, "took": format_duration, "bars": bars, "short": _short}
         environment.filters |= {"time": _time, "local": _local}
