@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from mirror.common.log import event
+from mirror.common.tls_buffer import begin_small_tls
 
 PAUSE = 0.5
 """Seconds to pause when no descriptor is left for another connection."""
@@ -36,7 +37,7 @@ class Acceptor:
         self._sockets = sockets
         self._protocol = protocol
         self._tls = tls
-        self._handshake = handshake if tls is not None else None
+        self._handshake = handshake
         self._beginning: set[asyncio.Task[None]] = set()
         self._exhausted = False
         self._resuming: asyncio.TimerHandle | None = None
@@ -83,8 +84,9 @@ class Acceptor:
 
     async def _begin(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(
-                self._protocol, connection, ssl=self._tls, ssl_handshake_timeout=self._handshake
-            )
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(self._protocol, connection)
+            else:
+                await begin_small_tls(connection, self._protocol(), self._tls, self._handshake)
         except OSError as error:  # ssl.SSLError and TimeoutError are
             log.debug("a connection ended before it could be used: %s", type(error).__name__)

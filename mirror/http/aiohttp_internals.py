@@ -32,6 +32,10 @@ class PrivateConnection(web.RequestHandler):
         """Whether the connection waits for a request: none is being answered, and none is queued."""
         return not self._messages and self._waiter is not None and not self._waiter.done()
 
+    async def drained(self) -> None:
+        """Wait until the transport takes more bytes, which were written to it directly. Raises ConnectionResetError."""
+        await self._drain_helper()
+
     def read_no_more(self) -> None:
         """Make aiohttp call `handle_error` for an unfinished head, and read nothing more from the connection."""
         super().data_received(_UNREADABLE)

@@ -14,7 +14,6 @@ from typing import Any
 from aiohttp import web
 
 from mirror.common.hosts import unmapped
-from mirror.common.tls_buffer import set_tls_read_buffer
 from mirror.http import head_limits as heads
 from mirror.http import tcp
 from mirror.http.aiohttp_internals import PrivateConnection, PrivateServer
@@ -25,9 +24,6 @@ log = logging.getLogger(__name__)
 
 RESET_SECONDS = 5.0
 """Seconds that requests may take to end after their connections were reset."""
-
-TLS_READ_BUFFER = 16 << 10
-"""Bytes that are read from a client at a time over TLS: requests are small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,6 @@ class HttpServer(PrivateServer):
         # A client that asks and never reads the answers holds a connection no longer than one that never asks; for an
         # image, which a client may need time to put somewhere, `mirror.http.send` allows more.
         tcp.bound_unread(transport, self._header_timeout)
-        set_tls_read_buffer(transport, TLS_READ_BUFFER)
         if isinstance(handler, HttpConnection):
             handler.one_too_many = len(self._open) > self.limits.served
         if self._stopping or len(self._open) > self.limits.served + self.limits.refused:

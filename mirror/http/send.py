@@ -16,6 +16,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from mirror.common.log import event
+from mirror.common.tls_buffer import let_tls_keep_little
 from mirror.http import tcp
 from mirror.http.exchange import Exchange
 from mirror.http.read_ahead import ReadAhead, piece_size
@@ -76,8 +77,8 @@ class Sender:
                     return
                 start = await self._send_file(exchange, transport, body, start, stop)
             else:
-                transport.set_write_buffer_limits(LEAST_TLS_SLICE)  # asyncio would keep half a megabyte for each
-                start = await self._send_copied(exchange, response, body, start, stop)
+                let_tls_keep_little(transport)
+                start = await self._send_copied(exchange, transport, body, start, stop)
             if start < stop:
                 await self._send_pieces(exchange, response, body, start, stop)
         except ConnectionError:
@@ -147,7 +148,7 @@ class Sender:
             self._made -= 1
 
     async def _send_copied(
-        self, exchange: Exchange, response: web.StreamResponse, body: Body, start: int, stop: int
+        self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
     ) -> int:
         """Send the bytes that are in a file over TLS. Returns the position after the last one."""
         loop = asyncio.get_running_loop()
@@ -166,9 +167,14 @@ class Sender:
                         piece = file.read(position, end)
                     else:
                         piece = await loop.run_in_executor(self._pool, file.read, position, end)
-                    await response.write(piece)
+                    if transport.is_closing():
+                        raise ConnectionResetError
+                    transport.write(piece)
                     position += len(piece)
                     exchange.sent = position - start
+                    del piece  # while this client is waited for
+                    await asyncio.sleep(0)  # one that takes everything at once must not monopolise the loop
+                    await exchange.connection.drained()
         finally:
             self._encrypted -= 1
         return position
