@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -198,3 +199,28 @@ async def test_what_is_wrong_with_a_head_is_told_apart(
     assert (await client.hear_all()).split()[1] == b"400"
     ((status, mistake),) = server.made[0].mistakes
     assert (status, longest(mistake), has_too_many_fields(mistake)) == (400, limit, many)
+
+
+async def test_whoever_writes_to_the_transport_waits_until_it_takes_more_or_learns_that_it_has_gone(
+    server: Server, client: Client
+) -> None:
+    client.writer.write(REQUEST)
+    await client.hear()
+    (connection,) = server.made
+    await asyncio.wait_for(connection.drained(), 1)
+    connection.pause_writing()
+    waiting = asyncio.create_task(connection.drained())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    connection.resume_writing()
+    await asyncio.wait_for(waiting, 1)
+
+    connection.pause_writing()
+    waiting = asyncio.create_task(connection.drained())
+    await asyncio.sleep(0)
+    assert connection.transport is not None
+    connection.transport.abort()
+    with suppress(ConnectionResetError):  # it ends, in whatever way
+        await asyncio.wait_for(waiting, 5)
+    with pytest.raises(ConnectionResetError):
+        await connection.drained()
