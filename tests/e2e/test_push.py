@@ -334,6 +334,20 @@ def test_the_command_says_in_one_line_why_nothing_is_pushed(
     assert not registry.requests("PATCH")
 
 
+def test_the_command_trusts_anybody_only_when_it_is_told_to(tmp_path: Path, config: Path) -> None:
+    with DockerRegistry.with_passwords(tmp_path / "registry", tls=True) as registry:
+        environ = logged_in(tmp_path / "home", registry)
+        target = f"{registry.host}/site/pps:1"
+        refused = run("push", "-c", config, target, **environ)
+        assert refused.returncode == 1
+        assert "is not trusted: name its authority by --ca-file" in refused.stderr
+        assert not registry.requests("PATCH")
+        pushed = run("push", "-c", config, "--tls-verify=false", target, **environ)
+        assert pushed.returncode == 0, pushed.stderr
+        again = run("push", "-c", config, "--ca-file", str(registry.cert), "--json", target, **environ)
+        assert json.loads(again.stdout)[0]["blobsPushed"] == 0
+
+
 def test_what_is_no_docker_archive_cannot_be_pushed(tmp_path: Path, registry: DockerRegistry) -> None:
     config = tmp_path / "config.toml"
     with Simulator.start([ImageSpec("v1", size=1 << 20)]) as simulator:
