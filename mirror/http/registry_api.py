@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -225,7 +226,9 @@ class RegistryApi:
                 return response
             self._library.serving(entry.info.metadata.hash)
             exchange.kind = "config" if blob.media_type == CONFIG_TYPE else "layer"
-            body = BlobBody(image, entry.index, blob, self._threads)
+            loop, image_hash = asyncio.get_running_loop(), entry.info.metadata.hash
+            damaged = partial(loop.call_soon_threadsafe, catalog.doubt, image_hash)
+            body = BlobBody(image, entry.index, blob, self._threads, damaged)
             await self._sender.send(exchange, response, body, start, stop)
             return response
         raise BlobUnknown("no image here has a config or layer of that digest")

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,12 +26,16 @@ def blob_threads() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True, slots=True)
 class BlobBody:
-    """One blob of a stored image; offsets are those within it. The image is not evicted as long as this exists."""
+    """One blob of a stored image; offsets are those within it. The image is not evicted as long as this exists.
+
+    `executor` has the threads that read it. `damaged` is called, in one of them, when that fails.
+    """
 
     image: StoredImage
     index: ArchiveIndex
     blob: Blob
     executor: Executor
+    damaged: Callable[[], object] = lambda: None
 
     @property
     def metadata(self) -> ImageMetadata:
@@ -72,6 +76,7 @@ class CheckedReader:
         self._file = body.image.file
         self._reader = BlobReader(self._file.fd, body.index.seek, body.blob, start, stop)
         self._left = stop - start
+        self._damaged = body.damaged
 
     def check(self) -> None:
         """See `BlockingReader.check`."""
@@ -83,6 +88,7 @@ class CheckedReader:
         try:
             count = self._reader.readinto(into)
         except DamagedIndex as error:
+            self._damaged()
             raise Cut(str(error)) from error
         self._left -= count
         self.check()

@@ -6,7 +6,7 @@ from the disk, so every process of a store, and a command without a running mirr
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ FRESH = 0.2
 """Seconds for which what was found is used again: many requests come at once."""
 
 Stamp = tuple[object, ...]
+Read = tuple[Stamp, ArchiveIndex | ArchiveState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class Catalog:
         self.disk = disk
         self._pool = pool
         self._progress = progress
-        self._read: dict[str, tuple[Stamp, ArchiveIndex | ArchiveState]] = {}
+        self._read: Mapping[str, Read] = {}
+        self._doubted: set[str] = set()
         self._looking = asyncio.Lock()
         self._entries, self._looked_at = Entries(), float("-inf")
 
@@ -98,7 +100,8 @@ class Catalog:
         async with self._looking:
             if clock() - self._looked_at > FRESH:
                 infos = await self.disk.list()
-                indexes = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, infos)
+                doubted, self._doubted = self._doubted, set()
+                indexes = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, infos, doubted)
                 self._entries = Entries([self._entry(info, index) for info, index in zip(infos, indexes, strict=True)])
                 self._looked_at = clock()
             return self._entries
@@ -106,6 +109,11 @@ class Catalog:
     def expire(self) -> None:
         """Look again at the next call: something has changed."""
         self._looked_at = float("-inf")
+
+    def doubt(self, image_hash: str) -> None:
+        """Read an image's index again at the next call: a blob could not be read, so its files may have rotted."""
+        self._doubted.add(image_hash)
+        self.expire()
 
     def directory(self, image_hash: str) -> Path:
         """Return where the image and what belongs to it are."""
@@ -122,14 +130,14 @@ class Catalog:
 
     # Everything below blocks, and runs in the pool.
 
-    def _look(self, infos: Sequence[StoredInfo]) -> Sequence[ArchiveIndex | ArchiveState]:
-        self._read = {info.metadata.hash: self._index(info) for info in infos}
+    def _look(self, infos: Sequence[StoredInfo], doubted: Collection[str]) -> Sequence[ArchiveIndex | ArchiveState]:
+        known = {image_hash: read for image_hash, read in self._read.items() if image_hash not in doubted}
+        self._read = {info.metadata.hash: self._index(info, known.get(info.metadata.hash)) for info in infos}
         return [self._read[info.metadata.hash][1] for info in infos]
 
-    def _index(self, info: StoredInfo) -> tuple[Stamp, ArchiveIndex | ArchiveState]:
+    def _index(self, info: StoredInfo, known: Read | None) -> Read:
         directory = self.directory(info.metadata.hash)
         stamp = _stamp(directory, info)
-        known = self._read.get(info.metadata.hash)
         if known is not None and known[0] == stamp:
             return known
         if info.verified_at is None:

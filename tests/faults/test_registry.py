@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -277,6 +278,33 @@ def test_an_index_that_is_damaged_is_made_again(
     digest = layers(given)[-1]
     eventually(lambda: ask(mirror, f"blobs/{digest}").status == 200, 10, "the layer")
     assert f"sha256:{hashlib.sha256(ask(mirror, f'blobs/{digest}').body).hexdigest()}" == digest
+
+
+def test_an_index_that_rots_while_it_is_used_is_made_again_after_the_first_pull_that_it_fails(
+    tmp_path: Path, images: list[ImageSpec]
+) -> None:
+    with Simulator.start(images[:1]) as simulator:
+        mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
+        mirror.constants = {"mirror.registry.tar_stream:SPACING": 1 << 14}
+        with mirror:
+            digest = layers(manifest(mirror))[-1]
+            path = mirror.store / "images" / simulator.image_sha256(images[0].name) / "seek-index"
+            right, times = path.read_bytes(), path.stat()
+            with path.open("r+b") as file:  # as a disk does it: in place, and no time tells
+                file.write(bytes(len(right)))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+                ask(mirror, f"blobs/{digest}")
+            eventually(lambda: path.read_bytes() == right, 30, "the right index")
+
+            def pulled() -> bool:
+                try:
+                    return f"sha256:{hashlib.sha256(ask(mirror, f'blobs/{digest}').body).hexdigest()}" == digest
+                except (ConnectionError, http.client.IncompleteRead):
+                    return False
+
+            eventually(pulled, 10, "the layer")
+            assert simulator.counters().image_requests == 1
 
 
 def test_what_is_no_archive_is_no_image_here_and_can_be_downloaded(tmp_path: Path) -> None:
