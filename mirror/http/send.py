@@ -22,7 +22,7 @@ from mirror.http.exchange import Exchange
 from mirror.http.read_ahead import ReadAhead, piece_size
 from mirror.http.send_threads import SendThread
 from mirror.images.fill_outcome import FillFailed
-from mirror.store.base import Body, Cut, Readable
+from mirror.store.base import Body, Cut, Readable, check_good
 from mirror.store.shared_file import LOOK, SharedFile
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Sender:
         self._pool = pool
         self._threads = [SendThread(f"send-{number}") for number in range(threads)]
         self._next = itertools.cycle(self._threads)
-        self._encrypted = self._made = 0
+        self._encrypted = self._readable = 0
         """How many downloads go over TLS, and of how many the bytes are made by threads."""
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Sender:
         connection.setblocking(False)
         for position in range(start, stop, SLICE):
             end = min(stop, position + SLICE)
-            _check(file, surely=end == stop)
+            check_good(file, surely=end == stop)
             if not file.resident(position, end):
                 await loop.run_in_executor(self._pool, file.load, position, end)
             await _sendfile(exchange, connection, file, position, end)
@@ -139,13 +139,13 @@ class Sender:
         self, exchange: Exchange, transport: asyncio.Transport, body: Readable, start: int, stop: int
     ) -> None:
         """Send bytes that threads make."""
-        self._made += 1
+        self._readable += 1
         try:
             with tcp.socket_of(transport).dup() as connection:
-                size = piece_size(self._made, stop - start)
+                size = piece_size(self._readable, stop - start)
                 await next(self._next).run(_send_made(exchange, connection, body, start, stop, size))
         finally:
-            self._made -= 1
+            self._readable -= 1
 
     async def _send_copied(
         self, exchange: Exchange, transport: asyncio.Transport, body: Body, start: int, stop: int
@@ -162,7 +162,7 @@ class Sender:
                 while position < limit:
                     size = max(LEAST_TLS_SLICE, min(TLS_SLICE, TLS_MEMORY // self._encrypted))
                     end = min(limit, position + size)
-                    _check(file, surely=end == limit)
+                    check_good(file, surely=end == limit)
                     if file.resident(position, end):
                         piece = file.read(position, end)
                     else:
@@ -227,7 +227,7 @@ async def _sendfile(exchange: Exchange, connection: socket.socket, file: SharedF
             sent = os.sendfile(connection.fileno(), file.fileno(), start, stop - start)
         except BlockingIOError:
             await _writable(connection, LOOK)
-            _check(file)
+            check_good(file)
         else:
             if not sent:
                 raise OSError(f"the file ends before byte {stop}")
@@ -246,12 +246,6 @@ async def _writable(connection: socket.socket, seconds: float) -> None:
     finally:
         timer.cancel()
         loop.remove_writer(connection)
-
-
-def _check(file: SharedFile, *, surely: bool = False) -> None:
-    """Raise Cut when the file's bytes must not be sent any more."""
-    if file.recalled(surely=surely):
-        raise Cut("the image was found bad, or removed by force, while it was sent")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -12,7 +12,7 @@ from mirror.registry.blob_reader import BlobReader
 from mirror.registry.gzip_file import PIECE
 from mirror.registry.index import ArchiveIndex, Blob
 from mirror.registry.seek_index import DamagedIndex
-from mirror.store.base import Cut, StoredImage
+from mirror.store.base import Cut, StoredImage, check_good
 from mirror.store.shared_file import SharedFile
 
 THREADS = 2 * (os.cpu_count() or 1) + 2
@@ -80,8 +80,7 @@ class CheckedReader:
 
     def check(self) -> None:
         """See `BlockingReader.check`."""
-        if self._file.recalled(surely=not self._left):
-            raise Cut("the image was found bad, or removed by force, while it was sent")
+        check_good(self._file, surely=not self._left)
 
     def readinto(self, into: memoryview) -> int:
         """See `BlockingReader.readinto`."""

@@ -48,6 +48,12 @@ class Cut(Exception):
     """A reader cannot be given the bytes that follow, so its client must see the download fail."""
 
 
+def check_good(file: SharedFile, *, surely: bool = False) -> None:
+    """Raise Cut when the file's bytes must not be sent any more; see `SharedFile.recalled` for `surely`."""
+    if file.recalled(surely=surely):
+        raise Cut("the image was found bad, or removed by force, while it was sent")
+
+
 class FellBehind(Cut):
     """A reader was too slow for a journal that keeps only the latest bytes."""
 
