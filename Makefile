@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+ROUNDS ?= 10
 # Tests mostly wait, so that there are more workers than cores. Those of one file share fixtures, and a worker.
 WORKERS ?= 6
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -14,7 +15,7 @@ VERSION := import sys; wanted = tuple(map(int, "$(OLDEST)".split("."))); version
 # Else each process that the tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint quick check coverage test-s3 soak format bench bench-s3 bench-lines bench-registry man docs screenshots release pins audit install clean
+.PHONY: demo test lint quick check coverage test-s3 soak explore format bench bench-s3 bench-lines bench-registry man docs screenshots release pins audit install clean
 
 demo: $(VENV)/run.ok        ## a simulated DataRobot and the mirror in front of it (ARGS=--once ends after the story)
 	@$(BIN)/pps-mirror demo $(ARGS)
@@ -52,6 +53,10 @@ test-s3: $(VENV)/dev.ok     ## stores and fleets over SeaweedFS, Ceph and Swift,
 
 soak: $(VENV)/dev.ok        ## at random for an hour (SOAK_SECONDS=...)
 	$(BIN)/python -m pytest -s -m soak $(ARGS)
+
+explore: $(VENV)/dev.ok     ## property tests with data that nobody has tried, again and again (ROUNDS=10)
+	@for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; $(BIN)/python -m pytest -q \
+	  -m 'hypothesis and not soak' --hypothesis-profile='at random' $(ARGS) || exit 1; done
 
 format: $(VENV)/dev.ok
 	$(BIN)/ruff format .

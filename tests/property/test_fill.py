@@ -1,7 +1,6 @@
 """The invariants of a fill, with sources that break in any way and readers that come at any time."""
 
 import asyncio
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mirror.model.metadata import ImageMetadata
 from mirror.model.source import UNVOUCHED, Broken, Changed, NoSource
 from mirror.store.base import Body, Partial, Transfer
 from mirror.store.disk.store import DiskStore
+from tests.support.in_memory import directory_in_memory
 from tests.support.scripted import Opening, ScriptedSource, disk_store, metadata_of
 
 IMAGE = bytes(range(256)) * 40 + b"the end"
@@ -100,7 +100,7 @@ def test_whatever_breaks_every_reader_gets_the_images_bytes_and_the_image_is_pub
             assert not list((root / "partial").iterdir())
 
     doomed = sum(not act.ranges for act in script) >= 4
-    with tempfile.TemporaryDirectory() as root:
+    with directory_in_memory() as root:
         if not doomed:
             asyncio.run(scenario(Path(root)))
 
@@ -232,7 +232,7 @@ def test_whatever_comes_in_the_images_place_nothing_is_built_on_it_and_nothing_c
             assert fill.state is State.PUBLISHED
             assert not list((root / "quarantine").iterdir())
 
-    with tempfile.TemporaryDirectory() as root:
+    with directory_in_memory() as root:
         asyncio.run(scenario(Path(root)))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mirror.admin.hooks.queue import Queue
+from tests.support.in_memory import directory_in_memory
 
 MOST = 2000
 
@@ -20,7 +20,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = directory_in_memory()
         self.file = Path(self.directory.name) / "hooks" / "it.jsonl"
         self.model: list[bytes] = []
         self.number = 0
@@ -107,3 +107,14 @@ def test_a_line_that_was_written_in_part_leaves_nothing_when_the_disk_is_full(
         patched.setattr(os, "pwrite", nearly_full)
         queue.put([b'{"id":"2"}'])
     assert queue.file.read_bytes() == before
+
+
+def test_an_event_that_was_cut_behind_a_brace_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "hooks" / "it.jsonl")
+    queue.put([b'{"id":"1"}'])
+    with queue.file.open("ab") as file:
+        file.write(b'{"id":"2","data":{"hash":"x"}')
+    queue.put([b'{"id":"3"}'])
+    assert queue.look() == (b'{"id":"1"}', 2)
+    queue.remove(b'{"id":"1"}')
+    assert queue.look() == (b'{"id":"3"}', 1)

@@ -8,7 +8,6 @@ removed by hand; partials are torn or altered while the mirror is down. What mus
 import asyncio
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from mirror.model.errors import MirrorError
 from mirror.store.disk import partial_file
 from mirror.store.disk.store import DiskStore
 from mirror.upstream.client import Upstream
+from tests.support.in_memory import directory_in_memory
 from tests.support.scripted_upstream import HOLDBACK, IMAGES, METADATA, SIZES, Fate, ScriptedUpstream
 from tests.support.several_connections import MODULE, eager
 
@@ -79,7 +79,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(connections=st.sampled_from([1, 4]))
     def begin(self, connections: int) -> None:
         """Start with an empty store."""
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = directory_in_memory()
         self.root = Path(self.directory.name)
         self.loop = asyncio.new_event_loop()
         self.pool = ThreadPoolExecutor(4)

@@ -27,6 +27,8 @@ MOST_IN_MEMORY = 1000
 log = logging.getLogger(__name__)
 
 _DONE = b"#"
+_CUT = b"#\n"
+"""Ends a line that was cut, so that it does not look whole when it was cut just behind a brace."""
 
 
 class Queue:
@@ -106,7 +108,7 @@ class Queue:
     def _append(self, fd: int, size: int, data: bytes) -> None:
         """Append lines durably, or leave the file as it was. Raises OSError."""
         if size and os.pread(fd, 1, size - 1) != b"\n":  # a power cut, or a crash in a write, has cut the last line
-            data = b"\n" + data
+            data = _CUT + data
         try:
             written = 0
             while written < len(data):
