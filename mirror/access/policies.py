@@ -63,16 +63,16 @@ class CountingAccess:
 
     def __init__(self, access: Access, metrics: Metrics) -> None:
         self._access = access
-        self._decisions = metrics.decisions
+        self._accepted, self._refused, self._unknown = map(metrics.decisions.labels, ("accepted", "refused", "unknown"))
 
     async def admit(self, caller: Caller) -> Current | None:
         """See `Access.admit`."""
         try:
             current = await self._access.admit(caller)
         except MirrorError as error:
-            self._decisions.labels("refused" if error.status in {401, 403} else "unknown").inc()
+            (self._refused if error.status in {401, 403} else self._unknown).inc()
             raise
-        self._decisions.labels("accepted").inc()
+        self._accepted.inc()
         return current
 
     def credential_for_metadata(self, caller: Caller) -> Caller:

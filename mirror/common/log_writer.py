@@ -8,9 +8,9 @@ lines are written at a time, because waking a thread and calling the kernel cost
 import itertools
 import os
 import select
+import stat
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -25,7 +25,7 @@ GATHER_BYTES = 64 << 10
 
 PIECE = select.PIPE_BUF
 """Bytes that are written at a time, save a longer line: the kernel keeps so much in one piece in a pipe that several
-processes write to."""
+processes write to. Into a file it keeps any write in one piece, and all lines that wait are written at once."""
 
 END_SECONDS = 3.0
 """The most seconds that closing may take when lines wait and are not read."""
@@ -47,15 +47,17 @@ class LogWriter:
     ) -> None:
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
+        self._piece = ROOM if stat.S_ISREG(os.fstat(self._descriptor).st_mode) else PIECE
         self._complain = complain
         self._gather_seconds = gather_seconds
         self._end_seconds = end_seconds
-        self._lines: deque[bytes] = deque()
-        self._waiting = 0  # bytes in them
+        self._lines: list[bytes] = []
+        self._waiting = 0  # bytes in them, and in those that the thread has taken and not begun to write
         self._hurry = False  # one of them is not to wait
         self._unsaid = 0
         self._torn = False  # the last line was written in part only
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # taking the lock by it takes three times as long
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)  # it may hang when we end
         self._count_lost: Callable[[int], object] = lambda _lines: None
@@ -71,7 +73,7 @@ class LogWriter:
         the lines that come until then: requests have many.
         """
         encoded = f"{line}\n".encode(self._encoding, "backslashreplace")
-        with self._changed:
+        with self._lock:
             room = ROOM if important else ROOM * 3 // 4
             if kept := self._waiting + len(encoded) <= room:
                 is_first = not self._lines
@@ -100,14 +102,20 @@ class LogWriter:
 
     def _run(self) -> None:
         while self._gather():
-            while lines := self._take():
-                lost = self._put(lines)
-                if lost < len(lines):
-                    self._admit()
-                if lost:
-                    with self._changed:
-                        self._unsaid += lost
-                    self._count_lost(lost)
+            for lines in _pieces(self._take(), self._piece):
+                self._write(lines)
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        """Write lines at once, and see to those that are lost."""
+        with self._lock:
+            self._waiting -= sum(map(len, lines))
+        lost = self._put(lines)
+        if lost < len(lines):
+            self._admit()
+        if lost:
+            with self._lock:
+                self._unsaid += lost
+            self._count_lost(lost)
 
     def _gather(self) -> bool:
         """Wait for lines, and a while for more. Returns False when there are none and the writer ends."""
@@ -117,20 +125,15 @@ class LogWriter:
             self._hurry = False
             return bool(self._lines)
 
-    def _take(self) -> list[bytes]:
-        """Return the next lines to be written at once; none when none wait."""
-        with self._changed:
-            lines: list[bytes] = []
-            size = 0
-            while self._lines and (not lines or size + len(self._lines[0]) <= PIECE):
-                lines.append(self._lines.popleft())
-                size += len(lines[-1])
-            self._waiting -= size
+    def _take(self) -> Sequence[bytes]:
+        """Return the lines that wait."""
+        with self._lock:
+            lines, self._lines = self._lines, []
             return lines
 
     def _admit(self) -> None:
         """Report lost lines, but not for each line that finds room while little is read."""
-        with self._changed:
+        with self._lock:
             lost = self._unsaid if self._waiting <= ROOM // 2 else 0
             self._unsaid -= lost
         if lost:
@@ -138,10 +141,10 @@ class LogWriter:
 
     def _put(self, lines: Sequence[bytes]) -> int:
         """Write lines, however long that takes. Returns how many of them could not be written whole."""
-        ends = list(itertools.accumulate(map(len, lines)))
         rest = b"".join(lines)
+        begun = 0
         if self._torn:
-            ends, rest = [end + 1 for end in ends], b"\n" + rest
+            begun, rest = 1, b"\n" + rest
         written = 0
         try:
             while rest:
@@ -154,5 +157,19 @@ class LogWriter:
                 self._torn = not rest[:size].endswith(b"\n")
                 rest = rest[size:]
         except OSError:
-            return sum(end > written for end in ends)
+            return sum(end > written for end in itertools.accumulate(map(len, lines), initial=begun)) - (
+                begun > written
+            )
         return 0
+
+
+def _pieces(lines: Sequence[bytes], most: int) -> Iterator[Sequence[bytes]]:
+    """Yield lines in groups that are written at once: `most` bytes, or one longer line."""
+    first, size = 0, 0
+    for number, line in enumerate(lines):
+        size += len(line)
+        if size > most and number > first:
+            yield lines[first:number]
+            first, size = number, len(line)
+    if lines:
+        yield lines[first:]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from mirror.access.policies import Access
 from mirror.common.concurrency_limit import Limiter
@@ -40,6 +41,15 @@ PASSED_AT_ONCE = 16
 
 PASSED_SECONDS = 10.0
 """Seconds that the others wait for their turn."""
+
+_OF_JSON = CIMultiDict(
+    {
+        "Content-Type": JSON,
+        "Cache-Control": "private, no-cache",
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+    }
+)
 
 Route = Callable[[Exchange, Caller], Awaitable[web.StreamResponse]]
 
@@ -246,10 +256,4 @@ def _status(opened: OpenImage) -> CacheStatus:
 
 
 def _json(body: bytes, status: CacheStatus) -> web.Response:
-    headers = {
-        "Content-Type": JSON,
-        "Cache-Control": "private, no-cache",
-        "Vary": "Authorization",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return marked(web.Response(body=body, headers=headers), status)
+    return marked(web.Response(body=body, headers=_OF_JSON.copy()), status)

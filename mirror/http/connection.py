@@ -5,9 +5,7 @@ Knows nothing about requests and answers.
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +71,15 @@ class HttpServer(PrivateServer):
         self._open.pop(handler, None)
         self._rest(handler)
 
-    @contextmanager
-    def answering(self, handler: web.RequestHandler) -> Iterator[None]:
+    def begin_answer(self, handler: web.RequestHandler) -> None:
         """Make `shutdown` wait for this connection until the kernel has the last byte of its answer."""
         if handler in self._open:  # otherwise it was lost while the handler was about to begin
             self._busy.add(handler)
-        try:
-            yield
-        finally:
-            if not self._stopping:
-                self._rest(handler)
+
+    def end_answer(self, handler: web.RequestHandler) -> None:
+        """Let `shutdown` wait no more, unless it has begun: then it waits until the connection is closed."""
+        if not self._stopping:
+            self._rest(handler)
 
     def _rest(self, handler: web.RequestHandler) -> None:
         self._busy.discard(handler)
@@ -184,8 +181,8 @@ class HttpConnection(PrivateConnection):
 
 
 def new_id() -> str:
-    """Make an id for a request that has none."""
-    return secrets.token_hex(16)
+    """Make an id for a request that has none. It is no secret, and need only differ from others."""
+    return f"{random.getrandbits(128):032x}"  # Python seeds it anew in each forked worker
 
 
 def identify(response: web.StreamResponse, request_id: str) -> None:

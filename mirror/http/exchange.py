@@ -13,6 +13,8 @@ _CACHE_STATUS = web.ResponseKey("cache_status", CacheStatus)
 LEFT = 499
 """The status that is logged and counted for a client that left before it was answered."""
 
+_SPOKEN = (HttpVersion11, HttpVersion10)
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
@@ -51,13 +53,13 @@ class Exchange:
     def of(cls, request: web.BaseRequest) -> "Exchange":
         """Begin an exchange. The client's own request id is used when it is harmless."""
         assert isinstance(request.protocol, HttpConnection)  # noqa: S101 - the server makes no others
-        given = request.headers.get("X-Request-ID", "")
-        return cls(request, request.protocol, given if _SANE_ID.fullmatch(given) else new_id())
+        given = request.headers.get("X-Request-ID")
+        return cls(request, request.protocol, given if given and _SANE_ID.fullmatch(given) else new_id())
 
     @property
     def speaks_http(self) -> bool:
         """Whether the request is HTTP/1.0 or HTTP/1.1."""
-        return self.request.version in {HttpVersion10, HttpVersion11}
+        return self.request.version in _SPOKEN
 
     @property
     def status(self) -> int:

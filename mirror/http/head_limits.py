@@ -24,7 +24,7 @@ ALL_TOO_LONG = f"the header fields of this request are longer than {HEAD} bytes 
 
 def size(fields: Iterable[tuple[bytes, bytes]]) -> int:
     """Return how many bytes the header fields have as they were sent."""
-    return sum(len(name) + len(value) + 4 for name, value in fields)
+    return sum([len(name) + len(value) + 4 for name, value in fields])
 
 
 def refusal(mistake: BaseException | None) -> tuple[int, str]:

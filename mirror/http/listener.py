@@ -99,20 +99,21 @@ def _answering(handler: Handler, ended: Ended) -> Callable[[web.BaseRequest], Aw
         connection = exchange.connection
         response: web.StreamResponse | None = None
         try:
-            with connection.server.answering(connection):
-                if connection.one_too_many:
-                    raise Unavailable(connection.server.limits.message)
-                if not exchange.speaks_http:
-                    raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
-                if heads.size(request.raw_headers) > heads.HEAD:
-                    raise HeadersTooLarge(heads.ALL_TOO_LONG)
-                response = await handler(exchange)
+            connection.server.begin_answer(connection)
+            if connection.one_too_many:
+                raise Unavailable(connection.server.limits.message)
+            if not exchange.speaks_http:
+                raise BadRequest("only HTTP/1.1 and HTTP/1.0 are understood here")
+            if heads.size(request.raw_headers) > heads.HEAD:
+                raise HeadersTooLarge(heads.ALL_TOO_LONG)
+            response = await handler(exchange)
         except MirrorError as error:
             response = error_response(error)
         except Exception:
             log.exception("request %s failed", exchange.id, extra=event("mirror.mistake", request=exchange.id))
             response = message_response(500, f"the mirror made a mistake; its log says more under {exchange.id}")
         finally:
+            connection.server.end_answer(connection)
             if response is None and exchange.is_sent:  # the client may have left with the last byte
                 response = exchange.response
             elif response is not None and not response.prepared:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from aiohttp import web
+from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -22,6 +23,7 @@ class RequestMetrics:
         self._ended = ended
         self._metrics = metrics
         self._counted: dict[Exchange, int | None] = {}
+        self._of_kind: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
         metrics.registry.register(self)
 
     async def __call__(self, exchange: Exchange) -> web.StreamResponse:
@@ -36,8 +38,15 @@ class RequestMetrics:
     def ended(self, exchange: Exchange, seconds: float) -> None:
         """Count a request that has ended."""
         self._ended(exchange, seconds)
-        self._metrics.requests.labels(exchange.route, str(exchange.status), _label(exchange)).inc()
-        self._metrics.request_seconds.labels(exchange.route).observe(seconds)
+        kind = (exchange.route, exchange.status, _label(exchange))
+        if (metrics := self._of_kind.get(kind)) is None:  # looking them up each time takes longer than counting
+            metrics = self._of_kind[kind] = (
+                self._metrics.requests.labels(*map(str, kind)),
+                self._metrics.request_seconds.labels(exchange.route),
+            )
+        requests, duration = metrics
+        requests.inc()
+        duration.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """Count what running downloads have sent so far, and yield how many there are."""

@@ -5,7 +5,10 @@ from enum import Enum, unique
 
 @unique
 class CacheStatus(Enum):
-    """How an answer came about. `words` is what the header says, `label` what metrics call it."""
+    """How an answer came about.
+
+    `words` is what the log says, `header` the value of `Cache-Status`, `label` what metrics call it.
+    """
 
     HIT = "hit", "hit"
     """The mirror had it: a stored image, or metadata that is fresh enough."""
@@ -31,11 +34,7 @@ class CacheStatus(Enum):
     def __init__(self, words: str, label: str) -> None:
         self.words = words
         self.label = label
-
-    @property
-    def header(self) -> str:
-        """The value of `Cache-Status`."""
-        return f"pps-mirror; {self.words}"
+        self.header = f"pps-mirror; {words}"
 
     @property
     def is_hit(self) -> bool:

@@ -28,7 +28,9 @@ def new_name() -> str:
 
 def came_by(headers: CIMultiDictProxy[str], name: str) -> str:
     """Return the caches that a request came through, as its header lists them; empty for a client's own request."""
-    text = ", ".join(headers.getall(HEADER, ())).strip()
+    if HEADER not in headers:
+        return ""
+    text = ", ".join(headers.getall(HEADER)).strip()
     if len(text) > LONGEST or not _PLAIN.fullmatch(text):
         raise BadRequest(f"the {HEADER} header is too long, or has characters that no name of a cache has")
     if name in (each.partition(";")[0].strip() for each in text.split(",")):

@@ -142,6 +142,23 @@ def test_lines_that_may_wait_are_written_together_and_another_takes_them_along(
         assert ours.recv(1 << 16) == b"line 0\nline 1\nline 2\nline 3\nline 4\nan event\n"
 
 
+def test_all_that_waits_goes_into_a_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    write = os.write
+
+    def noted(descriptor: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(descriptor, data)
+
+    with (tmp_path / "log").open("w", encoding="ascii") as file, monkeypatch.context() as patched:
+        patched.setattr(os, "write", noted)
+        with LogWriter(file, lambda lines: None, gather_seconds=3600.0, end_seconds=60.0) as writer:
+            for _ in range(40):
+                writer.write(LINE, waits=True)
+    assert sizes == [40 << 10]
+    assert (tmp_path / "log").read_text() == f"{LINE}\n" * 40
+
+
 def test_what_waits_is_written_at_the_end_in_pieces_that_a_pipe_keeps_whole(
     writes: tuple[LogWriter, socket.socket],
 ) -> None:
