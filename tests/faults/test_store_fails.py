@@ -164,7 +164,7 @@ def test_a_store_that_is_gone_is_made_anew(disk: SmallDisk, simulator: Simulator
 
 FAILING = """
 import errno, os, pathlib, time
-real_write, real_sync = os.pwritev, os.fdatasync
+real_write = os.pwritev
 place = pathlib.Path(os.environ["DISK_TROUBLE"])
 def pwritev(fd, pieces, offset):
     if place.exists():

@@ -14,7 +14,9 @@ from mirror.common.files import write_durably
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import NoSource
 from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable
+from mirror.store.disk.partial_file import FLUSH
 from mirror.store.disk.store import DiskStore
+from mirror.store.disk.writeback import begin_writeback
 from tests.support.scripted import begin, disk_store, metadata_of, put
 
 IMAGE = bytes(range(256)) * 5000
@@ -417,6 +419,34 @@ async def test_what_is_appended_in_many_pieces_is_written_in_few_steps(
     stored = await store.open(metadata.hash)
     assert stored is not None
     assert stored.file.read(0, len(image)) == image
+
+
+async def test_the_kernel_begins_early_to_write_what_is_received(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = bytes(range(251)) * (5 * FLUSH // 2 // 251)
+    metadata = metadata_of(image)
+    begun: list[tuple[int, int]] = []
+
+    def noted(fd: int, start: int, stop: int) -> None:
+        assert os.fstat(fd).st_size >= stop
+        begin_writeback(fd, start, stop)
+        begun.append((start, stop))
+
+    monkeypatch.setattr("mirror.store.disk.partial_file.begin_writeback", noted)
+    journal = await begin(store, metadata)
+    for offset in range(0, len(image), FLUSH // 4):
+        await journal.append([image[offset : offset + FLUSH // 4]])
+        while len(begun) < journal.position // FLUSH:
+            await asyncio.sleep(0.001)
+    assert begun == [(0, FLUSH), (FLUSH, 2 * FLUSH)]
+    await journal.publish()
+    await journal.close()
+
+
+def test_what_has_no_pages_to_write_is_left_alone() -> None:
+    with Path("/dev/null").open("w") as file:
+        begin_writeback(file.fileno(), 0, FLUSH)
 
 
 def test_a_file_is_replaced_as_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,15 +29,16 @@ from mirror.store.disk.batched_writes import batches, write_all
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
+from mirror.store.disk.writeback import begin_writeback
 from mirror.store.read_locks import withdraw
 from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
 
 log = logging.getLogger(__name__)
 
-FLUSH = 64 << 20
-"""Bytes after which what was written is flushed to the disk, so that the fsync before publishing has little left to
-do."""
+FLUSH = 8 << 20
+"""Bytes after which the kernel is told to begin to write them to the disk, so that the fsync before publishing has
+little left to do."""
 
 FOLLOW = 0.05
 """Seconds between two checks of a file that another process appends to."""
@@ -195,20 +196,8 @@ class PartialFile:
                 os.ftruncate(self.file.fd, self.position)
             raise
         if self.position - self._flushed >= FLUSH and (self._flushing is None or self._flushing.done()):
-            self._flushed = self.position
-            self._check_flushed()
-            self._flushing = self._flusher.submit(os.fdatasync, self.file.fd)
-
-    def _check_flushed(self) -> None:
-        if self._flushing is not None:  # a failed write-back is reported only once: to this call, not to a later fsync
-            self._flushed_well(self._flushing.result)
-
-    def _flushed_well(self, flush: Callable[[], None]) -> None:
-        try:
-            flush()
-        except OSError:
-            self._lossy = True
-            raise
+            begun, self._flushed = self._flushed, self.position // FLUSH * FLUSH
+            self._flushing = self._flusher.submit(begin_writeback, self.file.fd, begun, self._flushed)
 
     def _publish(self) -> None:
         if not self._sealed:
@@ -234,8 +223,11 @@ class PartialFile:
         check(self._metadata, self.position, self._digest)
         # no other process wrote to it or cut it in the meantime
         check(self._metadata, os.fstat(self.file.fd).st_size, self._digest)
-        self._check_flushed()
-        self._flushed_well(lambda: os.fsync(self.file.fd))
+        try:
+            os.fsync(self.file.fd)
+        except OSError:
+            self._lossy = True
+            raise
         self._sealed = True
 
     def _name(self) -> None:
