@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -78,6 +79,7 @@ def measure(
         fd = archive.fileno()
         turns: dict[str, Callable[[], object]] = {
             "curl": curl,
+            "zlib": lambda: inflate(place / "image"),
             "inflater": lambda: sum(map(len, read(fd, index.seek, layer, 0, layer.size))),
             "skopeo": lambda: skopeo(ours, credentials),
             "peer": lambda: skopeo(theirs),
@@ -90,9 +92,19 @@ def measure(
     before = cpu_seconds(pid)
     took = seconds(partial(many, AT_ONCE))
     cores = (cpu_seconds(pid) - before) / took
-    rates = [f"{layer.size / median[name] / 1e6:.0f} MB/s" for name in ("curl", "inflater")]
+    size = {"curl": layer.size, "inflater": layer.size, "zlib": inflate(place / "image")}
+    rate = {name: size[name] / median[name] / 1e6 for name in size}
     return [
-        ["a layer with curl", *rates, f"{median['inflater'] / median['curl']:.2f}", ">= 0.9 x the inflater alone"],
+        *(
+            [
+                "a layer with curl",
+                f"{rate['curl']:.0f} MB/s",
+                f"{who}: {rate[name]:.0f} MB/s",
+                f"{rate['curl'] / rate[name]:.2f}",
+                ">= 0.9 x the inflater alone",
+            ]
+            for name, who in (("inflater", "the mirror's inflater"), ("zlib", "Python's zlib"))
+        ),
         [
             "skopeo copy",
             f"{median['skopeo']:.1f} s",
@@ -109,6 +121,15 @@ def measure(
         ],
         [f"memory with {MANY}", f"{most_memory(mirror, partial(many, MANY)) / MIB:.0f} MiB", "", "", "<= 150 MiB"],
     ]
+
+
+def inflate(path: Path) -> int:
+    """Inflate an archive with Python's zlib, in the steps in which it is quickest; return how many bytes come out."""
+    inflater, count = zlib.decompressobj(zlib.MAX_WBITS | 16), 0
+    with path.open("rb") as file:
+        while data := file.read(64 << 10):
+            count += len(inflater.decompress(data))
+    return count
 
 
 def most_memory(mirror: MirrorProcess, work: Callable[[], object]) -> int:
