@@ -56,7 +56,8 @@ class LogWriter:
         self._hurry = False  # one of them is not to wait
         self._unsaid = 0
         self._torn = False  # the last line was written in part only
-        self._lock = threading.Lock()
+        # One that its thread may take again: what the garbage collector ends while we hold it may log something.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # taking the lock by it takes three times as long
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)  # it may hang when we end

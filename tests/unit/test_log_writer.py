@@ -116,6 +116,14 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
     assert read == [LINE] * 500
 
 
+@pytest.mark.timeout(10)
+def test_what_logs_while_a_line_is_being_taken_does_not_wait_for_itself(pipe: Pipe) -> None:
+    with pipe.writer as writer, writer._lock:  # as a finalizer does that the garbage collector calls in there
+        writer.write("from within")
+    pipe.stream.close()
+    assert pipe.read() == ["from within"]
+
+
 def test_a_character_that_the_stream_lacks_is_escaped(pipe: Pipe) -> None:
     with pipe.writer as writer:
         writer.write("caf\xe9 \udce9 \N{CHECK MARK}")
