@@ -25,7 +25,7 @@ GATHER_BYTES = 64 << 10
 
 PIECE = select.PIPE_BUF
 """Bytes that are written at a time, save a longer line: the kernel keeps so much in one piece in a pipe that several
-processes write to. Into a file it keeps any write in one piece, and all lines that wait are written at once."""
+processes write to. In a file it keeps any write in one piece, and GATHER_BYTES are written at a time."""
 
 END_SECONDS = 3.0
 """The most seconds that closing may take when lines wait and are not read."""
@@ -47,7 +47,7 @@ class LogWriter:
     ) -> None:
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
-        self._piece = ROOM if stat.S_ISREG(os.fstat(self._descriptor).st_mode) else PIECE
+        self._piece = GATHER_BYTES if stat.S_ISREG(os.fstat(self._descriptor).st_mode) else PIECE
         self._complain = complain
         self._gather_seconds = gather_seconds
         self._end_seconds = end_seconds
@@ -158,9 +158,7 @@ class LogWriter:
                 self._torn = not rest[:size].endswith(b"\n")
                 rest = rest[size:]
         except OSError:
-            return sum(end > written for end in itertools.accumulate(map(len, lines), initial=begun)) - (
-                begun > written
-            )
+            return sum(end > written - begun for end in itertools.accumulate(map(len, lines)))
         return 0
 
 
