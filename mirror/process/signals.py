@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from mirror.process.interrupt import end_at_next
 
@@ -15,23 +16,33 @@ def on_signal(number: signal.Signals, callback: Callable[[], None]) -> None:
     """Call `callback` in the running loop, once for each such signal.
 
     asyncio alone may lose a signal. It learns of one by a byte in the pipe through which threads wake the loop as well,
-    and when hundreds of downloads end at once that pipe is full. So asyncio only wakes the loop, which a full pipe does
-    too, and Python's own handler makes the call.
+    and when hundreds of downloads end at once that pipe is full. So Python's own handler makes the call, and asyncio
+    only wakes the loop, which a full pipe does too. It does so for every signal as soon as it handles one; that is
+    SIGURG, which nothing sends here and which is ignored anyway, because until `number` had our handler it would
+    swallow that.
     """
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(number, lambda: None)
-    signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+
+    def heard(*_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process is about to end
+            loop.call_soon_threadsafe(callback)
+
+    loop.add_signal_handler(signal.SIGURG, lambda: None)
+    signal.signal(number, heard)
 
 
-async def stop_requested() -> None:
-    """Wait for the first SIGTERM or SIGINT. A second one then ends the process at once."""
-    stop = asyncio.Event()
+def stop_requested() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets from now on. A second one then ends the process at once."""
+    requested = asyncio.Event()
+
+    def first() -> None:
+        requested.set()
+        for number in STOPPING:
+            end_at_next(number)
+
     for number in STOPPING:
-        on_signal(number, stop.set)
-    await stop.wait()
-    for number in STOPPING:
-        asyncio.get_running_loop().remove_signal_handler(number)
-        end_at_next(number)
+        on_signal(number, first)
+    return requested
 
 
 def hear_keeper(heard: Callable[[bytes], None]) -> None:

@@ -91,17 +91,18 @@ async def serve(
                 clients,
                 _background(mirror, operators.prefetcher),
             ):
-                _announce(config, tls, clients.port, operators.port)
                 mirror.parts += (
                     at_once(lambda config: pace.take_up(config.upstream)),
                     at_once(lambda config: verbosity.take_up(config.log.level, config.log.format)),
                 )
+                stop = stop_requested()
                 on_signal(signal.SIGUSR1, partial(_toggle, verbosity, clients))
                 async with Reload(config, _reading(mirror, read_again), mirror.parts).kept(manager):
+                    _announce(config, tls, clients.port, operators.port)  # every signal is heard by now
                     manager.ready()
                     await until_the_end.enter_async_context(manager.watched())
                     readiness.phase = Phase.SERVING
-                    await stop_requested()
+                    await stop.wait()
                 readiness.phase = Phase.STOPPING
                 manager.stopping()
                 log.info(

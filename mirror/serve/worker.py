@@ -106,10 +106,11 @@ async def _serve(
             mirror.parts.append(at_once(publisher.take_up))
             mirror.parts.append(at_once(lambda config: verbosity.take_up(config.log.level, config.log.format)))
             async with reload.kept(ServiceManager.of(environ)):
+                stop = stop_requested()
                 on_signal(signal.SIGUSR1, verbosity.toggle)
                 _say(READY)
                 hear_keeper(hear)
-                await stop_requested()
+                await stop.wait()
 
 
 def _config(line: bytes) -> Config:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
-from tests.support.admin import actions_of, ask_admin, metric, status_of
+from tests.support.admin import actions_of, ask_admin, is_stored, metric, status_of
 from tests.support.downloads import at_once, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -55,7 +55,7 @@ def test_a_sites_day(tmp_path: Path) -> None:
             hashes = {name: upstream.image_sha256(name) for name in ("v1", "v2", "v3")}
 
             def stored(name: str) -> bool:
-                return (mirror.store / "images" / hashes[name] / "image").exists()
+                return is_stored(mirror, hashes[name])
 
             nodes = partial(fetch, mirror.image_url)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mirror.simulator.client import TOKEN, Fault, ImageSpec, Simulator
-from tests.support.admin import CHANGING, actions_of, ask_admin, metric, status_of
+from tests.support.admin import CHANGING, actions_of, ask_admin, is_stored, metric, status_of
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import FreshMirror
 from tests.support.forked import ForkedMirror
@@ -52,7 +52,7 @@ def clocked(tmp_path: Path, simulator: Simulator) -> Iterator[Clocked]:
 
 
 def stored(mirror: MirrorProcess, simulator: Simulator, name: str = "first") -> bool:
-    return (mirror.store / "images" / simulator.image_sha256(name) / "image").exists()
+    return is_stored(mirror, simulator.image_sha256(name))
 
 
 def partial(mirror: MirrorProcess, simulator: Simulator, name: str = "first") -> int:
@@ -127,7 +127,7 @@ def test_a_clients_request_overrides_the_pause(simulator: Simulator, clocked: Cl
     eventually(lambda: "prefetch.paused" in actions_of(mirror), what="the pause")
     simulator.set_rate(None)
     assert fetch(mirror.image_url).ended == "complete"
-    assert stored(mirror, simulator)
+    assert (mirror.store / "images" / simulator.image_sha256("first") / "image").exists()
 
 
 def test_a_client_of_a_worker_takes_over_what_is_paused(simulator: Simulator, clocked: Clocked) -> None:

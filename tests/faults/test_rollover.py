@@ -446,8 +446,8 @@ def test_an_image_that_was_never_stored_is_not_waited_with(started: Started, sim
             simulator.release()
             assert new.read_all().body == simulator.read("second")
         assert old.read_all().body == simulator.read("first")
-    eventually(lambda: stored(mirror) == {first, second})
-    assert hit(mirror, simulator, "second")
+    eventually(lambda: hit(mirror, simulator, "second"))
+    assert stored(mirror) == {first, second}
 
 
 def set_rollover(mirror: ForkedMirror, to: str) -> None:

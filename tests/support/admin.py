@@ -42,6 +42,11 @@ def status_of(mirror: MirrorProcess) -> Any:
     return ask_admin(mirror, "GET", "/api/status").json
 
 
+def is_stored(mirror: MirrorProcess, image_hash: str) -> bool:
+    """Whether an image is stored and no fill runs any more, which a client may join for a moment after that."""
+    return (mirror.store / "images" / image_hash / "image").exists() and not status_of(mirror)["fills"]
+
+
 def actions_of(mirror: MirrorProcess) -> list[str]:
     """What happened, oldest first."""
     return [event["action"] for event in reversed(status_of(mirror)["events"])]
