@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from mirror.admin.gauges import gauges
 from mirror.admin.hooks.hooks import Hooks
 from mirror.admin.traffic_history import History
 from mirror.admin.worker_report import INTERVAL
+from mirror.common.cached import Cached
 from mirror.common.log import event
 from mirror.model.status import AuditLine, CurrentImage, Health, ImageLine, PrefetchState, Room, Status
 from mirror.process.workers import ClientProcesses
@@ -76,10 +76,8 @@ class Overview:
         self._audit = Audit(mirror.config.store.path)
         self._where = str(mirror.config.store.path.absolute())
         self._started_at = datetime.now(UTC)
-        self._looking = asyncio.Lock()
-        self._status: Status | None = None
-        self._looked_at = self._searched_at = float("-inf")
-        self._found = _Found()
+        self._found = Cached(self._search, STORES_FRESH if mirror.stores.bucket is None else BUCKET_FRESH)
+        self._status = Cached(self._look, FRESH)
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -100,15 +98,12 @@ class Overview:
 
     def expire(self) -> None:
         """Look everything up again at the next request, because something has changed."""
-        self._looked_at = self._searched_at = float("-inf")
+        self._found.expire()
+        self._status.expire()
 
     async def status(self) -> Status:
         """Return how the mirror is, or was less than a second ago."""
-        async with self._looking:
-            if self._status is None or time.monotonic() - self._looked_at > FRESH:
-                self._status = await self._look()
-                self._looked_at = time.monotonic()
-            return self._status
+        return await self._status.get()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that `accept` prefers, Prometheus' or OpenMetrics, and its content type."""
@@ -127,12 +122,7 @@ class Overview:
             await asyncio.sleep(INTERVAL)
 
     async def _look(self) -> Status:
-        mirror = self._mirror
-        fresh = STORES_FRESH if mirror.stores.bucket is None else BUCKET_FRESH
-        if time.monotonic() - self._searched_at > fresh:
-            self._found = await self._search()
-            self._searched_at = time.monotonic()
-        found = self._found
+        mirror, found = self._mirror, await self._found.get()
         current = await self._current(found.images)
         return Status(
             version=__version__,
@@ -214,7 +204,7 @@ class Overview:
         await asyncio.get_running_loop().run_in_executor(self._mirror.pool, function)
 
     def _gauges(self) -> Iterator[Metric]:
-        return iter(()) if self._status is None else gauges(self._status, self._mirror.config)
+        return iter(()) if self._status.last is None else gauges(self._status.last, self._mirror.config)
 
 
 def _line(info: StoredInfo, current: CurrentImage | None, entries: Entries) -> ImageLine:

@@ -103,11 +103,12 @@ class _Demo:
     def __init__(self, console: Console, simulator: Simulator, directory: Path, environ: Mapping[str, str]) -> None:
         self._console = console
         self._simulator = simulator
+        self._ports = [_reserve_port(), _reserve_port()]
         # The environment may set any key but the upstream, which is the simulator.
         self._environ = {
             "PPS_MIRROR__SERVER__HOST": "127.0.0.1",
-            "PPS_MIRROR__SERVER__PORT": str(_free_port()),
-            "PPS_MIRROR__ADMIN__PORT": str(_free_port()),
+            "PPS_MIRROR__SERVER__PORT": str(self._ports[0].getsockname()[1]),
+            "PPS_MIRROR__ADMIN__PORT": str(self._ports[1].getsockname()[1]),
             "PPS_MIRROR__STORE__PATH": str(directory / "store"),
             "PPS_MIRROR__STORE__MIN_FREE": "64MiB",
             "PPS_MIRROR__LOG__LEVEL": "warning",
@@ -153,7 +154,7 @@ class _Demo:
     @contextlib.asynccontextmanager
     async def _mirror(self) -> AsyncIterator[None]:
         """Run the mirror as a process that ends when this one does, in any way. Raises ConfigError or MirrorError."""
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as said, self._ports[0], self._ports[1]:
             process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
                 [sys.executable, "-m", "mirror.cli.main", "serve"],
                 env=self._environ,
@@ -334,7 +335,9 @@ def _fetches(count: int) -> str:
     return f"{count} upstream fetch" + ("" if count == 1 else "es")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _reserve_port() -> socket.socket:
+    """Bind a socket to a free port that never listens: nobody else is given that port, and the mirror can listen there."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder

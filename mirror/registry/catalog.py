@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.common.cached import Cached
 from mirror.model.metadata import ImageMetadata
 from mirror.model.status import ArchiveState, Indexing
 from mirror.registry import saved_index, seek_index
@@ -91,24 +92,15 @@ class Catalog:
         self._progress = progress
         self._read: Mapping[str, Read] = {}
         self._doubted: set[str] = set()
-        self._looking = asyncio.Lock()
-        self._entries, self._looked_at = Entries(), float("-inf")
+        self._entries = Cached(self._look, FRESH)
 
     async def entries(self) -> Entries:
         """Return what is stored now, or was less than FRESH seconds ago. Raises StoreUnavailable."""
-        clock = asyncio.get_running_loop().time
-        async with self._looking:
-            if clock() - self._looked_at > FRESH:
-                infos = await self.disk.list()
-                doubted, self._doubted = self._doubted, set()
-                indexes = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, infos, doubted)
-                self._entries = Entries([self._entry(info, index) for info, index in zip(infos, indexes, strict=True)])
-                self._looked_at = clock()
-            return self._entries
+        return await self._entries.get()
 
     def expire(self) -> None:
         """Look again at the next call: something has changed."""
-        self._looked_at = float("-inf")
+        self._entries.expire()
 
     def doubt(self, image_hash: str) -> None:
         """Read an image's index again at the next call: a blob could not be read, so its files may have rotted."""
@@ -118,6 +110,12 @@ class Catalog:
     def directory(self, image_hash: str) -> Path:
         """Return where the image and what belongs to it are."""
         return self.disk.root / "images" / image_hash
+
+    async def _look(self) -> Entries:
+        infos = await self.disk.list()
+        doubted, self._doubted = self._doubted, set()
+        indexes = await asyncio.get_running_loop().run_in_executor(self._pool, self._indexes, infos, doubted)
+        return Entries([self._entry(info, index) for info, index in zip(infos, indexes, strict=True)])
 
     def _entry(self, info: StoredInfo, index: ArchiveIndex | ArchiveState) -> Entry:
         tags = of_metadata(info.metadata)
@@ -130,7 +128,7 @@ class Catalog:
 
     # Everything below blocks, and runs in the pool.
 
-    def _look(self, infos: Sequence[StoredInfo], doubted: Collection[str]) -> Sequence[ArchiveIndex | ArchiveState]:
+    def _indexes(self, infos: Sequence[StoredInfo], doubted: Collection[str]) -> Sequence[ArchiveIndex | ArchiveState]:
         known = {image_hash: read for image_hash, read in self._read.items() if image_hash not in doubted}
         self._read = {info.metadata.hash: self._index(info, known.get(info.metadata.hash)) for info in infos}
         return [self._read[info.metadata.hash][1] for info in infos]

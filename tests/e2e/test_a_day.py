@@ -66,7 +66,7 @@ def test_a_sites_day(tmp_path: Path) -> None:
             # DataRobot publishes v2. Nobody is kept waiting, and nothing is fetched before the night... but by clients'
             # own asking: with when_stored that brings it, so they do not ask now.
             upstream.roll_over("v2")
-            upstream.set_rate(2 * MIB)
+            upstream.set_rate(MIB)
             upstream.fault(Fault("store", cut_after=MIB, times=2))
             assert not stored("v2")
 
@@ -75,6 +75,7 @@ def test_a_sites_day(tmp_path: Path) -> None:
             eventually(lambda: metric(mirror, "fill_received_bytes") > 2.5 * MIB, what="a part of v2, after two cuts")
             mirror.set_clock("2026-11-24T06:00:00")
             eventually(lambda: "was paused at" in status_of(mirror)["prefetch"]["doing"], what="the pause")
+            eventually(lambda: "fill.stopped" in actions_of(mirror), what="the end of what was being written")
             at = (mirror.store / "partial" / hashes["v2"]).stat().st_size
 
             # The next night brings the rest, and the nodes switch.

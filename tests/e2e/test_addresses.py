@@ -11,7 +11,7 @@ import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, fetch
-from tests.support.processes import METADATA, MirrorProcess, eventually
+from tests.support.processes import METADATA, MirrorProcess, eventually, free_port
 
 TIME_WAIT = "06"
 
@@ -76,7 +76,7 @@ def test_the_number_of_workers_can_be_changed_at_any_restart(
 def test_an_address_that_is_taken_is_a_failure_that_a_service_manager_tries_again(
     tmp_path: Path, simulator: Simulator, workers: int
 ) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as stranger:
+    with closing(socket.create_server(("127.0.0.1", free_port()))) as stranger:
         mirror = mirror_on(tmp_path, simulator, stranger.getsockname()[1], workers=workers)
         mirror.start(wait=False)
         assert mirror.wait_dead(30) == 1

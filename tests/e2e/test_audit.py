@@ -1,6 +1,5 @@
 """Who did what to a mirror: by the admin listener, by commands, by another configuration."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ def test_what_operators_do_by_the_admin_listener_is_recorded(
     assert records[0]["outcome"] == f"{image_hash[:12]} is pinned"
     assert [each["action"] for each in records[4:]] == ["prefetch", "delete by force"]
     assert {each["who"] for each in records} == {"127.0.0.1 with the admin token"}
-    lines = [json.loads(line) for line in mirror.log().splitlines()]
-    told = [line for line in lines if line.get("event.action") == "operator.acted"]
+    told = mirror.settled.events("operator.acted")
     assert [line["event.category"] for line in told] == [["configuration"]] * 6
     assert "What operators did" in ask_admin(mirror, "GET", "/").body.decode()
 

@@ -17,7 +17,7 @@ MIB = 1 << 20
 def test_every_panel_has_something_to_show_once_an_image_was_fetched(
     simulator: Simulator, fresh_mirror: FreshMirror, ask: Ask, tmp_path: Path
 ) -> None:
-    simulator.set_rate(MIB // 2)
+    simulator.set_rate(MIB // 8)
     hooks = in_environment(hook(command=["/bin/true"]))
     mirror = fresh_mirror(
         {"auth": {"ttl": "0s"}, "registry": {"enabled": True}}, environ={"DATAROBOT_API_TOKEN": TOKEN, **hooks}
@@ -42,9 +42,7 @@ def test_every_panel_has_something_to_show_once_an_image_was_fetched(
         prometheus.watch()
         ask(mirror.image_url)
         eventually(lambda: without_a_fill & empty() <= {each for each in asked if each[0] == "Starts"}, 30, "data")
-        assert {title for title, _ in empty()} <= {
-            "Fills that run: how far",
-            "Fills that run: time left",
-            "Pace of fills",
-            "Starts",
-        }
+        may_be_empty = {"Fills that run: how far", "Fills that run: time left", "Pace of fills", "Starts"}
+        eventually(
+            lambda: {title for title, _ in empty()} <= may_be_empty, what="data again, after a scrape that failed"
+        )

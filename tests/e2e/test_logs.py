@@ -48,7 +48,7 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def lines(mirror: MirrorProcess) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in mirror.log().splitlines()]
+    return [json.loads(line) for line in mirror.log().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def actions(mirror: MirrorProcess) -> list[str]:
@@ -257,7 +257,7 @@ def test_a_terminal_gets_short_lines_with_colours_unless_told_not_to(
 
 def test_without_a_terminal_format_auto_is_json(not_started: MirrorProcess) -> None:
     with not_started as mirror:
-        assert "mirror.started" in actions(mirror)
+        assert "mirror.started" in actions(mirror.settled)
 
 
 def test_the_command_line_says_how_much_is_logged(not_started: MirrorProcess) -> None:

@@ -94,7 +94,7 @@ def test_a_fill_pauses_when_its_window_ends_and_goes_on_in_the_next_night(
     mirror.set_clock("2026-11-24T06:00:00")
     eventually(lambda: "prefetch.paused" in actions_of(mirror), what="the pause")
     assert "was paused at" in status_of(mirror)["prefetch"]["doing"]
-    eventually(lambda: not status_of(mirror)["fills"], what="the end of what was being written")
+    eventually(lambda: "fill.stopped" in actions_of(mirror), what="the end of what was being written")
     at = partial(mirror, simulator)
     time.sleep(1)
     assert partial(mirror, simulator) == at < SIZE

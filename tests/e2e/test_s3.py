@@ -127,6 +127,7 @@ def test_a_line_to_the_bucket_that_breaks_is_gone_on_with_and_the_client_does_no
         )
         whole = get(mirror)
         assert (whole.ended, whole.body == simulator.read("first")) == ("complete", True)
+        eventually(lambda: len(front.asked("GET", OBJECT)) >= 3, what="the note of the last request, at its end")
         ranges = [asked.range for asked in front.asked("GET", OBJECT)]
         assert ranges == [f"bytes={start}-{SIZE - 1}" for start in (0, 3 * MIB, 5 * MIB)]
 
@@ -310,7 +311,9 @@ def test_curl_wget_and_aria2c_follow_and_save_it_under_its_name(
             assert ended.status == 0, f"{program}: {ended}"
             assert shell.read(NAME) == simulator.read("first"), program
             (shell.directory / NAME).unlink()
-            asked = front.asked("GET", "/images/[0-9a-f]{64}[?].*X-Amz-Signature")
+            signed = "/images/[0-9a-f]{64}[?].*X-Amz-Signature"
+            eventually(functools.partial(front.asked, "GET", signed), what="the note of a request, at its end")
+            asked = front.asked("GET", signed)
             assert {each.status for each in asked} <= {200, 206}, program
             assert asked, program
             if program == "curl":  # the others send it along, and the server does not mind
@@ -332,6 +335,7 @@ def test_the_official_client_follows_and_keeps_its_token_to_itself(
             with client.get("mlops/portablePredictionServerImage/", stream=True) as answer:
                 assert b"".join(answer.iter_content(1 << 16)) == simulator.read("first")
                 assert NAME in answer.headers["Content-Disposition"]
+        eventually(lambda: front.asked("GET", "/images/[0-9a-f]{64}[?]"), what="the note of the request, at its end")
         (asked,) = front.asked("GET", "/images/[0-9a-f]{64}[?]")
         assert asked.authorization is None
 

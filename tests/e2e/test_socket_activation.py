@@ -118,7 +118,7 @@ def test_a_worker_that_dies_is_replaced_by_one_that_serves_the_same_socket(stopp
         pass_on(mirror, [clients], "clients")
         mirror.port = clients.getsockname()[1]
         mirror.start()
-        for pid in re.findall(r"worker \d+ serves, process (\d+)", mirror.log()):
+        for pid in re.findall(r"worker \d+ serves, process (\d+)", mirror.settled.log()):
             os.kill(int(pid), signal.SIGKILL)
         assert fetch(mirror.metadata_url).status == 200
         eventually(lambda: mirror.actions().count("worker.started") == 4, what="two others")

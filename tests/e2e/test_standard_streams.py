@@ -148,6 +148,7 @@ def test_no_file_and_no_connection_of_a_mirror_takes_the_place_of_a_closed_strea
             kinds = [str(Path(f"/proc/{child}/fd/{number}").readlink()).partition(":")[0] for number in range(3)]
             assert kinds[2] == "/dev/null"
             assert set(kinds[:2]) <= {"pipe", "socket"}
+        simulator.wait_held()
         simulator.release()
         assert download.read_all().body == simulator.read("first")
         assert mirror.stop() == 0

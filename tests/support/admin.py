@@ -43,8 +43,9 @@ def status_of(mirror: MirrorProcess) -> Any:
 
 
 def is_stored(mirror: MirrorProcess, image_hash: str) -> bool:
-    """Whether an image is stored and no fill runs any more, which a client may join for a moment after that."""
-    return (mirror.store / "images" / image_hash / "image").exists() and not status_of(mirror)["fills"]
+    """Whether an image is stored and its fill is over, which clients may still join a moment after it has its name."""
+    over = {each.get("pps_mirror.image") for each in mirror.events("fill.published")}
+    return image_hash in over and (mirror.store / "images" / image_hash / "image").exists()
 
 
 def actions_of(mirror: MirrorProcess) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -99,6 +100,8 @@ class ResumableRegistry(HttpServer):
         self.parts: list[str | None] = []
         self.largest = largest
         self.uploads: dict[str, bytearray] = {}
+        self.receiving = Lock()
+        """Held while a part comes in, so that nobody is told how much there is before the rest of a cut one came."""
         super().__init__(_Uploads, registry=self)
 
 
@@ -110,7 +113,9 @@ class _Uploads(BaseHTTPRequestHandler):
         if self.path == "/v2/":
             self._answer(200)
         elif (upload := self.registry.uploads.get(self.path)) is not None:
-            self._answer(204, Location=self.path, Range=f"0-{max(0, len(upload) - 1)}")
+            with self.registry.receiving:
+                length = len(upload)
+            self._answer(204, Location=self.path, Range=f"0-{max(0, length - 1)}")
         else:
             self._answer(404)
 
@@ -133,9 +138,10 @@ class _Uploads(BaseHTTPRequestHandler):
         if (part := self.headers["Content-Range"]) and int(part.partition("-")[0]) != len(upload):
             self._answer(416)
             return
-        while size and (data := self.rfile.read1(min(size, 1 << 16))):
-            upload += data
-            size -= len(data)
+        with self.registry.receiving:
+            while size and (data := self.rfile.read1(min(size, 1 << 16))):
+                upload += data
+                size -= len(data)
         self._answer(202, Location=self.path)
 
     def do_PUT(self) -> None:
