@@ -336,7 +336,7 @@ def _fetches(count: int) -> str:
 
 
 def _reserve_port() -> socket.socket:
-    """Bind a socket to a free port that never listens: nobody else is given that port, and the mirror can listen there."""
+    """Bind a free port without listening: nobody else is given it, and the mirror can listen there."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))

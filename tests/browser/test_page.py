@@ -273,9 +273,9 @@ def test_behind_a_proxy_with_a_prefix_it_is_whole_live_and_acts(
         press(browser, f"/api/images/{ask_page(browser, IMAGE_HASH)}/pin")
         assert "is pinned" in outcome(browser)
         eventually(lambda: "pinned" in text(browser, "images"), what="the tag")
-        links = ask_page(browser, "[...document.querySelectorAll('footer a')].map(link => link.href)")
+        links = ask_page(browser, "[...document.querySelectorAll('footer a')].map(link => link.href).join(' ')")
         ours = f"http://anybody:{TOKEN}@{public}"
-        assert links == [f"{ours}/metrics", f"{ours}/api/status"]
+        assert links == f"{ours}/metrics {ours}/api/status"
         assert complaints(browser) == []
 
 

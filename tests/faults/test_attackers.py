@@ -325,7 +325,11 @@ def test_a_flood_of_unknown_credentials_waits_its_turn_and_a_known_caller_does_n
     tmp_path: Path, simulator: Simulator
 ) -> None:
     crowd = STRANGERS + 20
-    with ForkedMirror(tmp_path, simulator.api_url, {"auth": {"ttl": "0s"}}) as mirror, ExitStack() as stack:
+    mirror = ForkedMirror(tmp_path, simulator.api_url, {"auth": {"ttl": "0s"}})
+    mirror.constants = {
+        "mirror.images.upstream_health:HANGING": 600.0
+    }  # an upstream that hangs is asked once at a time
+    with mirror, ExitStack() as stack:
         assert fetch(mirror.metadata_url).status == 200
         simulator.reset_log()
         simulator.fault(Fault("metadata", hold=True, times=None))

@@ -12,7 +12,7 @@ import pytest
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import AUTHORIZED, Download, Outcome, fetch
 from tests.support.forked import ForkedMirror
-from tests.support.processes import eventually
+from tests.support.processes import eventually, free_ports
 
 SIZE = 8 << 20
 SMALLER = 5 << 20
@@ -194,16 +194,16 @@ def test_the_longer_it_fails_the_longer_it_is_spared(started: Started, simulator
 
 def test_an_upstream_that_is_down_for_a_while_is_found_again(tmp_path: Path) -> None:
     images = [ImageSpec("first", size=SIZE)]
-    with Simulator.start(images) as before:
+    api_port, store_port = free_ports(2)
+    with Simulator.start(images, api_port=api_port, store_port=store_port) as before:
         before.fault(Fault("store", hang_after=CUT))
         with ForkedMirror(tmp_path, before.api_url) as mirror, clients(mirror) as outcomes:
             before.wait_held()
             partial = mirror.store / "partial" / before.image_sha256("first")
             eventually(lambda: partial.stat().st_size == CUT)
-            ports = [int(url.rpartition(":")[2]) for url in (before.api_url, before.store_url)]
             before.stop()
             eventually(lambda: mirror.log().count("retry in") >= 2)
-            with Simulator.start(images, api_port=ports[0], store_port=ports[1]) as after:
+            with Simulator.start(images, api_port=api_port, store_port=store_port) as after:
                 assert_all_right(outcomes, after)
                 assert [get.range for get in after.log("store")] == [f"bytes={CUT}-"]
 

@@ -216,6 +216,7 @@ def test_a_download_that_runs_when_everything_is_found_anew_goes_on_to_its_end(
             download.read_all()
             assert download.ended == "complete"
             assert hashlib.sha256(download.body).hexdigest() == image_hash
+        eventually(lambda: front.asked("GET", "/images/[0-9a-f]{64}$"), what="the note of the request, at its end")
         (whole,) = front.asked("GET", "/images/[0-9a-f]{64}$")
         assert whole.sent == SIZE
 

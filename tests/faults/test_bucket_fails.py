@@ -57,7 +57,7 @@ def test_a_bucket_that_fails_is_done_without_until_it_is_well(
         said = len(loud(mirror))
         for _ in range(3):
             replicas.assert_right(fetch(mirror.image_url), HIT if local_copy else BYPASS)
-        assert words in health(mirror).degraded
+        eventually(lambda: words in health(mirror).degraded, what="word of it")
         assert words in "".join(loud(mirror))
         assert len(loud(mirror)) == said
 
@@ -119,7 +119,7 @@ def test_a_bucket_that_hangs_is_found_out_once_and_the_image_passed_through(tmp_
 def test_wrong_credentials_are_said(replicas: Replicas, local_copy: bool, access_key: str, words: str) -> None:
     environ = credentials(access_key, "a-secret-key-that-is-wrong")
     with replicas.make(local_copy=local_copy, environ=environ) as mirror:
-        assert words in health(mirror).degraded
+        eventually(lambda: words in health(mirror).degraded, what="word of it")
         replicas.assert_right(fetch(mirror.image_url), STORED if local_copy else BYPASS)
         assert words in "".join(loud(mirror))
 
@@ -131,7 +131,7 @@ def test_who_may_only_read_serves_what_is_there_and_brings_nothing(
     if not isinstance(s3_server, Weed):
         pytest.skip("only this server has somebody who may only read")
     with replicas.make("reader", local_copy=local_copy, environ=s3_server.reader_environ) as reader:
-        assert "do not allow PutObject" in health(reader).degraded
+        eventually(lambda: "do not allow PutObject" in health(reader).degraded, what="word of it")
         replicas.assert_right(fetch(reader.image_url), STORED if local_copy else BYPASS)
         assert replicas.bucket.names() == []
     with replicas.make("writer", local_copy=local_copy) as writer:

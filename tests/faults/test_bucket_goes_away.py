@@ -128,7 +128,7 @@ def test_a_bucket_that_is_deleted_under_a_mirror_stores_nothing_and_that_is_said
         eventually(lambda: fetch(mirror.image_url).cache_status != HIT, what="an end to what is remembered")
         for _ in range(2):
             replicas.assert_right(fetch(mirror.image_url), BYPASS)
-        assert "there is no such bucket" in health(mirror).degraded
+        eventually(lambda: "there is no such bucket" in health(mirror).degraded, what="word of it")
         bucket.client.make_bucket(bucket.name)
         eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
         replicas.assert_right(fetch(mirror.image_url), STORED)
@@ -143,7 +143,7 @@ def test_a_bucket_that_takes_nothing_any_more_stores_nothing_and_that_is_said(re
         front.trouble(Trouble("PUT", status=403, code="AccessDenied"))
         for _ in range(2):
             replicas.assert_right(fetch(mirror.image_url), BYPASS)
-        assert "do not allow PutObject" in health(mirror).degraded
+        eventually(lambda: "do not allow PutObject" in health(mirror).degraded, what="word of it")
         front.clear()
         eventually(lambda: health(mirror) == WELL, what="word of the recovery, without a request")
         replicas.assert_right(fetch(mirror.image_url), STORED)

@@ -52,7 +52,7 @@ def test_a_server_that_cannot_copy_within_itself_gets_each_part_twice_and_that_i
         replicas.assert_right(fetch(mirror.image_url), STORED)
         eventually(replicas.arrived)
         assert mirror.settled.log().count("cannot copy within itself") == 1
-        assert health(mirror) == WELL
+        eventually(lambda: health(mirror) == WELL, what="that it is well")
         assert fetch(mirror.image_url).cache_status == HIT
 
 
@@ -81,7 +81,7 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
         asked = len(front.asked("POST", "uploadId="))
         eventually(lambda: len(front.asked("POST", "uploadId=")) > asked + 3, what="another attempt")  # each is three
         assert unfinished() == [upload]
-        assert words in health(mirror).degraded
+        eventually(lambda: words in health(mirror).degraded, what="word of it, still")
 
         replicas.bucket.client.abort_upload(replicas.bucket.name, upload)
         eventually(lambda: "bucket.unpublished" in mirror.actions(), what="an end to attempts")

@@ -180,7 +180,7 @@ def test_a_server_that_takes_two_connections_is_asked_for_no_more(
     assert_all_right(mirror, simulator, asked=None)
     assert "fill.connections_refused" in mirror.settled.actions()
     refused = [get for get in ranges(simulator) if get.status == status]
-    assert 1 <= len(refused) < len(ranges(simulator)) / 2
+    assert 1 <= len(refused) <= 3, "the other three are refused at most once each"
 
 
 ONE_REQUEST = {

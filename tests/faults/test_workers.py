@@ -14,6 +14,7 @@ import pytest
 
 from mirror.simulator.client import Fault, ImageSpec, Simulator
 from tests.support.downloads import Download, at_once, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
 
 MIB = 1 << 20
@@ -99,7 +100,9 @@ def test_a_fill_whose_process_is_killed_is_taken_over_by_another_and_its_clients
 def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly_while_the_others_serve(
     tmp_path: Path, simulator: Simulator
 ) -> None:
-    with mirror_with(tmp_path, simulator, 2) as mirror:
+    mirror = ForkedMirror(tmp_path / "mirror", simulator.api_url, {"server": {"workers": 2}})
+    mirror.constants = {"mirror.process.workers:SETTLED": 600.0}  # so soon it counts as one that dies again and again
+    with mirror:
         assert fetch(mirror.image_url).ended == "complete"
         for _ in range(3):
             before = workers_of(mirror)[1]

@@ -126,6 +126,6 @@ async def test_neither_cold_pages_are_brought_into_memory_nor_hot_ones_driven_ou
 
 async def test_the_rate_is_kept(store: DiskStore) -> None:
     path = await stored_file(store)
-    seen: list[float] = []
-    await store.verify(path.parent.name, rate=STEP / 0.3, progress=lambda _: seen.append(time.monotonic()))
-    assert time.monotonic() - seen[0] >= 0.25
+    began = time.monotonic()
+    await store.verify(path.parent.name, rate=STEP / 0.3)
+    assert time.monotonic() - began >= 0.29

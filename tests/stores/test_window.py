@@ -94,7 +94,7 @@ async def test_who_comes_when_the_first_bytes_have_gone_is_told_so() -> None:
 
 
 async def test_the_first_bytes_stay_for_those_who_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_module, "GATHER", 0.2)
+    monkeypatch.setattr(window_module, "GATHER", 1.0)
     window = MemoryWindow(METADATA)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         first = group.create_task(read_all(window))

@@ -139,10 +139,10 @@ async def test_a_slow_body_is_not_silence(line: dict[str, ssl.SSLContext]) -> No
         writer.write(HEAD)
         for start in range(0, SIZE, BUFFER // 2):
             writer.write(IMAGE[start : start + BUFFER // 2])
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
 
     upstream = Upstream(slowly)
-    async with asking(upstream, line, silence=0.5) as ask:
+    async with asking(upstream, line, silence=1.5) as ask:
         for _ in range(2):
             got = bytearray()
             async with ask() as answer:

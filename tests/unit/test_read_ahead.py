@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -55,6 +55,13 @@ async def _taken(ahead: ReadAhead) -> bytes:
     return found
 
 
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait for what a thread does."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("size", [0, 1, SIZE, SIZE + 1, SIZE * PIECES, SIZE * TURN, SIZE * (TURN + 1), SIZE * 1000 + 3])
 async def test_all_comes_in_order(pool: ThreadPoolExecutor, size: int) -> None:
     content = bytes(number % 251 for number in range(size))
@@ -66,6 +73,7 @@ async def test_a_piece_that_is_being_sent_stays_as_it_is(pool: ThreadPoolExecuto
     reader = Reader(b"".join(bytes([letter]) * SIZE for letter in b"abcdef"))
     async with ReadAhead(reader, pool, SIZE) as ahead:
         piece = await ahead.next()
+        await _until(lambda: reader.made >= PIECES)
         await asyncio.sleep(0.05)
         assert (bytes(piece), reader.made) == (b"a" * SIZE, PIECES)  # so much is made, and no more
         assert await _taken(ahead) == b"".join(bytes([letter]) * SIZE for letter in b"bcdef")
@@ -88,7 +96,7 @@ async def test_one_that_leaves_waits_for_the_thread_and_has_no_more_made(pool: T
             await ahead.next()
 
     task = asyncio.create_task(use())
-    await asyncio.sleep(0.05)
+    await _until(lambda: reader.inside)
     task.cancel()
     loop.call_later(0.05, reader.gate.set)
     began = time.monotonic()

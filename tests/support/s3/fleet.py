@@ -40,6 +40,7 @@ class Fleet:
         count: int,
         *,
         local_copy: bool = True,
+        timings: Timings = TIMINGS,
         sections: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         section = {**bucket.section, "local_copy": local_copy}
@@ -55,7 +56,7 @@ class Fleet:
             for number in range(count)
         ]
         for mirror in self.mirrors:
-            mirror.timings = TIMINGS
+            mirror.timings = timings
             mirror.constants = {"mirror.store.s3.parts:PART": PART}
         self._running = ExitStack()
         self._clients = ThreadPoolExecutor(64)
@@ -142,6 +143,7 @@ class Progress:
     def __init__(self, url: str) -> None:
         self.received = 0
         self.sha256 = ""
+        self.ended: str | None = None
         self.done = False
         self._url = url
         threading.Thread(target=self._run, daemon=True).start()
@@ -153,6 +155,7 @@ class Progress:
                 while piece := download.read(1 << 16):
                     digest.update(piece)
                     self.received += len(piece)
+                self.ended = download.ended
                 if download.ended == "complete":
                     self.sha256 = digest.hexdigest()
         finally:
