@@ -10,6 +10,7 @@ from mirror.simulator.answers import EXCHANGE, hinder, settle, xml_error
 from mirror.simulator.faults import Fault
 from mirror.simulator.grants import Refused
 from mirror.simulator.images import Image
+from mirror.simulator.record import Exchange
 from mirror.simulator.sending import send_body
 from mirror.simulator.state import State
 
@@ -32,7 +33,8 @@ class ObjectStore:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._sending = 0
+        self._sending: list[tuple[Exchange, int]] = []
+        """What is being answered with bytes, and with how many."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the store's listener."""
@@ -51,7 +53,7 @@ class ObjectStore:
         try:
             if fault.at_most is None and fault.status is not None:
                 raise Refused(fault.status, "SimulatedFault", "Simulated.")
-            if fault.at_most is not None and self._sending >= fault.at_most:
+            if fault.at_most is not None and self._bodies_under_way() >= fault.at_most:
                 raise Refused(fault.status or 503, "SlowDown", "Please reduce your request rate.")
             self._state.grants.admit(request.method, key, request.query, request.headers.get("Authorization"))
             image = self._state.image_at(key)
@@ -82,12 +84,17 @@ class ObjectStore:
         exchange.status = response.status
         if request.method == "GET":
             stop = max(selection.start, selection.stop + fault.send_extra)
-            self._sending += 1
+            body = exchange, stop - selection.start
+            self._sending.append(body)
             try:
                 await send_body(request, response, image, selection.start, stop, fault, self._state, exchange)
             finally:
-                self._sending -= 1
+                self._sending.remove(body)
         return response
+
+    def _bodies_under_way(self) -> int:
+        """Return how many bodies lack bytes: one that has its last only waits for the rate of its line."""
+        return sum(exchange.sent < size for exchange, size in self._sending)
 
     async def _hop(self, request: web.Request) -> web.StreamResponse:
         left = int(request.match_info["left"])

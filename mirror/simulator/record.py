@@ -61,13 +61,14 @@ class Exchange:
         self._asked = asked
         self._log = log
         self._ended: float | None = None
-        self._sent = 0
+        self.sent = 0
+        """Bytes of an image that the kernel has taken."""
         self.status: int | None = None
         self.image: str | None = None
 
     def add_sent(self, count: int) -> None:
         """Count that many more bytes of an image."""
-        self._sent += count
+        self.sent += count
         self._log.count_bytes(count)
 
     def end(self) -> None:
@@ -76,7 +77,7 @@ class Exchange:
 
     def snapshot(self) -> LoggedRequest:
         """Return the request as it stands now."""
-        return replace(self._asked, status=self.status, image=self.image, sent=self._sent, ended=self._ended)
+        return replace(self._asked, status=self.status, image=self.image, sent=self.sent, ended=self._ended)
 
 
 class RequestLog:

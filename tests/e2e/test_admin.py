@@ -278,4 +278,4 @@ def test_more_who_watch_than_there_is_room_for_are_told_to_look_elsewhere(fresh_
             return bool(next(statuses))
         return False
 
-    eventually(has_room, 60, "room again")
+    eventually(has_room, what="room again")

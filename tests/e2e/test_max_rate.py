@@ -9,7 +9,7 @@ import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.admin import status_of
-from tests.support.downloads import Download, fetch
+from tests.support.downloads import HELD, Download, fetch
 from tests.support.fixtures import FreshMirror
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
@@ -18,8 +18,6 @@ pytestmark = pytest.mark.alone
 
 MB = 1_000_000
 SIZE = 12 * MB
-HELD = 64 << 10
-"""The last bytes of an image, which go out when it is stored: that is the disk's time, not the rate's."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def test_an_image_takes_as_long_as_the_rate_says(fresh_mirror: FreshMirror, work
     mirror = fresh_mirror({"upstream": {"max_rate": "4MB/s"}, "server": {"workers": workers}})
     began = time.monotonic()
     with Download(mirror.image_url) as download:
-        download.read(SIZE - HELD)
+        download.read(SIZE - HELD)  # when the rest goes out is the disk's time, not the rate's
         assert time.monotonic() - began == pytest.approx((SIZE - HELD) / (4 * MB), rel=0.05, abs=0.1)
         assert download.read_all().ended == "complete"
     began = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
-from tests.support.downloads import AUTHORIZED, Download, fetch
+from tests.support.downloads import AUTHORIZED, HELD, Download, fetch
 from tests.support.fixtures import Canary
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -22,7 +22,6 @@ from tests.support.shell import Shell
 
 MIB = 1 << 20
 SIZE = 12 * MIB
-HELD = 64 << 10
 LONG = 4 * MIB
 THIN = 256 << 10
 """Bytes per second: a fill would take the better part of a minute."""

@@ -138,7 +138,7 @@ def known(tmp_path: Path, port: int) -> Iterator[ForkedMirror]:
 
 def questions_allowed(began: float) -> int:
     """How often an upstream that hangs may be asked from then on: it is spared as long as a question takes."""
-    return 1 + int((time.monotonic() - began) / (2 * CONNECT))
+    return 1 + int((time.monotonic() - began) / (4 * CONNECT))
 
 
 def get(url: str, token: str) -> Download:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.simulator.client import Simulator
+from mirror.simulator.client import Fault, Simulator
 from tests.support.fixtures import simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import eventually
@@ -36,6 +36,7 @@ def test_a_holder_that_is_killed_costs_one_more_fetch_and_no_client_of_the_other
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, seed: int
 ) -> None:
     when = random.Random(seed).uniform(0.0, 1.0)
+    simulator.fault(Fault("store", hang_after=SIZE - 1))  # or the holder could be through before it is killed
     with Fleet(tmp_path, bucket, simulator, 3, local_copy=seed % 2 == 0) as fleet:
         outcomes = {mirror: fleet.fetch(mirror, 2) for mirror in fleet.mirrors}
         holder = fleet.holder()
@@ -91,6 +92,7 @@ def test_a_holder_that_froze_does_no_harm_when_it_wakes_up(
 def test_a_holder_that_stops_hands_over_at_once_and_nothing_is_fetched_twice(
     tmp_path: Path, bucket: TestBucket, simulator: Simulator, local_copy: bool
 ) -> None:
+    simulator.fault(Fault("store", hang_after=SIZE * 7 // 10))  # or the holder could be through before it stops
     with Fleet(tmp_path, bucket, simulator, 2, local_copy=local_copy, sections={"server": {"drain": "0s"}}) as fleet:
         outcomes = {mirror: fleet.fetch(mirror) for mirror in fleet.mirrors}
         holder = fleet.holder()

@@ -138,6 +138,7 @@ def test_a_process_of_the_same_store_that_lives_keeps_its_lease(
         with Download(two.image_url) as second:
             second.read(4 * MIB)
             assert lease(bucket, simulator)["holder"] == holder
+            simulator.wait_held()
             simulator.release()
             first.read_all()
             second.read_all()

@@ -144,6 +144,7 @@ def test_a_new_image_is_waited_for_with_at_once(tmp_path: Path, images: list[Ima
         simulator.fault(Fault("store", hang_after=MIB // 2))
         assert ask(mirror, f"manifests/{tag}").status == 429
         assert ask(mirror, f"manifests/{old.headers['Docker-Content-Digest']}").body == old.body
+        simulator.wait_held()
         simulator.release()
         assert manifest(mirror, tag).json["config"]["digest"] == newer.image_id
 

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from mirror.simulator.client import TOKEN
 
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+HELD = 64 << 10
+"""The last bytes of an image, which nobody has before it is verified and stored."""
 
 
 class Download:
