@@ -326,9 +326,8 @@ def test_a_flood_of_unknown_credentials_waits_its_turn_and_a_known_caller_does_n
 ) -> None:
     crowd = STRANGERS + 20
     mirror = ForkedMirror(tmp_path, simulator.api_url, {"auth": {"ttl": "0s"}})
-    mirror.constants = {
-        "mirror.images.upstream_health:HANGING": 600.0
-    }  # an upstream that hangs is asked once at a time
+    # So that the upstream, which holds all answers here, does not count as hanging: then it is asked once at a time.
+    mirror.constants = {"mirror.images.upstream_health:HANGING": 600.0}
     with mirror, ExitStack() as stack:
         assert fetch(mirror.metadata_url).status == 200
         simulator.reset_log()
