@@ -81,6 +81,8 @@ class WhenStored:
         if not await self._holds(last):
             gone = f"{last.hash} is not stored: clients get {newest.hash} while it arrives"
             return await self._switch(newest, gone)
+        if self._shown is not None and self._shown.hash == newest.hash:
+            return newest  # another request has switched while we looked
         if self._pending != newest.hash:
             self._pending = newest.hash
             log.info(

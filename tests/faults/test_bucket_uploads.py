@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mirror.simulator.client import Fault
 from tests.support.downloads import Download, fetch
 from tests.support.fixtures import simulator_of, two_images
 from tests.support.processes import eventually
@@ -95,11 +96,13 @@ def test_an_upload_that_somebody_aborts_while_it_cannot_be_completed_is_begun_an
 
 
 def test_a_bucket_that_fails_just_after_an_image_was_completed_is_asked_again(replicas: Replicas, front: Front) -> None:
-    replicas.simulator.set_rate(8 * MIB)
+    replicas.simulator.fault(Fault("store", hang_after=SIZE * 3 // 4))
     with replicas.make(local_copy=True) as mirror:
         with Download(mirror.image_url) as download:
             eventually(lambda: front.asked("POST", "/images/[0-9a-f]{64}[?]uploads"), what="the upload's beginning")
             front.trouble(Trouble("HEAD", "/images/[0-9a-f]{64}$", status=500, code="InternalError"))
+            replicas.simulator.wait_held()
+            replicas.simulator.release()
             download.read_all()
         eventually(replicas.arrived)
         eventually(lambda: "upload.paused" in mirror.actions(), what="word of it")

@@ -88,10 +88,10 @@ def test_where_upstream_may_redirect_what_is_passed_through_and_how_much_is_logg
     mirror.send_signal(signal.SIGHUP)
 
     def is_silent() -> bool:
-        before = len(mirror.log())
+        before = len(mirror.settled.log())
         for _ in range(8):  # whichever worker answers
             assert ask(mirror.metadata_url).status == 200
-        return mirror.log()[before:] == ""
+        return mirror.settled.log()[before:] == ""
 
     eventually(is_silent, what="silence")
 
