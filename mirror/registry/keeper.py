@@ -126,6 +126,8 @@ class Indexer:
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait([building])
+            if not building.cancelled():
+                building.exception()  # marks it as retrieved
             raise
 
     def _ready(self, metadata: ImageMetadata, index: ArchiveIndex, seconds: float) -> None:

@@ -26,6 +26,7 @@ from tests.support.forked import ForkedMirror, Step, Steps
 from tests.support.layouts import Layout
 from tests.support.processes import MirrorProcess, eventually
 from tests.support.pulls import REPOSITORY, Answer, archive, basic, manifest, metric, pullable, request, spec
+from tests.support.rot import image_file
 from tests.support.tokens import write_tokens
 
 V1, V2 = "7.0.0-r1736", "8.0.0-r1800"
@@ -228,6 +229,24 @@ def test_a_mirror_that_dies_while_it_indexes_begins_again(tmp_path: Path, images
         assert not (mirror.store / directory / "registry.json").exists()
         mirror.steps = None
         with mirror:
+            manifest(mirror)
+
+
+def test_a_mirror_that_is_stopped_while_it_indexes_stops_at_once_and_begins_again(
+    tmp_path: Path, images: list[ImageSpec]
+) -> None:
+    with Simulator.start(images[:1]) as simulator:
+        mirror = ForkedMirror(tmp_path, simulator.api_url, {"registry": {"enabled": True}})
+        mirror.constants = {"mirror.registry.tar_stream:PIECE": 16}  # which takes long
+        with mirror:
+            with Download(mirror.image_url) as download:
+                download.read_all()
+            eventually(lambda: '"state": "indexing"' in json.dumps(status(mirror)["images"]), 10, "the indexing")
+            mirror.stop()
+            assert not image_file(mirror, simulator, images[0].name).with_name("registry.json").exists()
+            assert "Traceback" not in mirror.log()
+            mirror.constants = {}
+            mirror.start()
             manifest(mirror)
 
 

@@ -1,7 +1,6 @@
 """Guarantee 5: upstream has another image all of a sudden. Nothing is mixed, nothing has a wrong name."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from tests.support.commands import run, run_forked
 from tests.support.downloads import Download, fetch
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
+from tests.support.rot import remove
 
 SIZE = 3 << 20
 CUT = 1_000_001
@@ -294,7 +294,7 @@ def test_when_the_last_image_is_removed_clients_get_the_new_one_while_it_arrives
     mirror = started(WHEN_STORED)
     pending(mirror, simulator)
     simulator.wait_held()
-    shutil.rmtree(mirror.store / "images" / simulator.image_sha256("first"))
+    remove(mirror.store / "images" / simulator.image_sha256("first"))
     assert shown(mirror) == simulator.image_sha256("second")
     with Download(mirror.image_url) as download:
         assert download.header("Cache-Status") == "pps-mirror; fwd=miss; collapsed"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from mirror.simulator.client import ImageSpec, Simulator
 from tests.support.downloads import Outcome, fetch
 from tests.support.fixtures import FreshMirror
 from tests.support.processes import MirrorProcess, eventually
-from tests.support.rot import assert_right, flip, image_file, quarantined
+from tests.support.rot import assert_right, flip, image_file, quarantined, remove
 
 SIZE = 6 << 20
 
@@ -98,7 +97,7 @@ def test_what_was_deleted_by_hand_is_fetched_anew(mirror: MirrorProcess, simulat
     if gone == "image":
         path.unlink()
     else:
-        shutil.rmtree(path.parent)
+        remove(path.parent)
     assert_right(fetch(mirror.image_url), simulator)
     assert simulator.counters().image_requests == 1
     assert path.exists()

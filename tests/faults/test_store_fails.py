@@ -1,6 +1,5 @@
 """Guarantee 8: a store that is full, read-only, failing or gone turns the mirror into a verifying pass-through."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from tests.support.downloads import AUTHORIZED, BYPASS, Download, at_once, fetch
 from tests.support.fixtures import Sections, simulator_of, two_images
 from tests.support.forked import ForkedMirror
 from tests.support.processes import MirrorProcess, eventually
+from tests.support.rot import remove
 from tests.support.small_disk import SmallDisk
 
 MIB = 1 << 20
@@ -157,7 +157,7 @@ def test_a_store_that_is_gone_is_made_anew(disk: SmallDisk, simulator: Simulator
     disk.remount("size=64m")
     with mirror_on(disk, simulator) as mirror:
         assert fetch(mirror.image_url).cache_status == "pps-mirror; fwd=miss; stored"
-        shutil.rmtree(disk.path / "store")
+        remove(disk.path / "store")
         assert fetch(mirror.image_url).cache_status == "pps-mirror; fwd=miss; stored"
         assert fetch(mirror.image_url).cache_status == "pps-mirror; hit"
 

@@ -23,6 +23,7 @@ _PRELOADED = (
     *("mirror.cli.main", "mirror.serve.main", "mirror.cli.check.main", "mirror.cli.doctor.main", "mirror.cli.pull"),
     *("mirror.cli.ls", "mirror.cli.manage", "mirror.cli.get", "mirror.bundle.exporter", "mirror.bundle.importer"),
     *("mirror.store.s3.store", "mirror.store.tiered", "mirror.simulator.__main__", "tests.support.forked"),
+    "tests.support.preloaded",
 )
 multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
 

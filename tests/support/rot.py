@@ -1,6 +1,7 @@
 """Stored images, and what a disk does to them."""
 
 import os
+import shutil
 from pathlib import Path
 
 from mirror.simulator.client import Simulator
@@ -14,6 +15,12 @@ def assert_right(outcome: Outcome, simulator: Simulator, name: str = "first") ->
 
 def image_file(mirror: MirrorProcess, simulator: Simulator, name: str = "first") -> Path:
     return mirror.store / "images" / simulator.image_sha256(name) / "image"
+
+
+def remove(directory: Path) -> None:
+    """Remove it by hand: again, when a mirror that runs has just written into it, as the index of an image."""
+    while directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def quarantined(mirror: MirrorProcess) -> list[Path]:

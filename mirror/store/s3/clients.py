@@ -11,12 +11,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import NoCredentialsError
+from botocore.loaders import Loader, create_loader
 
 from mirror.common.log import event
 from mirror.config import S3
@@ -116,7 +118,7 @@ class Clients:
 
         Raises NoCredentialsError when there were credentials before and are none now.
         """
-        found, before = await self._find(get_session()), self._made
+        found, before = await self._find(new_session()), self._made
         if found.keys is None and before is not None and before.found.keys is not None:
             raise NoCredentialsError
         return before is None or before.found != found
@@ -158,7 +160,7 @@ class Clients:
                 return True
             if not self._may_look():
                 return False
-            session = get_session()
+            session = new_session()
             with suppress(*TROUBLE):
                 found = await self._find(session)
                 if found == made.found or found.keys is None:
@@ -196,7 +198,7 @@ class Clients:
             await made.stack.aclose()
 
     async def _make(self, session: AioSession | None = None) -> _Made:
-        session = session or get_session()
+        session = session or new_session()
         found = await self._find(session)
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._client(session, self._config.endpoint_url, found))
@@ -230,6 +232,18 @@ class Clients:
         # Signing needs a region; servers other than Amazon's accept any.
         region = found.region or ("us-east-1" if endpoint else None)
         return session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def new_session() -> AioSession:
+    """Return a session. It looks for everything anew but for the description of S3, which takes longest to read."""
+    session = get_session()
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+    return session
+
+
+@cache
+def _descriptions(path: str | None) -> Loader:
+    return create_loader(path)
 
 
 async def _ask(made: _Made, operation: str, parameters: dict[str, Any]) -> Any:
