@@ -14,9 +14,9 @@ from mirror.common.files import write_durably
 from mirror.model.metadata import ImageMetadata
 from mirror.model.source import NoSource
 from mirror.store.base import Corrupt, Lost, StoredImage, StoreUnavailable
+from mirror.store.disk.batched_writes import begin_writeback
 from mirror.store.disk.partial_file import FLUSH
 from mirror.store.disk.store import DiskStore
-from mirror.store.disk.writeback import begin_writeback
 from tests.support.scripted import begin, disk_store, metadata_of, put
 
 IMAGE = bytes(range(256)) * 5000

@@ -1,4 +1,4 @@
-"""Keeps the journal of a fill as a file.
+"""Keeps the journal of a fill as a file, and publishes it durably.
 
 The file's length is the number of bytes received so far, and a lock on it makes sure that only one process appends. A
 process that does not get the lock follows: it reads along as the file grows, and takes over when the lock is free.
@@ -25,11 +25,10 @@ from mirror.common.log import event
 from mirror.model.metadata import ImageMetadata
 from mirror.store.base import Corrupt, Lost, Reader, Unnamed
 from mirror.store.digest import check
-from mirror.store.disk.batched_writes import batches, write_all
+from mirror.store.disk.batched_writes import batches, begin_writeback, write_all
 from mirror.store.disk.partial_note import PartialNote
 from mirror.store.disk.quarantine import set_aside
 from mirror.store.disk.verified_marker import MARKER, Identity, trust
-from mirror.store.disk.writeback import begin_writeback
 from mirror.store.read_locks import withdraw
 from mirror.store.recall import readmit
 from mirror.store.shared_file import SharedFile
