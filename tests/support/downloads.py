@@ -20,6 +20,9 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 HELD = 64 << 10
 """The last bytes of an image, which nobody has before it is verified and stored."""
 
+_READ = 1 << 20
+"""Bytes that are read at a time at most: `http.client` takes memory for all that it is asked for, each time anew."""
+
 
 class Download:
     """A GET (or another method) whose body is read as the test wishes. A context manager that closes."""
@@ -60,17 +63,17 @@ class Download:
         before = len(self._body)
         while len(self._body) < before + count and self.ended is None:
             self._read_some(before + count - len(self._body))
-        return bytes(self._body[before:])
+        return bytes(memoryview(self._body)[before:])
 
     def read_all(self) -> Self:
         """Read to the end: `ended` is "complete", "reset" or "cut" (a plain close too early)."""
         while self.ended is None:
-            self._read_some(1 << 20)
+            self._read_some(_READ)
         return self
 
     def _read_some(self, most: int) -> None:
         try:
-            piece = self.answer.read1(most)
+            piece = self.answer.read1(min(most, _READ))
         except ConnectionResetError:
             self.ended = "reset"
             return
