@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +175,21 @@ def test_a_key_that_is_revoked_before_the_new_one_is_there_is_said_and_the_new_o
         eventually(lambda: fetch(mirror.image_url).cache_status == HIT, what="recovery")
         assert_right(simulator, fetch(mirror.image_url))
         eventually(lambda: not degraded(mirror), what="health")
+
+
+def test_a_configuration_that_cannot_be_read_does_not_hide_what_the_server_says(
+    make: Make, weed: Weed, keys: KeyFile, simulator: Simulator
+) -> None:
+    keys.write_key_of(weed)
+    with make(make_bucket(weed), keys.environ) as mirror:
+        assert_right(simulator, fetch(mirror.image_url))
+        Path(keys.environ["AWS_CONFIG_FILE"]).write_text("= [")
+        weed.rotate("pps-writer-2", "the-secret-key-of-today")
+        eventually(lambda: degraded(mirror), what="word of it")
+        until = time.monotonic() + 2
+        while time.monotonic() < until:  # it looks for others twice a second
+            assert "does not know our access key" in degraded(mirror)
+            time.sleep(0.1)
 
 
 @KINDS

@@ -160,8 +160,8 @@ class Clients:
                 return True
             if not self._may_look():
                 return False
-            session = new_session()
             with suppress(*TROUBLE):
+                session = new_session()
                 found = await self._find(session)
                 if found == made.found or found.keys is None:
                     return False
