@@ -10,6 +10,7 @@ import pytest
 
 from mirror.http.bind import listening, unusable
 from mirror.model.errors import AddressUnavailable, ConfigError
+from tests.support.processes import free_port
 
 ABSENT = "192.0.2.1"
 """Of a network that is for documents only (RFC 5737)."""
@@ -79,8 +80,8 @@ def test_a_name_without_an_address_of_this_machine_cannot_be_listened_to(name: N
 
 
 def test_where_one_address_is_taken_none_is_kept(name: Name) -> None:
-    with closing(socket.create_server(("127.0.0.2", 0))) as stranger:
-        port = stranger.getsockname()[1]
+    port = free_port()  # at 127.0.0.1, and nobody else gets it
+    with closing(socket.create_server(("127.0.0.2", port))):
         name("127.0.0.1", "127.0.0.2")
         with pytest.raises(OSError, match="in use"):
             listening(NAME, port)
