@@ -1,9 +1,12 @@
-"""A client that leaves while the last byte is sent is no error; everything else that asyncio reports is."""
+"""A client or server that leaves in the wrong moment is no error; everything else that asyncio reports is."""
 
 import asyncio
+import gc
 import logging
 import socket
+from typing import Any
 
+import aiohttp
 import pytest
 
 from mirror.process.asyncio_errors import report
@@ -35,6 +38,43 @@ async def test_a_connection_that_asyncio_loses_twice_is_not_reported(caplog: pyt
             while not transport.is_closing():
                 await loop.sock_recv(theirs, 1 << 20)
         await asyncio.sleep(0.05)
+    assert [record.levelname for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+class KeepsConnection(aiohttp.TCPConnector):
+    """Lets the test have the connection that a request uses."""
+
+    connection: Any
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        self.connection = await super().connect(*args, **kwargs)
+        return self.connection
+
+
+async def test_a_server_that_leaves_before_a_body_is_sent_is_told_to_the_caller_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report)
+    connector, tracing = KeepsConnection(), aiohttp.TraceConfig()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def lose(*_: object) -> None:
+        loop.call_soon(connector.connection.transport.close)  # before the task runs that sends the body
+
+    tracing.on_request_headers_sent.append(lose)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with aiohttp.ClientSession(connector=connector, trace_configs=[tracing]) as session:
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await session.put(url, data=b"body", expect100=True)
+        gc.collect()
+        await asyncio.sleep(0.05)
+    assert "a request could not be sent" in caplog.text
     assert [record.levelname for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
