@@ -19,6 +19,13 @@ async def finished(step: "asyncio.Future[T]") -> T:
         raise
 
 
+async def let_end(step: "asyncio.Future[Any]") -> None:
+    """Wait until a step has ended whose result nobody wants any more, and which asyncio would report otherwise."""
+    await asyncio.wait([step])
+    if not step.cancelled():
+        step.exception()  # marks it as retrieved
+
+
 class BackgroundTasks:
     """Tasks that outlive the call that starts them. They belong to this object until they end or are stopped."""
 

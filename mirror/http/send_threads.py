@@ -4,6 +4,8 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 
+from mirror.common.tasks import let_end
+
 
 class SendThread:
     """A thread with an event loop."""
@@ -32,9 +34,7 @@ class SendThread:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
             self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            await asyncio.wait([ended])
-            if not ended.cancelled():
-                ended.exception()  # marks it as retrieved: only the cancellation matters
+            await let_end(ended)  # only the cancellation matters
             raise
 
     def stop(self) -> None:

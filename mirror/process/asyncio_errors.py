@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report an error as asyncio does by default, except that a connection was lost which is known to be lost.
+    """Report an error as asyncio does by default, unless it only says again that a connection was lost.
 
     This is a loop's exception handler. When a client leaves in the moment in which the last byte of a full buffer
     is sent, CPython 3.11 calls a transport's `_call_connection_lost` at once, and again when nothing is left to close.

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from mirror.common.tasks import finished
+from mirror.common.tasks import finished, let_end
 from mirror.model.metadata import ImageMetadata
 from mirror.registry.blob_reader import BlobReader
 from mirror.registry.gzip_file import PIECE
@@ -64,9 +64,7 @@ class BlobBody:
                 reader.check()
                 yield piece
         finally:
-            await asyncio.wait([following])  # it reads from the image, which may be closed next
-            if not following.cancelled():
-                following.exception()  # marks it as retrieved
+            await let_end(following)  # it reads from the image, which may be closed next
 
 
 class CheckedReader:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mirror.common.log import event
 from mirror.common.metrics import Metrics
+from mirror.common.tasks import let_end
 from mirror.common.units import format_duration
 from mirror.model.errors import MirrorError
 from mirror.model.metadata import ImageMetadata
@@ -125,9 +126,7 @@ class Indexer:
                     return building.result()
         except asyncio.CancelledError:
             stop.set()
-            await asyncio.wait([building])
-            if not building.cancelled():
-                building.exception()  # marks it as retrieved
+            await let_end(building)
             raise
 
     def _ready(self, metadata: ImageMetadata, index: ArchiveIndex, seconds: float) -> None:

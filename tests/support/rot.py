@@ -18,7 +18,7 @@ def image_file(mirror: MirrorProcess, simulator: Simulator, name: str = "first")
 
 
 def remove(directory: Path) -> None:
-    """Remove it by hand: again, when a mirror that runs has just written into it, as the index of an image."""
+    """Remove a directory by hand, as often as it takes: a mirror that runs may be writing an index into it."""
     while directory.exists():
         shutil.rmtree(directory, ignore_errors=True)
 

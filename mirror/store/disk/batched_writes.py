@@ -43,14 +43,14 @@ def write_all(fd: int, batch: Sequence[memoryview], position: int) -> None:
         offset += len(piece)
 
 
-def _find() -> Callable[[int, int, int, int], int] | None:
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     call = getattr(ctypes.CDLL(None), "sync_file_range", None)
     if call is not None:
         call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     return call
 
 
-_sync_file_range = _find()
+_sync_file_range = _find_sync_file_range()
 
 
 def begin_writeback(fd: int, start: int, stop: int) -> None:
