@@ -16,7 +16,7 @@ def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     is sent, CPython 3.11 calls a transport's `_call_connection_lost` at once, and again when nothing is left to close.
 
     When a server leaves before a request with a body (`Expect: 100-continue`) has begun, aiohttp tells the caller that
-    it is gone, and forgets the task that found the same when it was to write.
+    it is gone, and forgets the task that found the same when it was to write. (Since 3.12 that task begins at once.)
     """
     error, message = context.get("exception"), str(context.get("message"))
     if isinstance(error, AttributeError) and "_call_connection_lost" in message:

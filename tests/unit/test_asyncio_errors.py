@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 from typing import Any
 
 import aiohttp
@@ -74,7 +75,8 @@ async def test_a_server_that_leaves_before_a_body_is_sent_is_told_to_the_caller_
                 await session.put(url, data=b"body", expect100=True)
         gc.collect()
         await asyncio.sleep(0.05)
-    assert "a request could not be sent" in caplog.text
+    if sys.version_info < (3, 12):  # since then it begins at once, when nothing is lost yet
+        assert "a request could not be sent" in caplog.text
     assert [record.levelname for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
