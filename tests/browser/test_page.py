@@ -36,30 +36,37 @@ Browse = Callable[..., webdriver.Chrome]
 
 
 @pytest.fixture(scope="module")
-def browse() -> Iterator[Browse]:
-    """Browsers, one for each kind of user."""
+def browsers() -> Iterator[dict[tuple[str, ...], webdriver.Chrome]]:
+    """Those that are open, one for each kind of user."""
+    opened: dict[tuple[str, ...], webdriver.Chrome] = {}
+    yield opened
+    for browser in opened.values():
+        browser.quit()
+
+
+@pytest.fixture
+def browse(browsers: dict[tuple[str, ...], webdriver.Chrome]) -> Iterator[Browse]:
+    """Browsers. After the test they show nothing, else their pages would go on asking a mirror that has gone."""
     chromium = needs("chromium", "apt-get install --no-install-recommends chromium")
     driver = needs("chromedriver", "apt-get install --no-install-recommends chromium-driver")
-    with contextlib.ExitStack() as running:
-        open_ones: dict[tuple[str, ...], webdriver.Chrome] = {}
 
-        def start(*arguments: str, scripts: bool = True) -> webdriver.Chrome:
-            key = (*arguments, str(scripts))
-            if key not in open_ones:
-                options = webdriver.ChromeOptions()
-                options.binary_location = chromium
-                own = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
-                for argument in (*own, *(arguments or ("--window-size=1200,1400",))):
-                    options.add_argument(argument)
-                if not scripts:
-                    options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-                options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-                browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-                running.callback(browser.quit)
-                open_ones[key] = browser
-            return open_ones[key]
+    def start(*arguments: str, scripts: bool = True) -> webdriver.Chrome:
+        key = (*arguments, str(scripts))
+        if key not in browsers:
+            options = webdriver.ChromeOptions()
+            options.binary_location = chromium
+            own = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+            for argument in (*own, *(arguments or ("--window-size=1200,1400",))):
+                options.add_argument(argument)
+            if not scripts:
+                options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
+            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+            browsers[key] = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        return browsers[key]
 
-        yield start
+    yield start
+    for browser in browsers.values():
+        browser.get("about:blank")
 
 
 def text(browser: webdriver.Chrome, identifier: str) -> str:

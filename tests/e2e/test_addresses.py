@@ -1,8 +1,6 @@
 """Where the mirror listens: on the same address in the same way, however many processes it has, and as `check` says."""
 
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from mirror.simulator.client import ImageSpec, Simulator
+from tests.support.commands import run
 from tests.support.downloads import AUTHORIZED, fetch
+from tests.support.forked import ForkedMirror
 from tests.support.processes import METADATA, MirrorProcess, eventually, free_port
 
 TIME_WAIT = "06"
@@ -24,7 +24,7 @@ def shared_simulator() -> Iterator[Simulator]:
 
 def mirror_on(tmp_path: Path, simulator: Simulator, port: int | None, **server: object) -> MirrorProcess:
     sections = {"server": ({} if port is None else {"port": port}) | server}
-    mirror = MirrorProcess(tmp_path, simulator.api_url, sections)
+    mirror = ForkedMirror(tmp_path, simulator.api_url, sections)
     mirror.port = port or mirror.port
     return mirror
 
@@ -54,9 +54,8 @@ def answered(host: str, port: int) -> bytes:
 
 
 def checked(mirror: MirrorProcess) -> str:
-    command = [sys.executable, "-m", "mirror.cli.main", "check", "-c", str(mirror.config_file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return next(line for line in done.stdout.splitlines() if " server " in line)
+    said = run("check", "-c", mirror.config_file).stdout
+    return next(line for line in said.splitlines() if " server " in line)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])

@@ -16,8 +16,6 @@ from tests.support.downloads import digest_of, fetch
 from tests.support.needs import needs
 from tests.support.processes import IMAGE, MirrorProcess
 
-pytestmark = pytest.mark.alone
-
 SIZE = 160 << 20
 CLIENTS = 200
 LIMIT = 100 << 20
@@ -90,6 +88,7 @@ def test_an_image_that_comes_over_several_connections_costs_no_more(tmp_path: Pa
         assert peak_memory(mirror) < LIMIT
 
 
+@pytest.mark.alone
 @plain_or_tls
 def test_two_hundred_clients_of_an_image_that_is_passed_through_cost_little_more(tmp_path: Path, tls: bool) -> None:
     sections: dict[str, dict[str, Any]] = {"store": {"min_free": "900TB"}}

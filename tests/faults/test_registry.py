@@ -439,7 +439,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Simulator,
         yield simulator, mirror, layers(manifest(mirror))[0]
 
 
-@pytest.mark.alone
 def test_fifty_pulls_at_once_ask_upstream_for_one_image(large: tuple[Simulator, ForkedMirror, str]) -> None:
     simulator, mirror, digest = large
     url = f"{mirror.url}{REPOSITORY}/blobs/{digest}"
