@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.support.forking import fork
+from tests.support.processes import NO_AUTHORITIES
 
 COMMAND = [sys.executable, "-m", "mirror.cli.main"]
 
@@ -17,7 +18,7 @@ COMMAND = [sys.executable, "-m", "mirror.cli.main"]
 def environment(**more: str) -> dict[str, str]:
     """Ours, without what sets a mirror up."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PPS_MIRROR", "DATAROBOT"))}
-    return kept | {"COLUMNS": "120"} | more
+    return kept | NO_AUTHORITIES | {"COLUMNS": "120"} | more
 
 
 def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,10 @@ SETTLED_SECONDS = 0.15
 """Seconds without a new line after which its log has all; a line waits for others for 0.1 s at most."""
 
 
+NO_AUTHORITIES = {"SSL_CERT_FILE": os.devnull}
+"""Spares a process to read all of the system's authorities, which takes as long as the rest of a start. What it is told
+to trust it reads as ever, and OpenSSL still looks into SSL_CERT_DIR."""
+
 _holders: deque[socket.socket] = deque()
 
 
@@ -118,7 +122,7 @@ class MirrorProcess:
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PPS_MIRROR", "DATAROBOT")) and not name.lower().endswith("_proxy")
-        } | dict(environ or {})
+        } | {**NO_AUTHORITIES, **(environ or {})}
         self.seen_file = directory / "seen"
         """What others on the machine can see of it: its command line, and what the admin listener says to anybody."""
         self.process: Process | None = None
