@@ -518,3 +518,22 @@ async def test_a_lease_is_removed_also_when_the_answer_to_its_last_renewal_was_n
     await site.bucket.put(f"leases/{'0' * 64}", replace(note, position=0).encode(), if_etag=held.etag)
     await lease.remove()
     assert await lease.look() is None
+
+
+@pytest.mark.leases
+@pytest.mark.asyncio(loop_scope="module")
+async def test_conditions_are_found_also_when_the_first_write_was_made_twice_since_its_answer_was_lost(
+    site: Site,
+) -> None:
+    really_put = site.bucket.put
+    written: list[str] = []
+
+    async def put(name: str, data: bytes | Span, *, if_absent: bool = False, if_etag: str | None = None) -> str:
+        if not written:
+            await really_put(name, data, if_absent=if_absent, if_etag=if_etag)
+        written.append(name)
+        return await really_put(name, data, if_absent=if_absent, if_etag=if_etag)
+
+    site.monkeypatch.setattr(site.bucket, "put", put)
+    assert (await find_out(site.bucket)).conditions
+    assert not site.around.names("leases/")
