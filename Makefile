@@ -35,7 +35,7 @@ lint: $(VENV)/dev.ok        ## format, lint, types, direction of imports, dead c
 quick: lint                 ## that, pure logic and the disk store: while you work
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/property tests/stores/test_disk.py tests/stores/test_space.py $(ARGS)
 
-check: lint                 ## that, and the whole suite: in parallel, and then what measures time or memory, alone
+check: lint                 ## that, and the whole suite: in parallel, and then what other tests would disturb, alone
 	@failed=0; \
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak and not alone' $(ARGS) || failed=1; \
 	$(BIN)/python -m pytest -m alone $(or $(ARGS),$$(grep -rl --include=*.py 'mark[.]alone' tests)) || [ $$? -eq 5 ] || failed=1; \

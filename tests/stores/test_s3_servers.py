@@ -520,11 +520,8 @@ async def test_a_lease_is_removed_also_when_the_answer_to_its_last_renewal_was_n
     assert await lease.look() is None
 
 
-@pytest.mark.leases
-@pytest.mark.asyncio(loop_scope="module")
-async def test_conditions_are_found_also_when_the_first_write_was_made_twice_since_its_answer_was_lost(
-    site: Site,
-) -> None:
+def lose_an_answer(site: Site) -> None:
+    """Make the next write twice, as the client does that writes again when no answer came."""
     really_put = site.bucket.put
     written: list[str] = []
 
@@ -535,5 +532,28 @@ async def test_conditions_are_found_also_when_the_first_write_was_made_twice_sin
         return await really_put(name, data, if_absent=if_absent, if_etag=if_etag)
 
     site.monkeypatch.setattr(site.bucket, "put", put)
+
+
+@pytest.mark.leases
+@pytest.mark.asyncio(loop_scope="module")
+async def test_conditions_are_found_also_when_an_answer_was_lost(site: Site) -> None:
+    lose_an_answer(site)
     assert (await find_out(site.bucket)).conditions
     assert not site.around.names("leases/")
+
+
+@pytest.mark.leases
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_lease_is_taken_also_when_the_answer_was_lost_and_then_nobody_else_has_it(
+    site: Site, tmp_path: Path
+) -> None:
+    lease, other = (Lease(site.bucket, "0" * 64, Processes(tmp_path)) for _ in range(2))
+    lose_an_answer(site)
+    note = LeaseNote("ab12", 1, 1, ("ab12",))
+    assert await lease.take(note, None)
+    assert not await other.take(replace(note, fill="cd34"), None)
+    await lease.renew(replace(note, validator="its tag"))
+    held = await other.look()
+    assert held is not None
+    assert held.note is not None
+    assert (held.note.fill, held.note.validator) == ("ab12", "its tag")

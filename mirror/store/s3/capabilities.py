@@ -74,8 +74,10 @@ async def _conditions(bucket: Bucket, name: str) -> bool:
         etag = await bucket.put(name, b"1", if_absent=True)
     except NotSupported:
         return False
-    except ConditionFailed:  # the answer was lost and the client asked again: what came first is our own
-        etag = await bucket.put(name, b"1")
+    except ConditionFailed:
+        if (there := await bucket.get(name)) is None:
+            return False
+        etag = there.version.etag  # it is ours: the answer to the write was lost, and the client wrote again
     try:
         if await _took(bucket, name, if_absent=True) or await _took(bucket, name, if_etag=f'"{"0" * 32}"'):
             return False

@@ -126,7 +126,9 @@ class Lease:
             else:
                 self._etag = await self._bucket.put(self._name, note.encode(), if_etag=over.etag)
         except ConditionFailed:
-            return False
+            held = await self._ours()
+            self._etag = held.etag if held is not None else None
+            return held is not None
         except NotSupported as error:  # conditions worked when they were tried, and will be tried again
             raise BucketFailed(f"the bucket {self._bucket.name} has no conditional writes any more") from error
         return True
